@@ -1,0 +1,79 @@
+"""Assignments: from the metrics of all balanced layers to their learning-rate scales.
+
+A layer whose metric is NaN takes no part: it is neither the least nor the greatest nor in a mean, and its scale is NaN.
+Where all metrics are equal, all scales are 1.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Bound: TypeAlias = float | Float[Array, ""]
+Assignment: TypeAlias = Callable[[Array, Bound, Bound], Array]
+
+
+def linear(metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: Bound = 1.5) -> Float[Array, " layers"]:
+    """From `min_scale` at the least metric to `max_scale` at the greatest, in a line: the paper's default.
+
+    Zhou et al. (2023), Eq. 2, without the base learning rate: `s1 + (s2 - s1) (m - min m) / (max m - min m)`.
+
+    Example:
+      >>> import jax.numpy as jnp, tb_optax
+      >>> tb_optax.linear(jnp.array([2.0, 3.0, 4.0])).tolist()
+      [0.5, 1.0, 1.5]
+    """
+    least, greatest = jnp.nanmin(metrics), jnp.nanmax(metrics)
+    fraction = (metrics - least) / (greatest - least)
+    return _one_where_equal(metrics, min_scale + (max_scale - min_scale) * fraction)
+
+
+def sqrt(metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: Bound = 1.5) -> Float[Array, " layers"]:
+    """`√m / mean √m` (Zhou et al., 2023, Appendix): the bounds are not in the formula. NaN where a metric is negative.
+
+    Example:
+      >>> import jax.numpy as jnp, tb_optax
+      >>> tb_optax.sqrt(jnp.array([1.0, 9.0])).tolist()
+      [0.5, 1.5]
+    """
+    del min_scale, max_scale
+    return _over_mean(metrics, jnp.sqrt(metrics))
+
+
+def log2(metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: Bound = 1.5) -> Float[Array, " layers"]:
+    """`log m / mean log m` (Zhou et al., 2023, Appendix): the bounds are not in the formula, and `m` is to exceed 1.
+
+    Example:
+      >>> import jax.numpy as jnp, tb_optax
+      >>> tb_optax.log2(jnp.array([2.0, 8.0])).tolist()
+      [0.5, 1.5]
+    """
+    del min_scale, max_scale
+    return _over_mean(metrics, jnp.log2(metrics))
+
+
+def step(metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: Bound = 1.5) -> Float[Array, " layers"]:
+    """Evenly spaced by rank: `s1 + rank (s2 - s1) / (L - 1)`, rank from 0 (Zhou et al., 2023, Appendix).
+
+    Equal metrics share the mean of their ranks. The released code divides by `L`, so that no layer has the scale `s2`.
+
+    Example:
+      >>> import jax.numpy as jnp, tb_optax
+      >>> tb_optax.step(jnp.array([7.0, 2.0, 3.0])).tolist()
+      [1.5, 0.5, 1.0]
+    """
+    known = ~jnp.isnan(metrics)
+    ordered = jnp.sort(metrics)  # NaNs last, so that searchsorted counts the known ones only
+    below, not_above = (jnp.searchsorted(ordered, metrics, side=side) for side in ("left", "right"))
+    rank = jnp.where(known, (below + not_above - 1) / 2, jnp.nan)
+    return _one_where_equal(metrics, min_scale + rank * (max_scale - min_scale) / (known.sum() - 1))
+
+
+def _over_mean(metrics: Float[Array, " layers"], values: Float[Array, " layers"]) -> Float[Array, " layers"]:
+    return _one_where_equal(metrics, values / jnp.nanmean(values))
+
+
+def _one_where_equal(metrics: Float[Array, " layers"], scales: Float[Array, " layers"]) -> Float[Array, " layers"]:
+    equal = jnp.nanmax(metrics) == jnp.nanmin(metrics)
+    return jnp.where(jnp.isnan(metrics), jnp.nan, jnp.where(equal, 1.0, scales))

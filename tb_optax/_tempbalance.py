@@ -1,0 +1,274 @@
+"""The gradient transformation."""
+
+import math
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+from optax.tree_utils import _state_utils
+
+from tb_optax._assignments import Assignment, Bound, linear
+from tb_optax._find import find_layers
+from tb_optax._layers import KernelShape, Layers, LayersOrFn, PyTree, kernel_shape, path_name, resolve_layers
+from tb_optax._metrics import Metric, pl_alpha_hill
+from tb_optax._sharding import replicated
+from tb_optax._spectra import layer_spectra
+
+
+class TempBalanceState(NamedTuple):
+    """State of `tempbalance`.
+
+    Every array is finite at every step. The dicts have one entry for each balanced layer, an array with the sizes of its
+    layer axes, `()` for a layer that is not stacked; their dtype is float32, or float64 where a kernel's is.
+
+    Attributes:
+      count: updates made.
+      metric: each layer's metric when it was last usable; 0 before the first refresh.
+      scale: each layer's learning-rate scale; 1 before the first refresh.
+    """
+
+    count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
+    metric: dict[str, Float[Array, "*stack"]]
+    scale: dict[str, Float[Array, "*stack"]]
+
+
+def tempbalance(
+    update_interval: int | Int[Array, ""],
+    *,
+    min_scale: Bound = 0.5,
+    max_scale: Bound = 1.5,
+    metric: Metric = pl_alpha_hill,
+    assign: Assignment = linear,
+    layers: LayersOrFn = find_layers,
+    start_step: int | Int[Array, ""] = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Scales each layer's updates by what the spectrum of its weight says of its training: TempBalance.
+
+    Every `update_interval` updates, the eigenvalues of each balanced layer's weight are computed from the parameters as
+    they are before the update; a metric of each spectrum (by default PL_Alpha_Hill, the exponent of its heavy tail) is
+    turned into a scale, small for heavy tails and large for light ones (Zhou et al., "Temperature Balancing, Layer-wise
+    Weight Analysis, and Neural Network Training", NeurIPS 2023, Algorithm 1). In between, the scales stay.
+
+    After an optimizer, it scales the step, which is the paper's per-layer learning rate exactly and right for every
+    optimizer: `optax.chain(optax.adamw(1e-3), tempbalance(390))`. Before `optax.sgd` it scales the gradient: the same
+    while scales hold; behind a refresh, the momentum still carries gradients scaled as they came, for about
+    `1 / (1 - momentum)` steps. Before Adam and its kin it would be divided out again.
+
+    A layer whose spectrum is unusable (a NaN or an infinity in its weight, all zero, a rank so low that the fitted tail
+    has no spread) keeps its scale and takes no part in the others'. Spectra are computed in float32, or in float64 for
+    float64 weights; updates keep their dtype. Only a step that refreshes pays: under `jax.vmap` (several seeds at once)
+    too, where all refresh when one is due, and those not due keep their scales. Gradients through `update` take the
+    scales for constants.
+
+    Args:
+      update_interval: updates between refreshes, at least 1. The paper refreshes once an epoch.
+      min_scale: the least scale, finite and not negative; the paper's `s1`.
+      max_scale: the greatest scale, finite and not below `min_scale`; the paper's `s2`. Whatever `assign` returns is
+        clipped to the two.
+      metric: a function from ascending spectra `(*layers, n)` to metrics `(*layers,)`: `pl_alpha_hill`, `spectral_norm`,
+        `alpha_weighted`, a `functools.partial` of one with another fit, or your own. NaN marks a layer as unusable.
+      assign: a function `(metrics, min_scale, max_scale) -> scales` of all layers at once: `linear`, `sqrt`, `log2`,
+        `step`, or your own. NaN marks a layer that takes no part.
+      layers: which layers to balance: `Layer`s, or a function of the parameters that finds them. The default leaves
+        nothing out but small layers: name the first and last layer in `exclude`, or use `trace_layers`, which knows them.
+      start_step: the update of the first refresh.
+
+    Returns:
+      A transformation whose `update` needs `params`. With `optax.inject_hyperparams`, the numbers can be schedules; give
+      `static_args=("metric", "assign", "layers")`.
+
+    Raises:
+      ValueError: a number is out of range; from `init`, fewer than two balanced layers, or layers that do not fit the
+        parameters; from `update`, no `params`.
+      TypeError: a number is not one, or `metric`, `assign` or `layers` is not a function (or layers).
+
+    Example:
+      >>> import jax, optax, tb_optax
+      >>> keys = jax.random.split(jax.random.key(0), 3)
+      >>> params = {f"dense{i}": {"kernel": jax.random.normal(key, (64, 64))} for i, key in enumerate(keys)}
+      >>> tx = optax.chain(optax.sgd(0.1, momentum=0.9), tb_optax.tempbalance(update_interval=100))
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update(params, state, params)
+      >>> {name: round(float(scale), 2) for name, scale in state[1].scale.items()}
+      {'dense0': 0.9, 'dense1': 0.5, 'dense2': 1.5}
+    """
+    _check_arguments(update_interval, min_scale, max_scale, metric, assign, start_step)
+
+    def init_fn(params: PyTree) -> TempBalanceState:
+        count = jnp.zeros((), jnp.int32)
+        if isinstance(params, _PLACEHOLDER):  # optax.tree.map_params asks where in the state the parameters are: nowhere.
+            return TempBalanceState(count, jnp.zeros(()), jnp.ones(()))  # pyright: ignore[reportArgumentType]
+        found, leaves = resolve_layers(layers, params)
+        _check_enough(found)
+        shapes = {layer.name: kernel_shape(layer, leaves[layer.kernel].shape) for layer in found}
+        dtype = _state_dtype(found, leaves)
+        return TempBalanceState(
+            count,
+            {name: jnp.zeros(shape.stack, dtype) for name, shape in shapes.items()},
+            {name: jnp.ones(shape.stack, dtype) for name, shape in shapes.items()},
+        )
+
+    def update_fn(
+        updates: PyTree, state: TempBalanceState, params: PyTree | None = None, **extra_args: Any
+    ) -> tuple[PyTree, TempBalanceState]:
+        del extra_args
+        if params is None:
+            raise ValueError(
+                "tempbalance: params=None; it reads the weights, so pass them: tx.update(updates, state, params)."
+            )
+        found, leaves = resolve_layers(layers, params)
+        if {layer.name for layer in found} != set(state.scale):
+            raise ValueError(
+                f"tempbalance: state has the layers {sorted(state.scale)}, but params has "
+                f"{sorted(layer.name for layer in found)}; call init with the same parameters."
+            )
+        kernels = jax.lax.stop_gradient({layer.kernel: leaves[layer.kernel] for layer in found})
+        since = state.count - start_step
+        due = (since >= 0) & (since % jnp.maximum(update_interval, 1) == 0)
+
+        def refresh(kernels: dict[str, Array]) -> tuple[Any, Any]:
+            # The branch is taken where any seed is due; those that are not keep what they have.
+            fresh = _refresh(found, replicated(kernels), state, metric, assign, min_scale, max_scale)
+            return jax.tree.map(lambda new, old: jnp.where(due, new, old), fresh, (state.metric, state.scale))
+
+        metrics, scales = jax.lax.cond(_any_over_batch(due), refresh, lambda _: (state.metric, state.scale), kernels)
+        new_state = TempBalanceState(jnp.asarray(optax.safe_increment(state.count)), metrics, scales)
+        return _scale_updates(updates, found, leaves, scales), new_state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
+
+
+_PLACEHOLDER = _state_utils._ParamsPlaceholder  # pyright: ignore[reportPrivateUsage]
+
+
+def _refresh(
+    found: Layers,
+    kernels: dict[str, Array],
+    state: TempBalanceState,
+    metric: Metric,
+    assign: Assignment,
+    min_scale: Bound,
+    max_scale: Bound,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Metrics and scales from the weights, each layer's last ones where its spectrum is unusable."""
+    metrics = _metrics(layer_spectra(found, kernels), metric)
+    names = list(metrics)
+    stacks = [metrics[name].shape for name in names]
+    values = jnp.concatenate([metrics[name].reshape(-1) for name in names])
+    scales = jnp.clip(assign(values, min_scale, max_scale), min_scale, max_scale)
+    ends = np.cumsum([math.prod(stack) for stack in stacks])[:-1]
+    new_metric, new_scale = {}, {}
+    for name, stack, value, scale in zip(names, stacks, jnp.split(values, ends), jnp.split(scales, ends), strict=True):
+        usable = jnp.isfinite(value) & jnp.isfinite(scale)
+        keep = lambda new, old: jnp.where(usable.reshape(stack), new.reshape(stack).astype(old.dtype), old)  # noqa: B023
+        new_metric[name] = keep(value, state.metric[name])
+        new_scale[name] = keep(scale, state.scale[name])
+    return new_metric, new_scale
+
+
+def _metrics(spectra: dict[str, Float[Array, "*stack n"]], metric: Metric) -> dict[str, Float[Array, "*stack"]]:
+    """Each layer's metric, NaN where unusable; one call for all spectra of a length."""
+    lengths = defaultdict(list)
+    for name, eigenvalues in spectra.items():
+        lengths[eigenvalues.shape[-1], eigenvalues.dtype].append(name)
+    metrics = {}
+    for (length, _), names in lengths.items():
+        rows = jnp.concatenate([spectra[name].reshape(-1, length) for name in names])
+        values = metric(rows)
+        if values.shape != rows.shape[:1]:
+            raise ValueError(
+                f"tempbalance: metric={metric} returned shape {values.shape} for spectra of shape {rows.shape}; it must "
+                f"return one number for each spectrum, {rows.shape[:1]}."
+            )
+        values = jnp.where(jnp.isfinite(values) & (rows[:, -1] > 0), values, jnp.nan)
+        start = 0
+        for name in names:
+            stack = spectra[name].shape[:-1]
+            metrics[name] = values[start : start + math.prod(stack)].reshape(stack)
+            start += math.prod(stack)
+    return {name: metrics[name] for name in spectra}
+
+
+def _scale_updates(updates: PyTree, found: Layers, leaves: dict[str, Any], scales: dict[str, Array]) -> PyTree:
+    """Multiplies the updates of each layer's kernel, and of what follows it, by the layer's scale."""
+    owner: dict[str, tuple[Array, KernelShape]] = {}
+    for layer in found:
+        shape = kernel_shape(layer, leaves[layer.kernel].shape)
+        owner |= {path: (scales[layer.name], shape) for path in (layer.kernel, *layer.follows)}
+
+    def scaled(key_path: tuple[Any, ...], update: Array) -> Array:
+        path = path_name(key_path)
+        if path not in owner:
+            return update
+        scale, shape = owner[path]
+        along = [update.shape[axis] if axis in shape.layer_axes else 1 for axis in range(update.ndim)]
+        order = np.argsort(shape.layer_axes)
+        return update * scale.transpose(order).reshape(along).astype(update.dtype)
+
+    return jax.tree_util.tree_map_with_path(scaled, updates)
+
+
+@jax.custom_batching.custom_vmap
+def _any_over_batch(due: Bool[Array, ""]) -> Bool[Array, ""]:
+    """`due` itself; under `vmap`, whether any is, unbatched, so that the `cond` on it stays one and skips work."""
+    return due
+
+
+@_any_over_batch.def_vmap
+def _(axis_size: int, in_batched: list[bool], due: Bool[Array, " batch"]) -> tuple[Array, bool]:
+    del axis_size, in_batched
+    return _any_over_batch(jnp.any(due)), False
+
+
+def _state_dtype(found: Layers, leaves: dict[str, Any]) -> Any:
+    return jnp.result_type(jnp.float32, *(leaves[layer.kernel].dtype for layer in found))
+
+
+def _check_enough(found: Layers) -> None:
+    if len(found) < 2:
+        reasons = [f"  {path}: {reason}" for path, reason in found.left_out.items()]
+        raise ValueError(
+            f"tempbalance balances layers against each other, and found {len(found)} to balance "
+            f"({', '.join(layer.name for layer in found) or 'none'}). Left out:\n"
+            + ("\n".join(reasons) or "  nothing: params has no other weight of two or more axes")
+            + "\nGive other layers=, a smaller min_eigenvalues or fewer exclude patterns."
+        )
+
+
+def _check_arguments(
+    update_interval: Any, min_scale: Any, max_scale: Any, metric: Any, assign: Any, start_step: Any
+) -> None:
+    """Checks what is known now: a number that is being traced (under `inject_hyperparams`, say) is not."""
+    for name, function in (("metric", metric), ("assign", assign)):
+        if not callable(function):
+            raise TypeError(
+                f"tempbalance: {name}={function!r} is not a function; give one such as "
+                f"tb_optax.{'pl_alpha_hill' if name == 'metric' else 'linear'}."
+            )
+    for name, number, least in (("update_interval", update_interval, 1), ("start_step", start_step, 0)):
+        value = _known_number(name, number)
+        if value is not None and (value != int(value) if math.isfinite(value) else True):
+            raise TypeError(f"tempbalance: {name}={number!r} must be a whole number of updates.")
+        if value is not None and value < least:
+            raise ValueError(f"tempbalance: {name}={number!r} must be at least {least}; it counts updates.")
+    low, high = _known_number("min_scale", min_scale), _known_number("max_scale", max_scale)
+    for name, value in (("min_scale", low), ("max_scale", high)):
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"tempbalance: {name}={value} must be finite and not negative; the paper has 0.5 and 1.5.")
+    if low is not None and high is not None and low > high:
+        raise ValueError(f"tempbalance: min_scale={low} is above max_scale={high}; give the smaller one first.")
+
+
+def _known_number(name: str, number: Any) -> float | None:
+    if isinstance(number, jax.core.Tracer):
+        return None
+    if isinstance(number, bool) or not isinstance(number, (int, float, np.number, np.ndarray, jax.Array)):
+        raise TypeError(f"tempbalance: {name}={number!r} is not a number.")
+    if np.ndim(number) > 0:
+        raise TypeError(f"tempbalance: {name} has shape {np.shape(number)}; give one number.")
+    return float(number)

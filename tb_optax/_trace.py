@@ -1,0 +1,87 @@
+"""Reads the layers off the forward pass: their axes, their order, and what follows them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from tb_optax._jaxpr import JaxprReader, parameter
+from tb_optax._layers import Layer, Layers, Path, PyTree, is_float_array, layer_names, leaves_by_path, select_layers
+
+
+def trace_layers(
+    fn: Callable[..., Any],
+    params: PyTree,
+    *args: Any,
+    exclude: Sequence[str] = (),
+    min_eigenvalues: int = 50,
+    first_and_last: bool = False,
+) -> Layers:
+    """Finds the balanced layers of a network in its forward pass.
+
+    Traces `fn(params, *args)` without running it and reads, from the matrix products and convolutions in it, which
+    parameters are layers, in which order, along which axes; from what is added to and multiplied with their outputs, which
+    biases and normalizations follow which layer. Sees through `jit`, `scan` (each slice is a layer of its own), `remat`,
+    `cond`, `while`, `shard_map`, `custom_jvp` and `custom_vjp`. A normalization belongs to the layer right before it: not
+    behind a nonlinearity, nor where two branches have been added. A parameter that follows several layers follows none.
+
+    The first and the last layer are left out (Zhou et al., 2023, Section 4.1). An embedding lookup counts as a first
+    layer. A stack of layers that is scanned over is neither, for it holds more than one layer.
+
+    Args:
+      fn: the forward pass, or a loss.
+      params: its first argument: the parameter tree that the optimizer will see.
+      *args: its other arguments: arrays, `jax.ShapeDtypeStruct`s or trees of them.
+      exclude: shell-style patterns (`fnmatch`) of the names of further layers to leave out.
+      min_eigenvalues: layers with fewer eigenvalues are left out.
+      first_and_last: balance the first and the last layer too.
+
+    Returns:
+      The layers in the order in which `fn` first uses them, with the reasons for what was left out.
+
+    Raises:
+      ValueError: a pattern of `exclude` matches nothing, `min_eigenvalues < 2`, or two paths of `params` read alike.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, tb_optax
+      >>> params = {name: {"w": jnp.ones((64, 64)), "b": jnp.ones(64)} for name in ("stem", "hidden", "head")}
+      >>> def apply(params, x):
+      ...   for name in ("stem", "hidden", "head"):
+      ...     x = jax.nn.relu(x @ params[name]["w"] + params[name]["b"])
+      ...   return x
+      >>> print(tb_optax.trace_layers(apply, params, jnp.ones((1, 64))))
+      hidden: hidden/w + hidden/b
+      left out: stem/w: the first layer
+      left out: head/w: the last layer
+    """
+    arrays = {path: leaf for path, leaf in leaves_by_path(params).items() if hasattr(leaf, "shape")}
+    jaxpr = jax.make_jaxpr(fn)(params, *args).jaxpr
+    weights = [parameter(path, leaf.shape) for path, leaf in arrays.items()]
+    reader = JaxprReader({path: tuple(leaf.shape) for path, leaf in arrays.items()})
+    reader.run(jaxpr, [*weights, *[None] * (len(jaxpr.invars) - len(weights))])
+    return _balanced(reader, arrays, exclude, min_eigenvalues, first_and_last)
+
+
+def _balanced(
+    reader: JaxprReader, arrays: dict[Path, Any], exclude: Sequence[str], min_eigenvalues: int, first_and_last: bool
+) -> Layers:
+    left_out = {
+        path: reader.unclear.get(path, "no matrix product with it in the forward pass")
+        for path, leaf in arrays.items()
+        if len(leaf.shape) >= 2 and path not in reader.axes
+    }
+    left_out |= {path: "an embedding" for path in reader.uses if path in left_out}
+    names = layer_names(reader.axes)
+    layers = {}
+    for path, (reduction_axes, output_axes, layer_axes) in reader.axes.items():
+        if is_float_array(arrays[path]):
+            follows = reader.followers(path)
+            layers[path] = Layer(names[path], path, follows, reduction_axes, output_axes, layer_axes)
+        else:
+            left_out[path] = f"its dtype, {arrays[path].dtype}, is no real floating point"
+    if not first_and_last:
+        for which, path in zip(("first", "last"), reader.uses[:1] + reader.uses[-1:], strict=False):
+            if path in layers and not layers[path].layer_axes:
+                left_out[path] = f"the {which} layer"
+                del layers[path]
+    return select_layers(layers.values(), arrays, left_out, exclude, min_eigenvalues, "trace_layers")
