@@ -1,0 +1,1 @@
+"""TempBalance's paper on image classification: models, data, training."""

@@ -1,0 +1,35 @@
+"""Checkpoints of a run: one an epoch, atomically, with Orbax."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+PyTree = Any
+
+
+class Checkpoints:
+    """The checkpoints in a folder, by the number of epochs done. Saving goes on in the background."""
+
+    def __init__(self, directory: Path):
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        options = ocp.CheckpointManagerOptions(max_to_keep=2)
+        self._manager = ocp.CheckpointManager(directory, options=options)
+
+    def save(self, epoch: int, state: PyTree) -> None:
+        self._manager.save(epoch, args=ocp.args.StandardSave(state))  # pyright: ignore[reportCallIssue]
+
+    def latest(self) -> int | None:
+        return self._manager.latest_step()
+
+    def restore(self, epoch: int, like: PyTree) -> PyTree:
+        """The state after an epoch, with the shapes, dtypes and shardings of `like`."""
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return self._manager.restore(epoch, args=ocp.args.StandardRestore(target))  # pyright: ignore[reportCallIssue]
+
+    def close(self) -> None:
+        """Waits until all is saved."""
+        self._manager.wait_until_finished()
+        self._manager.close()

@@ -1,0 +1,162 @@
+"""Image-classification data sets as arrays: TensorFlow Datasets without TensorFlow, and an embedded default."""
+
+import concurrent.futures
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from examples.vision.errors import UserError
+
+# Mean and standard deviation of each channel, of pixels in 0 to 1, as the paper's code has them. A data set whose name
+# starts with one of these shares them; any other is measured.
+_NORMALIZATION = {
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "svhn_cropped": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+}
+# A mirrored digit is another one, or none.
+_NOT_FLIPPED = ("digits", "svhn", "mnist")
+_DIGITS_TEST = 360
+_DIGITS_SCALE = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set in memory.
+
+    Attributes:
+      name: as TFDS calls it.
+      num_classes: labels are below this.
+      mean: of each channel, of pixels in 0 to 1.
+      std: likewise.
+      flip: whether an image may be mirrored.
+    """
+
+    name: str
+    train_images: UInt8[np.ndarray, "train height width channels"]
+    train_labels: Int[np.ndarray, " train"]
+    test_images: UInt8[np.ndarray, "test height width channels"]
+    test_labels: Int[np.ndarray, " test"]
+    num_classes: int
+    mean: Float[np.ndarray, " channels"]
+    std: Float[np.ndarray, " channels"]
+    flip: bool
+
+
+def load_dataset(name: str, data_dir: Path | None, train_split: str, test_split: str | None) -> Dataset:
+    """Loads a data set.
+
+    Args:
+      name: `digits`, or the name of a TFDS image-classification data set, which TFDS downloads.
+      data_dir: a data set that TFDS has already prepared: the folder that holds its `dataset_info.json`. Goes before
+        `name`.
+      train_split: a TFDS split such as `train` or `train[:10000]`.
+      test_split: likewise; by default `test`, or `validation` where there is no `test`.
+
+    Raises:
+      UserError: no such data set or split, or not one of labelled images of one size.
+    """
+    if data_dir is None and name == "digits":
+        return _digits()
+    builder = _open_directory(data_dir) if data_dir is not None else _open_named(name)
+    if test_split is None:
+        test_split = next((split for split in ("test", "validation") if split in builder.info.splits), "test")
+    features = dict(builder.info.features.items())
+    num_classes = getattr(features.get("label"), "num_classes", None)
+    if num_classes is None or "image" not in features:
+        raise UserError(
+            f"data set {builder.name!r} has the features {', '.join(features)}; an image and a class label are needed."
+        )
+    train_images, train_labels = _read(builder, train_split)
+    test_images, test_labels = _read(builder, test_split)
+    mean, std = _normalization(builder.name, train_images)
+    flip = not builder.name.startswith(_NOT_FLIPPED)
+    return Dataset(builder.name, train_images, train_labels, test_images, test_labels, num_classes, mean, std, flip)
+
+
+def _digits() -> Dataset:
+    """Scikit-learn's 1,797 handwritten digits (UCI, 8x8), each pixel made four by four; 360 are for testing."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    images = (images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    images = images.repeat(_DIGITS_SCALE, axis=1).repeat(_DIGITS_SCALE, axis=2)
+    order = np.random.default_rng(0).permutation(len(images))
+    test, train = order[:_DIGITS_TEST], order[_DIGITS_TEST:]
+    labels = labels.astype(np.int32)
+    mean, std = _normalization("digits", images[train])
+    return Dataset("digits", images[train], labels[train], images[test], labels[test], 10, mean, std, flip=False)
+
+
+def _tfds() -> Any:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow_datasets as tfds
+
+    return tfds
+
+
+def _open_directory(data_dir: Path) -> Any:
+    try:
+        return _tfds().builder_from_directory(data_dir)
+    except Exception as error:
+        raise UserError(
+            f"--data-dir {data_dir} is not a data set that TFDS has prepared; "
+            "give the folder that holds its dataset_info.json (usually NAME/VERSION)."
+        ) from error
+
+
+def _open_named(name: str) -> Any:
+    tfds = _tfds()
+    try:
+        builder = tfds.builder(name, file_format="array_record")
+    except tfds.core.DatasetNotFoundError as error:
+        raise UserError(
+            f"--dataset {name}: TFDS has no data set of that name; try digits, cifar10, cifar100 or svhn_cropped, "
+            "or give --data-dir."
+        ) from error
+    try:
+        builder.download_and_prepare()
+    except Exception as error:
+        raise UserError(f"--dataset {name}: TFDS could not download or prepare it: {_first_line(error)}") from error
+    return builder
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _read(builder: Any, split: str) -> tuple[UInt8[np.ndarray, "n height width channels"], Int[np.ndarray, " n"]]:
+    """Decodes a split, in threads: decoders release the interpreter."""
+    try:
+        source = builder.as_data_source(split=split)
+    except Exception as error:
+        raise UserError(
+            f"data set {builder.name!r} has no split {split!r}; it has {', '.join(builder.info.splits) or 'none'}."
+        ) from error
+    if len(source) == 0:
+        raise UserError(f"the split {split!r} of data set {builder.name!r} is empty.")
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        examples = list(pool.map(source.__getitem__, range(len(source)), chunksize=64))
+    shapes = {example["image"].shape for example in examples}
+    if len(shapes) > 1:
+        raise UserError(
+            f"the images of data set {builder.name!r} have {len(shapes)} different shapes, such as "
+            f"{' and '.join(map(str, sorted(shapes)[:2]))}; they must all have one."
+        )
+    images = np.stack([example["image"] for example in examples])
+    return images, np.array([example["label"] for example in examples], np.int32)
+
+
+def _normalization(
+    name: str, images: UInt8[np.ndarray, "n height width channels"]
+) -> tuple[Float[np.ndarray, " channels"], Float[np.ndarray, " channels"]]:
+    for prefix, (mean, std) in _NORMALIZATION.items():
+        if name.startswith(prefix):
+            return np.array(mean, np.float32), np.array(std, np.float32)
+    pixels = images.reshape(-1, images.shape[-1]) / np.float32(255)
+    return pixels.mean(axis=0, dtype=np.float64).astype(np.float32), pixels.std(axis=0, dtype=np.float64).astype(np.float32)

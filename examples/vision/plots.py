@@ -1,0 +1,63 @@
+"""Plots of a run: alpha and learning rate of every layer over the epochs (the paper's Figures 13 and 14)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+
+def plot_run(log: Sequence[Mapping[str, Any]], title: str, directory: Path) -> list[Path]:
+    """Writes `alpha.png`, `learning_rate.png` and, for a run with TempBalance, `scale.png`.
+
+    Args:
+      log: the lines of the run's `log.jsonl`.
+      title: of the plots.
+      directory: where to write.
+
+    Returns:
+      The files written.
+    """
+    epochs = [line["epoch"] for line in log]
+    balanced = list(log[-1]["scale"])
+    scales = {name: np.array([line["scale"][name] for line in log]) for name in balanced}
+    rates = np.array([line["learning_rate"] for line in log])
+    alphas = {
+        name: np.array([line["alpha"][name] for line in log], float)
+        for name in (balanced or log[-1]["alpha"])  # a layer without a scale has no learning rate of its own
+    }
+    layer_rates = {name: rates * scale for name, scale in scales.items()} or {"all layers": rates}
+    panels = {
+        "alpha": ("PL_Alpha_Hill after the epoch", alphas),
+        "learning_rate": ("learning rate", layer_rates),
+        "scale": ("learning-rate scale", scales),
+    }
+    written = []
+    for name, (label, lines) in panels.items():
+        if lines:
+            figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+            _draw_layers(figure, axes, epochs, lines)
+            axes.set(title=title, xlabel="epoch", ylabel=label)
+            written.append(directory / f"{name}.png")
+            figure.savefig(written[-1], dpi=150)
+            plt.close(figure)
+    return written
+
+
+def _draw_layers(figure: Figure, axes: Axes, epochs: Sequence[int], lines: Mapping[str, np.ndarray]) -> None:
+    """A line for each layer, from the first (dark) to the last (light)."""
+    colors = plt.get_cmap("viridis")(np.linspace(0, 0.95, len(lines)))
+    marker = "o" if len(epochs) == 1 else None
+    for (name, values), color in zip(lines.items(), colors, strict=True):
+        axes.plot(epochs, values, color=color, label=name, linewidth=1.4, marker=marker)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(lines) > 1:
+        figure.legend(loc="outside right center", fontsize=7, frameon=False, title="layer", title_fontsize=8)

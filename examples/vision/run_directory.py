@@ -1,0 +1,88 @@
+"""The files of a run: its settings, its log, and where the rest goes."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from examples.vision.errors import UserError
+from examples.vision.settings import Settings
+
+
+class RunDirectory:
+    """A folder with `settings.json`, `log.jsonl`, `checkpoints/`, TensorBoard events and plots."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints = path.absolute() / "checkpoints"
+        self._settings = path / "settings.json"
+        self._log = path / "log.jsonl"
+
+    def start(self, settings: Settings, resume: bool) -> None:
+        """Makes the folder, or checks that a run to be resumed has the same settings.
+
+        Raises:
+          UserError: it holds a run and `resume` is not given, or it holds none, or another one, and it is.
+        """
+        wanted = _as_json(settings)
+        if resume:
+            if not self._settings.exists():
+                raise UserError(f"--resume: {self.path} holds no run; check --out, or start one without --resume.")
+            found = json.loads(self._settings.read_text())
+            different = [name for name in wanted | found if wanted.get(name) != found.get(name)]
+            if different:
+                flags = ", ".join(f"--{name.replace('_', '-')} {found.get(name)}" for name in different)
+                raise UserError(
+                    f"--resume: the run in {self.path} was started with {flags}; give the same, or another --out."
+                )
+            return
+        if self._settings.exists():
+            raise UserError(f"--out {self.path} already holds a run; add --resume to go on with it, or give another --out.")
+        self.path.mkdir(parents=True, exist_ok=True)
+        unfinished = self._settings.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(wanted, indent=2) + "\n")
+        unfinished.rename(self._settings)
+
+    def settings(self) -> dict[str, Any]:
+        if not self._settings.exists():
+            raise UserError(f"{self.path} holds no run.")
+        return json.loads(self._settings.read_text())
+
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of the log; a last one that was cut off is left out."""
+        lines = []
+        for line in self._log.read_text().splitlines() if self._log.exists() else []:
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def cut_log(self, epoch: int) -> None:
+        """Drops what was logged after an epoch: a resumed run will log it again."""
+        unfinished = self._log.with_suffix(".unfinished")
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in self.log() if line["epoch"] <= epoch))
+        unfinished.rename(self._log)
+
+    def write_log(self, line: Mapping[str, Any]) -> None:
+        with self._log.open("a") as file:
+            file.write(json.dumps(_finite(line)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _as_json(settings: Settings) -> dict[str, Any]:
+    values = dataclasses.asdict(settings)
+    if settings.data_dir is not None:
+        values["data_dir"] = str(settings.data_dir.absolute())
+    return values
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: null stands for a number that is none."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
