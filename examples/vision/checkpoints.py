@@ -1,6 +1,5 @@
 """Checkpoints of a run: one an epoch, atomically, with Orbax."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ class Checkpoints:
     """The checkpoints in a folder, by the number of epochs done. Saving goes on in the background."""
 
     def __init__(self, directory: Path):
-        logging.getLogger("absl").setLevel(logging.ERROR)
         options = ocp.CheckpointManagerOptions(max_to_keep=2)
         self._manager = ocp.CheckpointManager(directory, options=options)
 

@@ -12,10 +12,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 
 def plot_run(log: Sequence[Mapping[str, Any]], title: str, directory: Path) -> list[Path]:
-    """Writes `alpha.png`, `learning_rate.png` and, for a run with TempBalance, `scale.png`.
+    """Writes `alpha.png` and `learning_rate.png` of the balanced layers and, where scales differ from 1, `scale.png`.
 
     Args:
       log: the lines of the run's `log.jsonl`.
@@ -27,17 +28,17 @@ def plot_run(log: Sequence[Mapping[str, Any]], title: str, directory: Path) -> l
     """
     epochs = [line["epoch"] for line in log]
     balanced = list(log[-1]["scale"])
-    scales = {name: np.array([line["scale"][name] for line in log]) for name in balanced}
     rates = np.array([line["learning_rate"] for line in log])
-    alphas = {
-        name: np.array([line["alpha"][name] for line in log], float)
-        for name in (balanced or log[-1]["alpha"])  # a layer without a scale has no learning rate of its own
-    }
-    layer_rates = {name: rates * scale for name, scale in scales.items()} or {"all layers": rates}
+    alphas = {name: np.array([line["alpha"][name] for line in log], float) for name in balanced}
+    scales = {name: np.array([line["scale"][name] for line in log]) for name in balanced}
+    same = all((scale == 1).all() for scale in scales.values())
     panels = {
         "alpha": ("PL_Alpha_Hill after the epoch", alphas),
-        "learning_rate": ("learning rate", layer_rates),
-        "scale": ("learning-rate scale", scales),
+        "learning_rate": (
+            "learning rate",
+            {"all layers": rates} if same else {name: rates * scale for name, scale in scales.items()},
+        ),
+        "scale": ("learning-rate scale", {} if same else scales),
     }
     written = []
     for name, (label, lines) in panels.items():
@@ -57,6 +58,7 @@ def _draw_layers(figure: Figure, axes: Axes, epochs: Sequence[int], lines: Mappi
     marker = "o" if len(epochs) == 1 else None
     for (name, values), color in zip(lines.items(), colors, strict=True):
         axes.plot(epochs, values, color=color, label=name, linewidth=1.4, marker=marker)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if len(lines) > 1:

@@ -1,5 +1,6 @@
 """Trains one network: `python -m examples.vision.train --help`."""
 
+import logging
 import os
 import sys
 import time
@@ -30,6 +31,7 @@ _console = rich.console.Console(highlight=False)
 
 
 def main() -> None:
+    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS and Orbax report their every step
     command = tyro.cli(Command, config=(tyro.conf.OmitArgPrefixes,))
     try:
         train(command.settings, command.out, command.resume)
@@ -135,9 +137,9 @@ def _train_epochs(
 def _train_epoch(settings: Settings, run: Run, steps: int, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """One epoch, and what the log says of it.
 
-    Scales are those in force at the epoch's end, alphas those of the weights after it. A refresh inside the compiled
-    epoch cannot be timed there: its time is that of measuring alpha behind the epoch, which solves the same
-    eigenproblems and those of the few layers that are not balanced.
+    Scales are those of the balanced layers in force at the epoch's end, alphas those of the weights after it. A refresh
+    inside the compiled epoch cannot be timed there: its time is that of measuring alpha behind the epoch, which solves
+    the same eigenproblems and those of the few layers that are not balanced.
     """
     first = int(state.epoch) * steps
     interval = settings.update_interval or steps
@@ -157,7 +159,7 @@ def _train_epoch(settings: Settings, run: Run, steps: int, state: TrainState) ->
         "test_loss": float(test_metrics.loss),
         "test_accuracy": float(test_metrics.accuracy),
         "alpha": {name: float(alpha) for name, alpha in alphas.items()},
-        "scale": {layer.name: float(balance.scale[layer.name]) for layer in run.layers if balance is not None},
+        "scale": {layer.name: 1.0 if balance is None else float(balance.scale[layer.name]) for layer in run.layers},
         "images_per_second": steps * settings.batch_size / (trained - start),
         "refreshes": refreshes,
         "refresh_seconds": refreshes * (measured - tested),
@@ -174,7 +176,7 @@ def _wait(arrays: Any) -> Any:
 
 def _describe(line: dict[str, Any]) -> str:
     scales = line["scale"].values()
-    spread = f"  scales {min(scales):.2f}-{max(scales):.2f}" if scales else ""
+    spread = f"  scales {min(scales):.2f}-{max(scales):.2f}" if line["refreshes"] or max(scales) != 1 else ""
     return (
         f"loss {line['train_loss']:.3f}  train {line['train_accuracy']:.1%}  test {line['test_accuracy']:.1%}  "
         f"{line['images_per_second']:,.0f} images/s{spread}"

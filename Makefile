@@ -1,0 +1,45 @@
+# Everything runs in .venv, which the first command makes. PYTHON is any Python from 3.11 on.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO_EPOCHS ?= 16
+DEMO := --dataset digits --model resnet18 --width 0.125 --epochs $(DEMO_EPOCHS)
+
+.PHONY: demo test test-slow test-lowest clean
+
+# Trains a small ResNet-18 on handwritten digits with and without TempBalance.
+demo: .venv/installed-examples
+	rm -rf runs/demo
+	$(BIN)/python -m examples.vision.train $(DEMO) --method cal --out runs/demo/cal
+	$(BIN)/python -m examples.vision.train $(DEMO) --method tb --out runs/demo/tb
+	$(BIN)/python -m examples.vision.compare runs/demo/cal runs/demo/tb
+
+test: .venv/installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: .venv/installed-test
+	$(BIN)/python -m pytest -n 2 -m slow
+
+# The library's own tests on the oldest versions that pyproject.toml admits.
+test-lowest: .venv-lowest/installed
+	.venv-lowest/bin/python -m pytest -n 2 -m "not slow" tb_optax tests --ignore=tests/examples
+
+.venv/installed-%: pyproject.toml | .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	touch $@
+
+.venv:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and f'Python 3.11 or later is needed; this is {sys.version.split()[0]}. Try: make PYTHON=python3.12 ...')"
+	$(PYTHON) -m venv .venv
+
+.venv-lowest/installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --upgrade pip
+	.venv-lowest/bin/python -m pip install --quiet --editable ".[test]" --constraint constraints-lowest.txt
+	touch $@
+
+clean:
+	rm -rf .venv .venv-lowest runs

@@ -1,0 +1,36 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from examples.vision.convolution import conv_general_dilated
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1)])
+@pytest.mark.parametrize(("window", "padding"), [(3, ((1, 1), (1, 1))), (1, ((0, 0), (0, 0))), (3, "SAME"), (3, "VALID")])
+@pytest.mark.parametrize("size", [(8, 8), (9, 6)])
+def test_value_and_gradients_are_those_of_jax(strides, window, padding, size):
+    keys = jax.random.split(jax.random.key(0), 3)
+    images = jax.random.normal(keys[0], (2, *size, 3))
+    kernel = jax.random.normal(keys[1], (window, window, 3, 5))
+
+    def outcome(convolve):
+        value, pullback = jax.vjp(lambda *operands: convolve(*operands, strides, padding), images, kernel)
+        return value, pullback(jax.random.normal(keys[2], value.shape))
+
+    theirs = lambda *args: jax.lax.conv_general_dilated(*args, dimension_numbers=LAYOUT)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), outcome(conv_general_dilated), outcome(theirs))
+
+
+def test_gradients_in_a_loop_are_in_the_layout_of_the_cpu_compilers_fast_routine():
+    images, kernel = jnp.ones((4, 8, 8, 3)), jnp.ones((3, 3, 3, 3))
+
+    def loop(kernel):
+        loss = lambda kernel: conv_general_dilated(images, kernel, (1, 1), "SAME").sum()
+        return jax.lax.scan(lambda kernel, _: (kernel - jax.grad(loss)(kernel), None), kernel, length=3)[0]
+
+    lowered = jax.jit(loop).lower(kernel).compile().as_text()
+    layouts = {line.split("dim_labels=")[1].split(",")[0] for line in lowered.splitlines() if "dim_labels=" in line}
+    assert layouts == {"b01f_01io->b01f"}

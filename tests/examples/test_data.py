@@ -1,0 +1,71 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from examples.vision.augment import crop_and_flip, normalize
+from examples.vision.data import load_dataset
+from examples.vision.errors import UserError
+
+
+def test_digits_are_scikit_learns_scaled_up_with_a_fixed_split():
+    first, second = (load_dataset("digits", None, "train", None) for _ in range(2))
+    assert first.train_images.shape == (1437, 32, 32, 1) and first.test_images.shape == (360, 32, 32, 1)
+    np.testing.assert_array_equal(first.test_labels, second.test_labels)
+    assert np.bincount(first.test_labels).min() > 20
+    blocks = first.train_images.reshape(-1, 8, 4, 8, 4)
+    assert (blocks == blocks[:, :, :1, :, :1]).all() and first.train_images.max() == 255
+    assert not first.flip
+
+
+def test_a_prepared_directory_is_read_without_tensorflow(prepared):
+    dataset = load_dataset("digits", prepared, "train", None)
+    assert dataset.train_images.shape == (96, 32, 32, 3) and dataset.train_images.dtype == np.uint8
+    assert dataset.test_images.shape == (24, 32, 32, 3)  # validation, for there is no test
+    brightness = dataset.train_images.reshape(96, -1).mean(axis=1)
+    np.testing.assert_array_equal(dataset.train_labels, np.digitize(brightness, [75, 165]))
+    pixels = dataset.train_images / 255
+    np.testing.assert_allclose(dataset.mean, pixels.mean(axis=(0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(dataset.std, pixels.std(axis=(0, 1, 2)), rtol=1e-5)
+    assert dataset.num_classes == 3 and dataset.flip
+
+
+def test_splits_are_those_of_tfds(prepared):
+    assert len(load_dataset("digits", prepared, "train[:10]", "train[10:15]").train_images) == 10
+    with pytest.raises(UserError, match="no split 'trian'; it has train, validation"):
+        load_dataset("digits", prepared, "trian", None)
+
+
+def test_what_is_no_data_set_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}.*dataset_info.json"):
+        load_dataset("digits", tmp_path, "train", None)
+    with pytest.raises(UserError, match=r"no_such_set.*cifar10"):
+        load_dataset("no_such_set", None, "train", None)
+
+
+def test_a_crop_is_a_window_of_the_image_in_a_frame_of_zeros():
+    images = jax.random.randint(jax.random.key(0), (64, 6, 6, 2), 1, 255).astype(jnp.uint8)
+    crops = np.asarray(crop_and_flip(jax.random.key(1), images, flip=False))
+    framed = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    found = set()
+    for crop, frame in zip(crops, framed, strict=True):
+        windows = [(y, x) for y in range(9) for x in range(9) if (crop == frame[y : y + 6, x : x + 6]).all()]
+        assert windows
+        found.update(windows[:1])
+    assert len(found) > 30
+
+
+def test_about_half_of_the_images_are_mirrored_where_flips_are_allowed():
+    images = jax.random.randint(jax.random.key(0), (400, 6, 6, 2), 1, 255).astype(jnp.uint8)
+    plain, flipped = (crop_and_flip(jax.random.key(1), images, flip=flip) for flip in (False, True))
+    same = (plain == flipped).all(axis=(1, 2, 3))
+    mirrored = (plain[:, :, ::-1] == flipped).all(axis=(1, 2, 3))
+    assert (same | mirrored).all()
+    assert 150 < mirrored.sum() < 250
+
+
+def test_normalized_pixels_have_no_mean_and_unit_deviation(prepared):
+    dataset = load_dataset("digits", prepared, "train", None)
+    pixels = normalize(dataset.train_images, dataset.mean, dataset.std)
+    np.testing.assert_allclose(pixels.mean(axis=(0, 1, 2)), 0, atol=1e-4)
+    np.testing.assert_allclose(pixels.std(axis=(0, 1, 2)), 1, atol=1e-4)

@@ -1,0 +1,201 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from examples.vision import train as train_module
+from examples.vision.checkpoints import Checkpoints
+from examples.vision.compare import compare
+from examples.vision.errors import UserError
+from examples.vision.settings import Settings
+from examples.vision.train import train
+
+SMALL = dict(width=1 / 16, epochs=3, batch_size=32, train_split="train", learning_rate=0.05)
+
+
+def run_in_process(*flags):
+    return subprocess.Popen(
+        [sys.executable, "-m", "examples.vision.train", *map(str, flags)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def flags_of(settings, out):
+    values = {key: value for key, value in dataclasses.asdict(settings).items() if value is not None}
+    return [part for key, value in values.items() for part in (f"--{key.replace('_', '-')}", value)] + ["--out", out]
+
+
+def wait_for(path, what, process):
+    deadline = time.monotonic() + 240
+    while not (path.exists() and what in path.read_text()):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def final_arrays(directory, epoch):
+    """Every array of a checkpoint, by path."""
+    import orbax.checkpoint as ocp
+
+    restored = ocp.StandardCheckpointer().restore(directory.absolute() / "checkpoints" / str(epoch) / "default")
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(restored)}
+
+
+@pytest.fixture(scope="module")
+def settings(prepared):
+    return Settings(method="tb", data_dir=prepared, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def finished(settings, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    train(settings, out)
+    return out
+
+
+def test_a_run_learns_and_logs_every_layer_each_epoch(finished):
+    log = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in log] == [1, 2, 3]
+    assert log[-1]["train_accuracy"] > 0.6 > log[0]["train_accuracy"]
+    for line in log:
+        assert {"conv1", "layer1/0/conv1", "layer4/0/shortcut/0", "linear"} <= set(line["alpha"])
+        assert min(line["scale"].values()) == pytest.approx(0.5)
+        assert max(line["scale"].values()) == pytest.approx(1.5)
+        assert line["refreshes"] == 1 and 0 < line["refresh_seconds"] < line["seconds"]
+        assert {"train_loss", "test_loss", "test_accuracy", "images_per_second", "learning_rate"} <= set(line)
+
+
+def test_a_run_leaves_plots_and_tensorboard_events(finished):
+    from tensorboardX.proto.event_pb2 import Event
+
+    assert {path.name for path in finished.glob("*.png")} == {"alpha.png", "learning_rate.png", "scale.png"}
+    (events,) = finished.glob("events.out.tfevents.*")
+    data, tags, start = events.read_bytes(), set(), 0
+    while start < len(data):  # a record: its length, a checksum, itself, a checksum
+        length = int.from_bytes(data[start : start + 8], "little")
+        event = Event.FromString(data[start + 12 : start + 12 + length])
+        tags.update((value.tag, event.step) for value in event.summary.value)
+        start += 16 + length
+    assert {("test_accuracy", 1), ("test_accuracy", 3), ("alpha/layer1/0/conv1", 2), ("scale/layer4/1/conv2", 3)} <= tags
+
+
+def test_runs_are_shown_side_by_side(finished):
+    import rich.console
+
+    console = rich.console.Console(width=120, record=True)
+    console.print(compare((finished, finished)))
+    text = console.export_text()
+    accuracy = json.loads((finished / "log.jsonl").read_text().splitlines()[-1])["test_accuracy"]
+    assert text.count(f"{accuracy:.2%}") == 2 and "3/3" in text
+
+
+def test_a_run_killed_and_resumed_ends_bit_for_bit_as_one_that_was_not(settings, finished, tmp_path):
+    out = tmp_path / "killed"
+    process = run_in_process(*flags_of(settings, out))
+    wait_for(out / "log.jsonl", '"epoch": 1', process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with (out / "log.jsonl").open("a") as log:
+        log.write('{"epoch": 2, "train_lo')  # as a kill within a write would leave it
+    train(settings, out, resume=True)
+    expected, got = final_arrays(finished, 3), final_arrays(out, 3)
+    assert expected.keys() == got.keys()
+    for path, array in expected.items():
+        np.testing.assert_array_equal(array, got[path], err_msg=path)
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_where_to_go_on_and_leaves_a_checkpoint(settings, tmp_path):
+    out = tmp_path / "stopped"
+    process = run_in_process(*flags_of(dataclasses.replace(settings, epochs=1000), out))
+    wait_for(out / "log.jsonl", '"epoch": 2', process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in output
+    latest = Checkpoints((out / "checkpoints").absolute()).latest()
+    assert latest >= 1 and f"stopped after epoch {latest}; --resume goes on from there" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [dict(method="cal"), dict(model="vgg16"), dict(dtype="bfloat16"), dict(model="resnet34"), dict(model="vgg19")],
+    ids=str,
+)
+def test_every_choice_of_method_model_and_dtype_trains(settings, tmp_path, changes):
+    directory = train(dataclasses.replace(settings, epochs=2, **changes), tmp_path / "run")
+    first, last = directory.log()
+    assert last["train_loss"] < first["train_loss"]
+    if settings.method == "cal":
+        assert set(last["scale"].values()) == {1.0} and last["refreshes"] == 0
+
+
+def test_a_finished_run_resumed_is_left_as_it_is(settings, finished):
+    before = (finished / "log.jsonl").read_text()
+    train(settings, finished, resume=True)
+    assert (finished / "log.jsonl").read_text() == before
+
+
+def test_a_folder_is_never_overwritten_and_resumed_only_with_its_settings(settings, finished, tmp_path):
+    with pytest.raises(UserError, match="already holds a run; add --resume"):
+        train(settings, finished)
+    with pytest.raises(UserError, match=r"started with --learning-rate 0\.05"):
+        train(dataclasses.replace(settings, learning_rate=0.2), finished, resume=True)
+    with pytest.raises(UserError, match="holds no run"):
+        train(settings, tmp_path / "nothing", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset", "no_such_set"], "no_such_set"),
+        (["--data-dir", "/nowhere"], "/nowhere is not a data set"),
+        (["--batch-size", "5000"], "--batch-size 5000 is more than the 1437 training images"),
+        (["--epochs", "0"], "--epochs 0 must be above 0"),
+        (["--min-scale", "2"], "--min-scale 2.0 is above --max-scale 1.5"),
+        (["--width", "0.001"], "width=0.001"),
+        (["--resume", "--out", "/nowhere/at/all"], "holds no run"),
+        (["--out", "/proc/runs", "--width", "0.02"], "/proc/runs"),
+    ],
+)
+def test_mistakes_get_one_line(monkeypatch, capsys, flags, message):
+    monkeypatch.setattr(sys, "argv", ["train", *flags])
+    with pytest.raises(SystemExit) as exit:
+        train_module.main()
+    (line,) = capsys.readouterr().out.strip().splitlines()
+    assert exit.value.code == 2
+    assert line.startswith("error: ") and message in line
+
+
+def test_an_unknown_model_is_answered_with_those_there_are(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train", "--model", "resnet19"])
+    with pytest.raises(SystemExit):
+        train_module.main()
+    answer = capsys.readouterr().err
+    assert "resnet19" in answer and "resnet18" in answer and "Traceback" not in answer
+
+
+def test_a_full_disk_is_named_and_the_checkpoint_stands(settings, monkeypatch, capsys, tmp_path):
+    """The log is written to a device that is always full."""
+    out = tmp_path / "run"
+    out.mkdir()
+    os.symlink("/dev/full", out / "log.jsonl")
+    monkeypatch.setattr("examples.vision.run_directory.RunDirectory.cut_log", lambda self, epoch: None)
+    monkeypatch.setattr("examples.vision.run_directory.RunDirectory.log", lambda self: [])
+    monkeypatch.setattr(sys, "argv", ["train", *map(str, flags_of(settings, out))])
+    with pytest.raises(SystemExit):
+        train_module.main()
+    assert "error: No space left on device" in capsys.readouterr().out
+    assert Checkpoints((out / "checkpoints").absolute()).latest() == 0
