@@ -11,6 +11,7 @@ from tb_optax._fits import goodness_of_fit as goodness_of_fit
 from tb_optax._fits import median as median
 from tb_optax._layers import Layer as Layer
 from tb_optax._layers import Layers as Layers
+from tb_optax._layers import LayersOrFn as LayersOrFn
 from tb_optax._metrics import alpha_weighted as alpha_weighted
 from tb_optax._metrics import pl_alpha_hill as pl_alpha_hill
 from tb_optax._metrics import spectral_norm as spectral_norm

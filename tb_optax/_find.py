@@ -5,9 +5,10 @@ Equinox and PyTorch. What no tree can tell is the order of the layers and which 
 `trace_layers` reads the forward pass.
 """
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import TypeAlias
 
 import jax
 
@@ -24,21 +25,31 @@ from tb_optax._layers import (
     split_path,
 )
 
-_VECTOR_NAMES = frozenset({"bias", "b", "scale", "offset", "gamma", "beta", "mean", "var"})
-_OUTPUT_FIRST = frozenset({"weight", "weights", "weight_ih", "weight_hh"})  # Equinox, PyTorch: (out, in, *window)
-_WEIGHT_TO_BIAS = (("kernel", "bias"), ("weight", "bias"), ("w", "b"), ("W", "b"))
-_EMBEDDING = re.compile(r"embed|^wte$|^wpe$", re.IGNORECASE)
+# Biases and norms; stacked, they have two axes and more.
+_VECTOR = re.compile(r"^b(_|\d|$)|(^|_)(bias|biases|scale|offset|gamma|beta|mean|var)(_|\d|$)|[Nn]orm_?\d*$")
+_EMBEDDING = re.compile(r"embed|(^|_)emb(_|\d|$)|^wte$|^wpe$", re.IGNORECASE)
+_EMBEDDING_TYPES = frozenset({"Embedding", "Embed"})
+_NORM_TYPES = frozenset({"BatchNorm", "GroupNorm", "LayerNorm", "RMSNorm"})
+_WEIGHT_TO_BIAS = (("kernel", "bias"), ("weights", "biases"), ("weight", "bias"), ("w", "b"), ("W", "b"))
+
+Axes: TypeAlias = tuple[int, ...]
+Shape: TypeAlias = tuple[int, ...]
 
 
 def find_layers(params: PyTree, *, exclude: Sequence[str] = (), min_eigenvalues: int = 50) -> Layers:
     """Finds the balanced layers of a network in its parameter tree.
 
     Every real floating-point array of two or more axes is a layer, except embeddings (by their name, or by an
-    `Embedding` module around them), stacked vectors, and what `exclude` and `min_eigenvalues` leave out. Dense, attention
+    `Embedding` module around them), biases and norms, and what `exclude` and `min_eigenvalues` leave out. Dense, attention
     and 1-D to 3-D convolution kernels are understood in the layouts of Flax Linen and NNX, Haiku and JAX at large (inputs
-    before outputs, windows first) and of Equinox and PyTorch (`weight`: outputs first). A stack of layers (`nn.scan`,
-    `jax.vmap`) is known by the extra leading axes of its biases and norms. A layer's bias, in the same module, takes
-    the layer's scale.
+    before outputs, windows first) and of Equinox and PyTorch (`weight`: outputs first). A layer's bias, in the same
+    module, takes the layer's scale.
+
+    A stack of layers (`nn.scan`, `jax.vmap`) is known by the extra axes of its bias or, where it has none, of the biases
+    and norms in the nearest module around it: leading axes, or the second one (`nn.scan` with `variable_axes={"params":
+    1}`). Where sizes allow several readings, leading axes come first. Where no bias or norm is near, nothing in a tree
+    tells a stack of dense kernels from a 1-D convolution, nor a dense kernel of three axes (`DenseGeneral`): it is read as
+    a convolution, whose matrices share one spectrum. `trace_layers` knows.
 
     The order of a tree is not the order of the network, so the first and the last layer, which TempBalance leaves alone
     (Zhou et al., 2023, Section 4.1), must be named in `exclude`; the scale of a normalization stays 1. `trace_layers`
@@ -69,159 +80,179 @@ def find_layers(params: PyTree, *, exclude: Sequence[str] = (), min_eigenvalues:
             f"find_layers: params is a single array of shape {params.shape}, not a tree of named weights. (Under "
             "optax.inject_hyperparams, give static_args=('metric', 'assign', 'layers'): it takes functions for schedules.)"
         )
-    leaves = leaves_by_path(params)
-    modules = _modules(leaves)
+    tree = _Tree(params)
     left_out: dict[Path, str] = {}
-    kernels: list[Path] = []
-    embeddings = _embedding_paths(params)
-    for path, leaf in leaves.items():
-        if not hasattr(leaf, "shape") or len(leaf.shape) < 2:
-            continue
-        reason = "an embedding" if path in embeddings else _why_not_a_kernel(path, modules, leaves)
-        if reason is None:
-            kernels.append(path)
-        else:
-            left_out[path] = reason
-    names = layer_names(kernels)
-    layers = [_layer(names[path], path, modules, leaves) for path in kernels]
-    return select_layers(layers, leaves, left_out, exclude, min_eigenvalues, "find_layers")
+    axes: dict[Path, tuple[Axes, Axes, Axes]] = {}
+    for path, leaf in tree.leaves.items():
+        if hasattr(leaf, "shape") and len(leaf.shape) >= 2:
+            found = tree.why_not_a_kernel(path) or tree.kernel_axes(path)
+            if isinstance(found, str):
+                left_out[path] = found
+            else:
+                axes[path] = found
+    names = layer_names(axes)
+    layers = [Layer(names[path], path, tree.follows(path), *axes[path]) for path in axes]
+    return select_layers(layers, tree.leaves, left_out, exclude, min_eigenvalues, "find_layers")
 
 
-def _modules(leaves: Mapping[Path, Any]) -> dict[str, dict[str, Path]]:
-    """Array leaves grouped by module, then by their names in it."""
-    modules: dict[str, dict[str, Path]] = {}
-    for path, leaf in leaves.items():
-        if hasattr(leaf, "shape"):
-            module, name = split_path(path)
-            modules.setdefault(module, {})[name] = path
-    return modules
+class _Tree:
+    """A parameter tree, read by the names, shapes and neighbours of its real floating-point arrays."""
 
-
-def _embedding_paths(params: PyTree) -> set[Path]:
-    """Paths of the arrays inside modules whose type is called `Embedding` (Equinox keeps an embedding in `weight`)."""
-    is_embedding = lambda node: type(node).__name__ in ("Embedding", "Embed")
-    nodes = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_embedding)
-    inside = [(key_path, node) for key_path, node in nodes if is_embedding(node)]
-    return {path_name((*outer, *inner)) for outer, node in inside for inner, _ in jax.tree_util.tree_leaves_with_path(node)}
-
-
-def _why_not_a_kernel(path: Path, modules: Mapping[str, Mapping[str, Path]], leaves: Mapping[Path, Any]) -> str | None:
-    """Why an array of two or more axes is no kernel; None if it is one."""
-    leaf = leaves[path]
-    module, name = split_path(path)
-    names = modules[module]
-    if not is_float_array(leaf):
-        return f"its dtype, {leaf.dtype}, is no real floating point"
-    if name in _VECTOR_NAMES or any(
-        other in _VECTOR_NAMES and leaves[names[other]].shape == leaf.shape for other in names if other != name
-    ):
-        return "a stack of vectors, by its name or its bias"
-    parent = split_path(module)[1]
-    if _EMBEDDING.search(name) or (name == "weight" and len(leaf.shape) == 2 and _EMBEDDING.search(parent)):
-        return "an embedding"
-    return None
-
-
-def _layer(layer_name: str, kernel: Path, modules: Mapping[str, Mapping[str, Path]], leaves: Mapping[Path, Any]) -> Layer:
-    """Describes a kernel by the conventions for its name, its shape and its bias."""
-    module, name = split_path(kernel)
-    shape = leaves[kernel].shape
-    bias = _bias(kernel, modules[module], leaves)
-    bias_shape = None if bias is None else tuple(leaves[bias].shape)
-    attention = None if name in _OUTPUT_FIRST else _attention_axes(module, len(shape), bias_shape, shape, modules)
-    if attention is not None:
-        stacked, reduction_axes, output_axes = attention
-    elif name in _OUTPUT_FIRST:
-        stacked = _stacked_axes(module, shape, bias_shape, modules, leaves)
-        reduction_axes, output_axes = (stacked + 1,), (stacked,)
-    else:
-        stacked = _stacked_axes(module, shape, bias_shape, modules, leaves)
-        reduction_axes, output_axes = (len(shape) - 2,), (len(shape) - 1,)
-        if bias_shape is not None and stacked == 0 and 1 < len(bias_shape) < len(shape):
-            # A dense kernel with several output axes (`DenseGeneral`), as its bias shows.
-            output_axes = tuple(range(len(shape) - len(bias_shape), len(shape)))
-            reduction_axes = tuple(range(output_axes[0]))
-    layer_axes = tuple(range(stacked))
-    follows = ()
-    if bias is not None and bias_shape is not None and bias_shape[:stacked] == tuple(shape[:stacked]):
-        follows = (bias,)
-    return Layer(layer_name, kernel, follows, reduction_axes, output_axes, layer_axes)
-
-
-def _bias(kernel: Path, names: Mapping[str, Path], leaves: Mapping[Path, Any]) -> Path | None:
-    """The bias of a kernel in the same module: by name, or the one vector beside the one kernel."""
-    _, name = split_path(kernel)
-    for weight_name, bias_name in _WEIGHT_TO_BIAS:
-        candidate = name.replace(weight_name, bias_name, 1)
-        if weight_name in name and candidate in names:
-            return names[candidate]
-    if len(names) == 2:
-        (other,) = (path for path in names.values() if path != kernel)
-        if len(leaves[other].shape) == 1 and leaves[other].shape[0] in leaves[kernel].shape:
-            return other
-    return None
-
-
-def _attention_axes(
-    module: str,
-    ndim: int,
-    bias_shape: tuple[int, ...] | None,
-    shape: tuple[int, ...],
-    modules: Mapping[str, Mapping[str, Path]],
-) -> tuple[int, tuple[int, ...], tuple[int, ...]] | None:
-    """Stacked, reduction and output axes of Flax's attention kernels, or None for any other.
-
-    Queries, keys and values are `(embed, heads, head_dim)`, the output is `(heads, head_dim, embed)`: three axes, and no
-    convolution. They are known by the module's name and its siblings.
-    """
-    parent, own = split_path(module)
-    siblings = {split_path(other)[1] for other in modules if split_path(other)[0] == parent}
-    if ndim < 3 or own not in ("query", "key", "value", "out") or not {"query", "key", "value"} <= siblings:
-        return None
-    output = shape[-1:] if own == "out" else shape[-2:]
-    if bias_shape is not None and bias_shape != tuple(shape[:-3]) + tuple(output):
-        return None  # A stack of plain dense layers that happen to be called so.
-    stacked = ndim - 3
-    if own == "out":
-        return stacked, (stacked, stacked + 1), (stacked + 2,)
-    return stacked, (stacked,), (stacked + 1, stacked + 2)
-
-
-def _stacked_axes(
-    module: str,
-    shape: tuple[int, ...],
-    bias_shape: tuple[int, ...] | None,
-    modules: Mapping[str, Mapping[str, Path]],
-    leaves: Mapping[Path, Any],
-) -> int:
-    """How many leading axes of a kernel stack layers: as many as its bias has beyond the output axis.
-
-    Without a bias, the nearest enclosing module that holds biases or norms answers, if all its arrays share those axes.
-    """
-    if bias_shape is not None:
-        return _extra_axes(bias_shape, shape)
-    scope = module
-    while scope:
-        scope, _ = split_path(scope)
-        inside = {
-            path: name
-            for other, names in modules.items()
-            if other == scope or not scope or other.startswith((scope + "/", scope + "."))
-            for name, path in names.items()
+    def __init__(self, params: PyTree):
+        self.leaves = leaves_by_path(params)
+        self._shapes: dict[Path, Shape] = {
+            path: tuple(leaf.shape) for path, leaf in self.leaves.items() if is_float_array(leaf)
         }
-        vectors = [leaves[path].shape for path, name in inside.items() if name in _VECTOR_NAMES]
-        if vectors:
-            stacked = min(len(vector) for vector in vectors) - 1
-            shared = all(tuple(leaves[path].shape[:stacked]) == tuple(shape[:stacked]) for path in inside)
-            return stacked if shared and stacked <= len(shape) - 2 else 0
-    return 0
+        self._modules: dict[str, dict[str, Path]] = {}
+        for path in self._shapes:
+            module, name = split_path(path)
+            self._modules.setdefault(module, {})[name] = path
+        self._embeddings = _arrays_of(params, _EMBEDDING_TYPES)
+        norms = _arrays_of(params, _NORM_TYPES)
+        self._vectors = {path for path in self._shapes if path in norms or _VECTOR.search(split_path(path)[1])}
+        kernels = [path for path, shape in self._shapes.items() if len(shape) >= 2 and path not in self._vectors]
+        self._biases = {path: bias for path in kernels if (bias := self._find_bias(path)) is not None}
+        # Positional biases, and an affine norm's `weight`, which is shaped like its bias.
+        self._vectors |= set(self._biases.values())
+        self._vectors |= {
+            path
+            for path in kernels
+            if any(other in self._vectors and self._shapes[other] == self._shapes[path] for other in self._beside(path))
+        }
+
+    def follows(self, kernel: Path) -> tuple[Path, ...]:
+        return (self._biases[kernel],) if kernel in self._biases else ()
+
+    def why_not_a_kernel(self, path: Path) -> str | None:
+        """Why an array of two or more axes is no kernel; None if it is one."""
+        if path not in self._shapes:
+            return f"its dtype, {self.leaves[path].dtype}, is no real floating point"
+        module, name = split_path(path)
+        # In PyTorch's flat names only the module says so; its convolutions (`patch_embed`) have more axes.
+        torch_embedding = (
+            path.endswith(".weight") and len(self._shapes[path]) == 2 and _EMBEDDING.search(split_path(module)[1])
+        )
+        if path in self._embeddings or _EMBEDDING.search(name) or torch_embedding:
+            return "an embedding"
+        return "a bias or normalization" if path in self._vectors else None
+
+    def kernel_axes(self, kernel: Path) -> tuple[Axes, Axes, Axes] | str:
+        """Reduction, output and layer axes by the conventions for its name, shape and bias; why not, if none fits."""
+        shape = self._shapes[kernel]
+        bias = self._shapes[self._biases[kernel]] if kernel in self._biases else None
+        if bias is None:
+            # Attention kernels are known by their names and shapes too, so that they need no neighbours.
+            stacks = [self._stack_by_neighbours(kernel), tuple(range(len(shape) - 3))]
+        else:
+            bias = _without_trailing_ones(bias)
+            stacks = [tuple(range(axes)) for axes in reversed(range(max(len(bias), 1)))] + [(1,)] * (len(bias) > 1)
+            stacks = [stack for stack in stacks if _along(shape, stack) == _along(bias, stack)]
+        for read in (self._attention_axes, self._dense_or_conv_axes):
+            for stack in stacks:
+                bias_slice = None if bias is None else _without(bias, stack)
+                reading = read(kernel, stack, bias_slice)
+                if reading is None:
+                    continue
+                reduction, output = reading
+                if bias_slice is None or bias == bias_slice[:1] or _along(_without(shape, stack), output) == bias_slice:
+                    own = [axis for axis in range(len(shape)) if axis not in stack]
+                    return tuple(own[axis] for axis in reduction), tuple(own[axis] for axis in output), stack
+        return f"its bias of shape {bias} does not tell its axes; describe it in a Layer, or use trace_layers"
+
+    def _beside(self, path: Path) -> list[Path]:
+        return [other for other in self._modules[split_path(path)[0]].values() if other != path]
+
+    def _find_bias(self, kernel: Path) -> Path | None:
+        """The bias of a kernel in the same module: by name, or the one vector beside the one kernel."""
+        module, name = split_path(kernel)
+        for weight_name, bias_name in _WEIGHT_TO_BIAS:
+            candidate = name.replace(weight_name, bias_name, 1)
+            if weight_name in name and candidate in self._modules[module]:
+                return self._modules[module][candidate]
+        beside = self._beside(kernel)
+        if len(beside) == 1 and split_path(beside[0])[1][:1] in tuple("b0123456789"):
+            shape, (*stack, size) = self._shapes[kernel], self._shapes[beside[0]] or (0,)
+            if size in shape and tuple(stack) == shape[: len(stack)] and len(stack) <= len(shape) - 2:
+                return beside[0]
+        return None
+
+    def _attention_axes(self, kernel: Path, stack: Axes, bias: Shape | None) -> tuple[Axes, Axes] | None:
+        """Reduction and output axes of one of Flax's attention kernels, or None for any other.
+
+        Queries, keys and values are `(embed, heads, head_dim)`, the output is `(heads, head_dim, embed)`: three axes, and
+        no convolution.
+        """
+        del bias
+        module, name = split_path(kernel)
+        parent, own = split_path(module)
+        kernel_of = lambda module: self._modules.get(f"{parent}/{module}" if parent else module, {}).get("kernel")
+        family = [kernel_of(module) for module in ("query", "key", "value", "out")]
+        if name != "kernel" or kernel not in family or None in family:
+            return None
+        query, key, value, out = (_without(self._shapes[path], stack) for path in family if path is not None)
+        if not len(query) == len(key) == len(value) == len(out) == 3 or query[1:] != key[1:] or value[1:] != out[:2]:
+            return None  # Dense layers that happen to be called so.
+        return ((0, 1), (2,)) if own == "out" else ((0,), (1, 2))
+
+    def _dense_or_conv_axes(self, kernel: Path, stack: Axes, bias: Shape | None) -> tuple[Axes, Axes] | None:
+        """Reduction and output axes of one kernel of a stack, or None if there are too few."""
+        shape = _without(self._shapes[kernel], stack)
+        outputs = 1 if bias is None else max(1, len(bias))
+        if len(shape) <= outputs:
+            return None
+        if outputs > 1:  # Flax's DenseGeneral, as its bias shows
+            return tuple(range(len(shape) - outputs)), tuple(range(len(shape) - outputs, len(shape)))
+        outputs_first = "weight" in split_path(kernel)[1]
+        if bias and len(shape) >= 3:
+            # In a convolution, the size of the bias can know better than the name.
+            in_front, behind = bias[0] in shape[:2], bias[0] in shape[-2:]
+            outputs_first = outputs_first if in_front == behind else in_front
+        return ((1,), (0,)) if outputs_first else ((len(shape) - 2,), (len(shape) - 1,))
+
+    def _stack_by_neighbours(self, kernel: Path) -> Axes:
+        """The axes that stack a kernel without a bias: those it shares with all that is in the same stack.
+
+        The nearest module around it that holds biases or norms answers: unstacked, they would have one axis.
+        """
+        shape = self._shapes[kernel]
+        scope, _ = split_path(kernel)
+        while True:
+            inside = [path for path in self._shapes if not scope or path.startswith((scope + "/", scope + "."))]
+            vectors = [_without_trailing_ones(self._shapes[path]) for path in inside if path in self._vectors]
+            if vectors or not scope:
+                break
+            scope, _ = split_path(scope)
+        most = min([len(shape) - 2, *(len(vector) - 1 for vector in vectors)]) if vectors else 0
+        shared = lambda axis: (
+            shape[axis] > 1 and all(_along(self._shapes[path], (axis,)) == shape[axis : axis + 1] for path in inside)
+        )
+        leading = tuple(itertools.takewhile(shared, range(most)))
+        return leading or ((1,) if most >= 1 and shared(1) else ())
 
 
-def _extra_axes(bias_shape: tuple[int, ...], shape: tuple[int, ...]) -> int:
-    """Leading axes that a bias and its kernel share, before the bias's one output axis (and Equinox's window of ones)."""
-    core = tuple(bias_shape)
-    while len(core) > 1 and core[-1] == 1:
-        core = core[:-1]
-    stacked = max(len(core) - 1, 0)
-    fits = core and core[:-1] == tuple(shape[:stacked]) and core[-1] in (shape[-1], shape[min(stacked, len(shape) - 1)])
-    return stacked if fits and stacked <= len(shape) - 2 else 0
+def _arrays_of(params: PyTree, types: Collection[str]) -> set[Path]:
+    """Paths of the arrays held directly by modules of these types: Equinox calls most arrays `weight`."""
+    is_module = lambda node: type(node).__name__ in types
+    nodes = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_module)
+    return {
+        path_name((*outer, *inner))
+        for outer, node in nodes
+        if is_module(node)
+        for inner, _ in jax.tree_util.tree_leaves_with_path(node)
+        if len(inner) == 1
+    }
+
+
+def _along(shape: Shape, axes: Axes) -> Shape:
+    return tuple(shape[axis] for axis in axes if axis < len(shape))
+
+
+def _without(shape: Shape, axes: Axes) -> Shape:
+    return tuple(size for axis, size in enumerate(shape) if axis not in axes)
+
+
+def _without_trailing_ones(shape: Shape) -> Shape:
+    """The shape of a bias without Equinox's window of ones."""
+    while len(shape) > 1 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape

@@ -57,8 +57,8 @@ layer_axes=())
 class Layers(tuple[Layer, ...]):
     """The layers of a network, and why every other weight of it is not among them.
 
-    A tuple of `Layer`s. `left_out` maps the path of each remaining weight of two or more axes to the reason; printing
-    the object shows both.
+    A tuple of `Layer`s. `left_out` maps the path of each array of two or more axes that is in no layer to the reason;
+    printing the object shows both.
     """
 
     left_out: Mapping[Path, str]
@@ -206,7 +206,8 @@ def select_layers(
             reasons[layer.kernel] = f"{count} eigenvalues, fewer than min_eigenvalues={min_eigenvalues}"
         else:
             kept.append(layer)
-    return Layers(kept, reasons)
+    following = {path for layer in kept for path in layer.follows}
+    return Layers(kept, {path: reason for path, reason in reasons.items() if path not in following})
 
 
 def resolve_layers(layers: LayersOrFn, params: PyTree) -> tuple[Layers, dict[Path, Any]]:
@@ -226,11 +227,11 @@ def resolve_layers(layers: LayersOrFn, params: PyTree) -> tuple[Layers, dict[Pat
         _check_layer(layer, leaves)
     _check_unique("name", [layer.name for layer in found])
     _check_unique("path", [path for layer in found for path in (layer.kernel, *layer.follows)])
-    kernels = {layer.kernel for layer in found}
+    of_layers = {path for layer in found for path in (layer.kernel, *layer.follows)}
     left_out = {
         path: "not among layers"
         for path, leaf in leaves.items()
-        if path not in kernels and is_float_array(leaf) and len(leaf.shape) >= 2
+        if path not in of_layers and is_float_array(leaf) and len(leaf.shape) >= 2
     }
     return Layers(found, left_out | dict(getattr(found, "left_out", {}))), leaves
 

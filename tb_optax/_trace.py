@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from tb_optax._jaxpr import JaxprReader, parameter
+from tb_optax._axes import parameter
+from tb_optax._jaxpr import JaxprReader
 from tb_optax._layers import Layer, Layers, Path, PyTree, is_float_array, layer_names, leaves_by_path, select_layers
 
 
@@ -23,15 +24,21 @@ def trace_layers(
     parameters are layers, in which order, along which axes; from what is added to and multiplied with their outputs, which
     biases and normalizations follow which layer. Sees through `jit`, `scan` (each slice is a layer of its own), `remat`,
     `cond`, `while`, `shard_map`, `custom_jvp` and `custom_vjp`. A normalization belongs to the layer right before it: not
-    behind a nonlinearity, nor where two branches have been added. A parameter that follows several layers follows none.
+    behind a nonlinearity or pooling, nor where two branches have been added. A parameter that follows several layers
+    follows none. Kernels joined to one array before their product are not told apart, and are left out.
 
     The first and the last layer are left out (Zhou et al., 2023, Section 4.1). An embedding lookup counts as a first
     layer. A stack of layers that is scanned over is neither, for it holds more than one layer.
 
+    For an NNX network, `graph, params, rest = nnx.split(model, nnx.Param, ...)`, then
+    `trace_layers(lambda params, rest, x: nnx.merge(graph, params, rest)(x), params, rest, x)`: as an argument, `rest` can
+    be written to, as batch norm does in training.
+
     Args:
       fn: the forward pass, or a loss.
-      params: its first argument: the parameter tree that the optimizer will see.
-      *args: its other arguments: arrays, `jax.ShapeDtypeStruct`s or trees of them.
+      params: its first argument: the parameter tree that the optimizer will see. What in it is no array is left as it is.
+      *args: its other arguments, running statistics and data: arrays, `jax.ShapeDtypeStruct`s or trees of them. Data that
+        `fn` closes over will do as well.
       exclude: shell-style patterns (`fnmatch`) of the names of further layers to leave out.
       min_eigenvalues: layers with fewer eigenvalues are left out.
       first_and_last: balance the first and the last layer too.
@@ -54,23 +61,28 @@ def trace_layers(
       left out: stem/w: the first layer
       left out: head/w: the last layer
     """
-    arrays = {path: leaf for path, leaf in leaves_by_path(params).items() if hasattr(leaf, "shape")}
-    jaxpr = jax.make_jaxpr(fn)(params, *args).jaxpr
-    weights = [parameter(path, leaf.shape) for path, leaf in arrays.items()]
-    reader = JaxprReader({path: tuple(leaf.shape) for path, leaf in arrays.items()})
-    reader.run(jaxpr, [*weights, *[None] * (len(jaxpr.invars) - len(weights))])
-    return _balanced(reader, arrays, exclude, min_eigenvalues, first_and_last)
+    leaves = leaves_by_path(params)
+    arrays = {path: leaf for path, leaf in leaves.items() if hasattr(leaf, "shape")}
+    shapes = {path: tuple(leaf.shape) for path, leaf in arrays.items()}
+    structure = jax.tree_util.tree_structure(params)
+
+    def of_arrays(arrays: dict[Path, Any], *args: Any) -> Any:
+        # An Equinox module holds functions too, which cannot be traced.
+        return fn(structure.unflatten((leaves | arrays).values()), *args)
+
+    jaxpr = jax.make_jaxpr(of_arrays)(arrays, *args).jaxpr
+    weights = [parameter(path, shapes[path]) for path in sorted(shapes)]  # as JAX flattens a dict
+    return _balanced(JaxprReader(jaxpr, weights, shapes), arrays, exclude, min_eigenvalues, first_and_last)
 
 
 def _balanced(
     reader: JaxprReader, arrays: dict[Path, Any], exclude: Sequence[str], min_eigenvalues: int, first_and_last: bool
 ) -> Layers:
-    left_out = {
-        path: reader.unclear.get(path, "no matrix product with it in the forward pass")
-        for path, leaf in arrays.items()
-        if len(leaf.shape) >= 2 and path not in reader.axes
-    }
-    left_out |= {path: "an embedding" for path in reader.uses if path in left_out}
+    left_out: dict[Path, str] = {}
+    for path, leaf in arrays.items():
+        if len(leaf.shape) >= 2 and path not in reader.axes:
+            known = "an embedding" if path in reader.embeddings else reader.unclear.get(path)
+            left_out[path] = known or "no matrix product with it in the forward pass"
     names = layer_names(reader.axes)
     layers = {}
     for path, (reduction_axes, output_axes, layer_axes) in reader.axes.items():
@@ -81,7 +93,7 @@ def _balanced(
             left_out[path] = f"its dtype, {arrays[path].dtype}, is no real floating point"
     if not first_and_last:
         for which, path in zip(("first", "last"), reader.uses[:1] + reader.uses[-1:], strict=False):
-            if path in layers and not layers[path].layer_axes:
+            if path is not None and path in layers and not layers[path].layer_axes:
                 left_out[path] = f"the {which} layer"
                 del layers[path]
     return select_layers(layers.values(), arrays, left_out, exclude, min_eigenvalues, "trace_layers")
