@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO_EPOCHS ?= 16
 DEMO := --dataset digits --model resnet18 --width 0.125 --epochs $(DEMO_EPOCHS)
 
-.PHONY: demo test test-slow test-lowest clean
+.PHONY: demo test test-slow test-lowest docs clean
 
 # Trains a small ResNet-18 on handwritten digits with and without TempBalance.
 demo: .venv/installed-examples
@@ -25,6 +25,9 @@ test-slow: .venv/installed-test
 # The library's own tests on the oldest versions that pyproject.toml admits.
 test-lowest: .venv-lowest/installed
 	.venv-lowest/bin/python -m pytest -n 2 -m "not slow" tb_optax tests --ignore=tests/examples
+
+docs: .venv/installed-docs
+	$(BIN)/python -m sphinx --fail-on-warning --builder html docs docs/_build/html
 
 .venv/installed-%: pyproject.toml | .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -46,8 +46,8 @@ def find_layers(params: PyTree, *, exclude: Sequence[str] = (), min_eigenvalues:
     module, takes the layer's scale.
 
     A stack of layers (`nn.scan`, `jax.vmap`) is known by the extra axes of its bias or, where it has none, of the biases
-    and norms in the nearest module around it: leading axes, or the second one (`nn.scan` with `variable_axes={"params":
-    1}`). Where sizes allow several readings, leading axes come first. Where no bias or norm is near, nothing in a tree
+    and norms in the nearest module around it: leading axes, or the second one (an `nn.scan` over axis 1).
+    Where sizes allow several readings, leading axes come first. Where no bias or norm is near, nothing in a tree
     tells a stack of dense kernels from a 1-D convolution, nor a dense kernel of three axes (`DenseGeneral`): it is read as
     a convolution, whose matrices share one spectrum. `trace_layers` knows.
 
