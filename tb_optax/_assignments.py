@@ -44,13 +44,15 @@ def sqrt(metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: Bo
 def log2(metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: Bound = 1.5) -> Float[Array, " layers"]:
     """`log m / mean log m` (Zhou et al., 2023, Appendix): the bounds are not in the formula, and `m` is to exceed 1.
 
+    NaN where a metric is not above zero.
+
     Example:
       >>> import jax.numpy as jnp, tb_optax
       >>> tb_optax.log2(jnp.array([2.0, 8.0])).tolist()
       [0.5, 1.5]
     """
     del min_scale, max_scale
-    return _over_mean(metrics, jnp.log2(metrics))
+    return _over_mean(metrics, jnp.log2(jnp.where(metrics > 0, metrics, jnp.nan)))
 
 
 def step(metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: Bound = 1.5) -> Float[Array, " layers"]:

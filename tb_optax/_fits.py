@@ -5,8 +5,9 @@ greatest likelihood, the Hill estimator. They differ in the choice. `alpha` does
 eigenvalues.
 """
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,7 @@ def median(eigenvalues: Float[Array, "*layers n"], *, tail_fraction: float = 0.5
         raise ValueError(f"tail_fraction={tail_fraction} must be above 0 and at most 1: the share of the spectrum to fit.")
     n = eigenvalues.shape[-1]
     index = min(int(n * (1 - tail_fraction)), n - 2)
-    return _over_layers(lambda values: _fit_at(values, jnp.asarray(index)), eigenvalues)
+    return _over_layers(_fit_at, eigenvalues, jnp.asarray(index))
 
 
 def goodness_of_fit(eigenvalues: Float[Array, "*layers n"]) -> PowerLaw:
@@ -79,7 +80,7 @@ def goodness_of_fit(eigenvalues: Float[Array, "*layers n"]) -> PowerLaw:
       3.0
     """
     check_eigenvalues(eigenvalues)
-    return _over_layers(lambda values: _best_fit(values, jnp.ones(len(values), bool)), eigenvalues)
+    return _over_layers(_best_fit, eigenvalues, True)
 
 
 def fix_finger(eigenvalues: Float[Array, "*layers n"]) -> PowerLaw:
@@ -87,7 +88,8 @@ def fix_finger(eigenvalues: Float[Array, "*layers n"]) -> PowerLaw:
 
     The peak is the lower edge `e` of the fullest of 100 bins of `log10 λ`; thresholds are the eigenvalues with
     `log10(0.95 * 10^e) <= λ <= 1.5 * 10^e`. The released code compares a logarithm with an eigenvalue on the lower side,
-    so that bound rarely binds; its results are matched here.
+    so that bound rarely binds; its results are matched here. The bins span all eigenvalues above zero, so the smallest
+    ones matter: `spectra` resolves them, and so does `tempbalance` for a metric with this fit.
 
     Args:
       eigenvalues: ascending along the last axis; any floating dtype.
@@ -103,17 +105,11 @@ def fix_finger(eigenvalues: Float[Array, "*layers n"]) -> PowerLaw:
     """
     check_eigenvalues(eigenvalues)
 
-    def fit(values: Float[Array, " n"]) -> PowerLaw:
-        positive = values > 0
-        logs = jnp.log10(jnp.where(positive, values, values[-1]))
-        low, high = logs.min(), logs.max()
-        bins = jnp.floor((logs - low) / (high - low) * _HISTOGRAM_BINS)
-        bins = jnp.clip(bins, 0, _HISTOGRAM_BINS - 1).astype(jnp.int32)
-        counts = jnp.zeros(_HISTOGRAM_BINS, jnp.int32).at[bins].add(positive.astype(jnp.int32))
-        peak = 10 ** (low + counts.argmax() * (high - low) / _HISTOGRAM_BINS)
-        return _best_fit(values, (jnp.log10(0.95 * peak) <= values) & (values <= 1.5 * peak))
+    return _over_layers(_fit_at_peak, eigenvalues)
 
-    return _over_layers(fit, eigenvalues)
+
+# As a user's metric or fit may: see `reads_small_eigenvalues`.
+vars(fix_finger)["small_eigenvalues"] = True
 
 
 def check_eigenvalues(eigenvalues: Array) -> None:
@@ -124,20 +120,25 @@ def check_eigenvalues(eigenvalues: Array) -> None:
         )
 
 
-def _over_layers(fit: Callable[[Array], PowerLaw], eigenvalues: Float[Array, "*layers n"]) -> PowerLaw:
+@functools.partial(jax.jit, static_argnums=0)
+def _over_layers(fit: Callable[..., PowerLaw], eigenvalues: Float[Array, "*layers n"], *args: Any) -> PowerLaw:
     flat = eigenvalues.reshape(-1, eigenvalues.shape[-1])
-    fits = jax.vmap(fit)(flat.astype(jnp.promote_types(flat.dtype, jnp.float32)))
+    flat = flat.astype(jnp.promote_types(flat.dtype, jnp.float32))
+    fits = jax.vmap(lambda values: fit(values, *args))(flat)
     return jax.tree.map(lambda leaf: leaf.reshape(eigenvalues.shape[:-1]), fits)
 
 
 def _exponents(logs: Float[Array, " n"]) -> Float[Array, " n"]:
-    """The Hill estimator at every threshold; NaN where the tail's spread is within rounding of its ends."""
+    """The Hill estimator at every threshold."""
     n = len(logs)
-    count = n - jnp.arange(n)
     # Logarithms relative to the largest one, so that the sums of a tail are no larger than its spread.
     relative = logs - logs[-1]
-    spread = jnp.cumsum(relative[::-1])[::-1] / count - relative
-    return jnp.where(spread > 100 * jnp.finfo(logs.dtype).eps, 1 + 1 / spread, jnp.nan)
+    return _exponent(jnp.cumsum(relative[::-1])[::-1] / (n - jnp.arange(n)) - relative)
+
+
+def _exponent(spread: Float[Array, "*thresholds"]) -> Float[Array, "*thresholds"]:
+    """From the mean logarithm of `λ / threshold`; NaN where that is within rounding of zero."""
+    return jnp.where(spread > 100 * jnp.finfo(spread.dtype).eps, 1 + 1 / spread, jnp.nan)
 
 
 def _distances(
@@ -156,21 +157,35 @@ def _safe_logs(values: Float[Array, " n"]) -> Float[Array, " n"]:
 
 
 def _fit_at(values: Float[Array, " n"], index: Int[Array, ""]) -> PowerLaw:
+    n = len(values)
     logs = _safe_logs(values)
-    alpha = jnp.where((values[index] > 0) & jnp.isfinite(values[-1]), _exponents(logs)[index], jnp.nan)
+    above = jnp.where(jnp.arange(n) >= index, logs - logs[index], 0.0)
+    alpha = _exponent(above.sum() / (n - index))
+    alpha = jnp.where((values[index] > 0) & jnp.isfinite(values[-1]), alpha, jnp.nan)
     return PowerLaw(alpha, values[index], _distances(logs, alpha[None], index[None])[0])
 
 
-def _best_fit(values: Float[Array, " n"], candidates: Bool[Array, " n"]) -> PowerLaw:
+def _fit_at_peak(values: Float[Array, " n"]) -> PowerLaw:
+    positive = values > 0
+    logs = jnp.log10(jnp.where(positive, values, values[-1]))
+    low, high = logs.min(), logs.max()
+    bins = jnp.floor((logs - low) / (high - low) * _HISTOGRAM_BINS)
+    bins = jnp.clip(bins, 0, _HISTOGRAM_BINS - 1).astype(jnp.int32)
+    counts = jnp.zeros(_HISTOGRAM_BINS, jnp.int32).at[bins].add(positive.astype(jnp.int32))
+    peak = 10 ** (low + counts.argmax() * (high - low) / _HISTOGRAM_BINS)
+    return _best_fit(values, (jnp.log10(0.95 * peak) <= values) & (values <= 1.5 * peak))
+
+
+def _best_fit(values: Float[Array, " n"], candidates: Bool[Array, "#n"]) -> PowerLaw:
     """The fit of least distance among the candidate thresholds; the largest eigenvalue, which has no tail, is none."""
     n = len(values)
     logs = _safe_logs(values)
     alpha = _exponents(logs)
-    candidates &= (values > 0) & jnp.isfinite(values[-1]) & jnp.isfinite(alpha) & (jnp.arange(n) < n - 1)
-    index = jnp.arange(n)
-    distance = jax.lax.map(
-        lambda block: _distances(logs, block[0][None], block[1][None])[0], (alpha, index), batch_size=min(_BLOCK, n)
-    )
+    candidates = candidates & (values > 0) & jnp.isfinite(values[-1]) & jnp.isfinite(alpha) & (jnp.arange(n) < n - 1)
+    block = min(_BLOCK, n)
+    # The last block is filled up with thresholds that are cut off again.
+    blocks = jnp.minimum(jnp.arange(-(-n // block) * block), n - 1).reshape(-1, block)
+    distance = jax.lax.map(lambda index: _distances(logs, alpha[index], index), blocks).reshape(-1)[:n]
     best = jnp.argmin(jnp.where(candidates, distance, jnp.inf))
     fit = PowerLaw(alpha[best], values[best], distance[best])
     return jax.tree.map(lambda leaf: jnp.where(candidates.any(), leaf, jnp.nan), fit)

@@ -1,7 +1,8 @@
 """Metrics: one number for a layer's spectrum, which decides how its learning rate compares with other layers'."""
 
+import functools
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -73,3 +74,10 @@ def alpha_weighted(eigenvalues: Float[Array, "*layers n"], *, fit: Fit = median)
       0.0
     """
     return fit(eigenvalues).alpha * jnp.log10(eigenvalues[..., -1])
+
+
+def reads_small_eigenvalues(metric: Any) -> bool:
+    """Whether a metric, or a fit given to it by `functools.partial`, has a true attribute `small_eigenvalues`."""
+    if isinstance(metric, functools.partial):
+        return any(reads_small_eigenvalues(part) for part in (metric.func, *metric.args, *metric.keywords.values()))
+    return getattr(metric, "small_eigenvalues", False) is True

@@ -1,11 +1,11 @@
 """The gradient transformation."""
 
+import functools
 import math
 from collections import defaultdict
 from typing import Any, NamedTuple
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -13,9 +13,10 @@ from jaxtyping import Array, Bool, Float, Int
 from optax.tree_utils import _state_utils
 
 from tb_optax._assignments import Assignment, Bound, linear
+from tb_optax._checks import check_arguments, check_shape
 from tb_optax._find import find_layers
 from tb_optax._layers import KernelShape, Layers, LayersOrFn, PyTree, kernel_shape, path_name, resolve_layers
-from tb_optax._metrics import Metric, pl_alpha_hill
+from tb_optax._metrics import Metric, pl_alpha_hill, reads_small_eigenvalues
 from tb_optax._sharding import replicated
 from tb_optax._spectra import layer_spectra
 
@@ -59,11 +60,11 @@ def tempbalance(
     while scales hold; behind a refresh, the momentum still carries gradients scaled as they came, for about
     `1 / (1 - momentum)` steps. Before Adam and its kin it would be divided out again.
 
-    A layer whose spectrum is unusable (a NaN or an infinity in its weight, all zero, a rank so low that the fitted tail
-    has no spread) keeps its scale and takes no part in the others'. Spectra are computed in float32, or in float64 for
-    float64 weights; updates keep their dtype. Only a step that refreshes pays: under `jax.vmap` (several seeds at once)
-    too, where all refresh when one is due, and those not due keep their scales. Gradients through `update` take the
-    scales for constants.
+    A layer whose spectrum is unusable (a NaN or an infinity in its weight, entries too large or too small to be squared,
+    all zero, a rank so low that the fitted tail has no spread) keeps its scale and takes no part in the others'. Spectra
+    are computed in float32, or in float64 for float64 weights; updates keep their dtype. Only a step that refreshes
+    pays: under `jax.vmap` (several seeds at once) too, where all refresh when one is due, and those not due keep their
+    scales. Gradients through `update` take the scales for constants.
 
     Args:
       update_interval: updates between refreshes, at least 1. The paper refreshes once an epoch.
@@ -71,7 +72,9 @@ def tempbalance(
       max_scale: the greatest scale, finite and not below `min_scale`; the paper's `s2`. Whatever `assign` returns is
         clipped to the two.
       metric: a function from ascending spectra `(*layers, n)` to metrics `(*layers,)`: `pl_alpha_hill`, `spectral_norm`,
-        `alpha_weighted`, a `functools.partial` of one with another fit, or your own. NaN marks a layer as unusable.
+        `alpha_weighted`, a `functools.partial` of one with another fit, or your own. NaN marks a layer as unusable. A
+        function that reads eigenvalues of less than a millionth of the largest says so with an attribute
+        `small_eigenvalues = True`, as `fix_finger` does: spectra then come from singular values, at twice the cost.
       assign: a function `(metrics, min_scale, max_scale) -> scales` of all layers at once: `linear`, `sqrt`, `log2`,
         `step`, or your own. NaN marks a layer that takes no part.
       layers: which layers to balance: `Layer`s, or a function of the parameters that finds them. The default leaves
@@ -97,21 +100,33 @@ def tempbalance(
       >>> {name: round(float(scale), 2) for name, scale in state[1].scale.items()}
       {'dense0': 0.9, 'dense1': 0.5, 'dense2': 1.5}
     """
-    _check_arguments(update_interval, min_scale, max_scale, metric, assign, start_step)
+    check_arguments(update_interval, min_scale, max_scale, metric, assign, start_step)
 
     def init_fn(params: PyTree) -> TempBalanceState:
         count = jnp.zeros((), jnp.int32)
         if isinstance(params, _PLACEHOLDER):  # optax.tree.map_params asks where in the state the parameters are: nowhere.
             return TempBalanceState(count, jnp.zeros(()), jnp.ones(()))  # pyright: ignore[reportArgumentType]
         found, leaves = resolve_layers(layers, params)
-        _check_enough(found)
         shapes = {layer.name: kernel_shape(layer, leaves[layer.kernel].shape) for layer in found}
+        _check_enough(found, shapes)
         dtype = _state_dtype(found, leaves)
         return TempBalanceState(
             count,
             {name: jnp.zeros(shape.stack, dtype) for name, shape in shapes.items()},
             {name: jnp.ones(shape.stack, dtype) for name, shape in shapes.items()},
         )
+
+    @functools.partial(jax.jit, static_argnums=0)  # Where nothing around it is jitted, it is compiled once all the same.
+    def refresh_if_due(found: Layers, state: TempBalanceState, kernels: dict[str, Array]) -> tuple[Any, Any]:
+        since = state.count - _whole(start_step)
+        due = (since >= 0) & (since % jnp.maximum(_whole(update_interval), 1) == 0)
+
+        def refresh(kernels: dict[str, Array]) -> tuple[Any, Any]:
+            # The branch is taken where any seed is due; those that are not keep what they have.
+            fresh = _refresh(found, replicated(kernels), state, metric, assign, min_scale, max_scale)
+            return jax.tree.map(lambda new, old: jnp.where(due, new, old), fresh, (state.metric, state.scale))
+
+        return jax.lax.cond(_any_over_batch(due), refresh, lambda _: (state.metric, state.scale), kernels)
 
     def update_fn(
         updates: PyTree, state: TempBalanceState, params: PyTree | None = None, **extra_args: Any
@@ -128,15 +143,7 @@ def tempbalance(
                 f"{sorted(layer.name for layer in found)}; call init with the same parameters."
             )
         kernels = jax.lax.stop_gradient({layer.kernel: leaves[layer.kernel] for layer in found})
-        since = state.count - start_step
-        due = (since >= 0) & (since % jnp.maximum(update_interval, 1) == 0)
-
-        def refresh(kernels: dict[str, Array]) -> tuple[Any, Any]:
-            # The branch is taken where any seed is due; those that are not keep what they have.
-            fresh = _refresh(found, replicated(kernels), state, metric, assign, min_scale, max_scale)
-            return jax.tree.map(lambda new, old: jnp.where(due, new, old), fresh, (state.metric, state.scale))
-
-        metrics, scales = jax.lax.cond(_any_over_batch(due), refresh, lambda _: (state.metric, state.scale), kernels)
+        metrics, scales = refresh_if_due(found, state, kernels)
         new_state = TempBalanceState(jnp.asarray(optax.safe_increment(state.count)), metrics, scales)
         return _scale_updates(updates, found, leaves, scales), new_state
 
@@ -156,11 +163,14 @@ def _refresh(
     max_scale: Bound,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Metrics and scales from the weights, each layer's last ones where its spectrum is unusable."""
-    metrics = _metrics(layer_spectra(found, kernels), metric)
+    spectra = layer_spectra(found, kernels, small_eigenvalues=reads_small_eigenvalues(metric))
+    metrics = _metrics(spectra, metric)
     names = list(metrics)
     stacks = [metrics[name].shape for name in names]
     values = jnp.concatenate([metrics[name].reshape(-1) for name in names])
-    scales = jnp.clip(assign(values, min_scale, max_scale), min_scale, max_scale)
+    scales = assign(values, min_scale, max_scale)
+    check_shape("assign", assign, "number for each metric", scales, values.shape)
+    scales = jnp.clip(scales, min_scale, max_scale)
     ends = np.cumsum([math.prod(stack) for stack in stacks])[:-1]
     new_metric, new_scale = {}, {}
     for name, stack, value, scale in zip(names, stacks, jnp.split(values, ends), jnp.split(scales, ends), strict=True):
@@ -180,11 +190,7 @@ def _metrics(spectra: dict[str, Float[Array, "*stack n"]], metric: Metric) -> di
     for (length, _), names in lengths.items():
         rows = jnp.concatenate([spectra[name].reshape(-1, length) for name in names])
         values = metric(rows)
-        if values.shape != rows.shape[:1]:
-            raise ValueError(
-                f"tempbalance: metric={metric} returned shape {values.shape} for spectra of shape {rows.shape}; it must "
-                f"return one number for each spectrum, {rows.shape[:1]}."
-            )
+        check_shape("metric", metric, f"number for each spectrum of shape {rows.shape}", values, rows.shape[:1])
         values = jnp.where(jnp.isfinite(values) & (rows[:, -1] > 0), values, jnp.nan)
         start = 0
         for name in names:
@@ -208,7 +214,10 @@ def _scale_updates(updates: PyTree, found: Layers, leaves: dict[str, Any], scale
         scale, shape = owner[path]
         along = [update.shape[axis] if axis in shape.layer_axes else 1 for axis in range(update.ndim)]
         order = np.argsort(shape.layer_axes)
-        return update * scale.transpose(order).reshape(along).astype(update.dtype)
+        # The product is rounded, not the scale: in bfloat16 that would move the layer's learning rate by up to 0.4%.
+        return (update.astype(jnp.promote_types(update.dtype, scale.dtype)) * scale.transpose(order).reshape(along)).astype(
+            update.dtype
+        )
 
     return jax.tree_util.tree_map_with_path(scaled, updates)
 
@@ -225,50 +234,22 @@ def _(axis_size: int, in_batched: list[bool], due: Bool[Array, " batch"]) -> tup
     return _any_over_batch(jnp.any(due)), False
 
 
+def _whole(number: Any) -> Array:
+    """A number of updates as an integer; `inject_hyperparams` gives schedules' values in the parameters' precision."""
+    return jnp.round(jnp.asarray(number)).astype(jnp.int32)
+
+
 def _state_dtype(found: Layers, leaves: dict[str, Any]) -> Any:
     return jnp.result_type(jnp.float32, *(leaves[layer.kernel].dtype for layer in found))
 
 
-def _check_enough(found: Layers) -> None:
-    if len(found) < 2:
+def _check_enough(found: Layers, shapes: dict[str, KernelShape]) -> None:
+    slices = sum(math.prod(shape.stack) for shape in shapes.values())
+    if slices < 2:
         reasons = [f"  {path}: {reason}" for path, reason in found.left_out.items()]
         raise ValueError(
-            f"tempbalance balances layers against each other, and found {len(found)} to balance "
+            f"tempbalance balances layers against each other, and found {slices} to balance "
             f"({', '.join(layer.name for layer in found) or 'none'}). Left out:\n"
             + ("\n".join(reasons) or "  nothing: params has no other weight of two or more axes")
             + "\nGive other layers=, a smaller min_eigenvalues or fewer exclude patterns."
         )
-
-
-def _check_arguments(
-    update_interval: Any, min_scale: Any, max_scale: Any, metric: Any, assign: Any, start_step: Any
-) -> None:
-    """Checks what is known now: a number that is being traced (under `inject_hyperparams`, say) is not."""
-    for name, function in (("metric", metric), ("assign", assign)):
-        if not callable(function):
-            raise TypeError(
-                f"tempbalance: {name}={function!r} is not a function; give one such as "
-                f"tb_optax.{'pl_alpha_hill' if name == 'metric' else 'linear'}."
-            )
-    for name, number, least in (("update_interval", update_interval, 1), ("start_step", start_step, 0)):
-        value = _known_number(name, number)
-        if value is not None and (value != int(value) if math.isfinite(value) else True):
-            raise TypeError(f"tempbalance: {name}={number!r} must be a whole number of updates.")
-        if value is not None and value < least:
-            raise ValueError(f"tempbalance: {name}={number!r} must be at least {least}; it counts updates.")
-    low, high = _known_number("min_scale", min_scale), _known_number("max_scale", max_scale)
-    for name, value in (("min_scale", low), ("max_scale", high)):
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"tempbalance: {name}={value} must be finite and not negative; the paper has 0.5 and 1.5.")
-    if low is not None and high is not None and low > high:
-        raise ValueError(f"tempbalance: min_scale={low} is above max_scale={high}; give the smaller one first.")
-
-
-def _known_number(name: str, number: Any) -> float | None:
-    if isinstance(number, jax.core.Tracer):
-        return None
-    if isinstance(number, bool) or not isinstance(number, (int, float, np.number, np.ndarray, jax.Array)):
-        raise TypeError(f"tempbalance: {name}={number!r} is not a number.")
-    if np.ndim(number) > 0:
-        raise TypeError(f"tempbalance: {name} has shape {np.shape(number)}; give one number.")
-    return float(number)

@@ -1,0 +1,174 @@
+"""The fits are the formulas of the paper and the released code, on any spectrum."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from tiny import numpy_alpha
+
+import tb_optax
+
+FITS = [tb_optax.median, tb_optax.goodness_of_fit, tb_optax.fix_finger]
+N = 60
+
+every_fit = pytest.mark.parametrize("fit", FITS, ids=lambda fit: fit.__name__)
+# Eigenvalues over ten orders of magnitude, no two of them nearer than 1%.
+spectra = hnp.arrays(np.int32, N, elements=st.integers(-1200, 1200), unique=True).map(
+    lambda whole: np.exp(np.sort(whole) / 100).astype(np.float32)
+)
+
+
+def numpy_distance(eigenvalues: np.ndarray, index: int) -> float:
+    """Kolmogorov-Smirnov distance between a tail and its fit, as DESIGN's formula has it: one loop over the tail."""
+    alpha, count = numpy_alpha(eigenvalues, index), len(eigenvalues) - index
+    gaps = [
+        abs(1 - (eigenvalues[j] / eigenvalues[index]) ** (1 - alpha) - (j - index) / count)
+        for j in range(index, len(eigenvalues))
+    ]
+    return max(gaps)
+
+
+def numpy_candidates(eigenvalues: np.ndarray, fit) -> list[int]:
+    n = len(eigenvalues)
+    if fit is tb_optax.median:
+        return [n // 2]
+    if fit is tb_optax.goodness_of_fit:
+        return list(range(n - 1))
+    counts, edges = np.histogram(np.log10(eigenvalues), bins=100)
+    edge = 10 ** edges[counts.argmax()]
+    return [i for i in range(n - 1) if np.log10(0.95 * edge) <= eigenvalues[i] <= 1.5 * edge]
+
+
+@every_fit
+@given(eigenvalues=spectra)
+def test_fit_is_the_formula(fit, eigenvalues):
+    ours = fit(eigenvalues)
+    eigenvalues = eigenvalues.astype(np.float64)
+    distances = {index: numpy_distance(eigenvalues, index) for index in numpy_candidates(eigenvalues, fit)}
+    if not distances:  # The peak is the largest eigenvalue.
+        assert np.isnan(ours.alpha)
+        return
+    index = int(np.argmin(np.abs(eigenvalues - float(ours.threshold))))
+    # Two thresholds can be as good as each other: then either will do, if it is as good as the best.
+    assert index in distances
+    np.testing.assert_allclose(distances[index], min(distances.values()), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(ours.distance, distances[index], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(ours.alpha, numpy_alpha(eigenvalues, index), rtol=1e-3)
+
+
+@given(eigenvalues=spectra, tail_fraction=st.floats(0.05, 1.0))
+def test_median_takes_any_share_of_the_spectrum_for_its_tail(eigenvalues, tail_fraction):
+    index = int(N * (1 - tail_fraction))
+    alpha = tb_optax.median(eigenvalues, tail_fraction=tail_fraction).alpha
+    np.testing.assert_allclose(alpha, numpy_alpha(eigenvalues, index), rtol=1e-3)
+
+
+@pytest.mark.parametrize("fit", FITS[:2], ids=lambda fit: fit.__name__)
+@given(eigenvalues=spectra, exponent=st.integers(-60, 60))
+def test_alpha_does_not_depend_on_scale(fit, eigenvalues, exponent):
+    """fix_finger's does: its lower bound compares a logarithm with an eigenvalue."""
+    scaled = jnp.asarray(eigenvalues) * 2.0**exponent
+    np.testing.assert_allclose(fit(scaled).alpha, fit(eigenvalues).alpha, rtol=1e-3)
+
+
+@every_fit
+@pytest.mark.parametrize("alpha", [1.5, 2.0, 3.0, 4.5])
+def test_known_exponent_is_recovered(fit, alpha):
+    """The k-th greatest eigenvalue of a spectrum with density λ^-alpha falls as k^-s, s = 1 / (alpha - 1) (Figure 10)."""
+    ranks = np.arange(1000, 0, -1.0)
+    assert float(fit(ranks ** (-1 / (alpha - 1))).alpha) == pytest.approx(alpha, rel=0.02)
+
+
+@every_fit
+def test_batch_is_one_at_a_time(fit):
+    batch = np.sort(np.random.default_rng(0).lognormal(size=(2, 3, N)).astype(np.float32))
+    together = fit(batch)
+    assert all(leaf.shape == (2, 3) for leaf in together)
+    alone = [fit(row) for row in batch.reshape(6, N)]
+    for name in together._fields:
+        np.testing.assert_allclose(getattr(together, name).ravel(), [getattr(one, name) for one in alone], rtol=1e-5)
+
+
+@every_fit
+@pytest.mark.parametrize(
+    "eigenvalues",
+    [
+        np.zeros(N),
+        np.ones(N),
+        np.full(N, np.nan),
+        [*np.ones(N - 1), np.nan],
+        [*np.ones(N - 1), np.inf],
+        [*np.zeros(N - 1), 1],
+    ],
+    ids=["zeros", "equal", "nan", "one nan", "one inf", "rank one"],
+)
+def test_spectrum_without_a_tail_has_no_alpha(fit, eigenvalues):
+    assert np.isnan(fit(np.asarray(eigenvalues, np.float32)).alpha)
+
+
+@every_fit
+def test_zeros_of_a_low_rank_take_no_part_in_the_tail(fit):
+    """A spectrum with zeros below is fitted as the spectrum without them, but for the median, whose middle moves."""
+    eigenvalues = np.sort(np.random.default_rng(1).lognormal(size=N))
+    padded = np.concatenate([np.zeros(N // 2), eigenvalues])
+    expected = numpy_alpha(eigenvalues, len(padded) // 2 - N // 2) if fit is tb_optax.median else fit(eigenvalues).alpha
+    np.testing.assert_allclose(fit(padded).alpha, expected, rtol=1e-4)
+
+
+@every_fit
+@pytest.mark.parametrize("n", [2, 3, 129, 257])
+def test_any_length_from_two_is_fitted(fit, n):
+    """Also where thresholds are tried in blocks that do not divide the length."""
+    eigenvalues = np.arange(n, 0, -1.0) ** -1.0
+    result = fit(eigenvalues)
+    assert result.alpha > 1 and 0 <= result.distance <= 1 and result.threshold in eigenvalues.astype(np.float32)
+
+
+@every_fit
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
+def test_fit_is_in_float32_at_least(fit, dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        alpha = fit(jnp.arange(1.0, 9.0, dtype=dtype)).alpha
+    assert alpha.dtype == jnp.promote_types(dtype, jnp.float32)
+
+
+def test_double_precision_is_double():
+    with jax.enable_x64(True):
+        eigenvalues = np.sort(np.random.default_rng(2).lognormal(size=N))
+        np.testing.assert_allclose(tb_optax.median(jnp.asarray(eigenvalues)).alpha, numpy_alpha(eigenvalues), rtol=1e-13)
+
+
+def test_goodness_of_fit_needs_memory_for_a_block_of_thresholds_only():
+    """All pairs of 4096 eigenvalues would take 64 MiB."""
+    compiled = jax.jit(tb_optax.goodness_of_fit).lower(jax.ShapeDtypeStruct((4096,), jnp.float32)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 8 * 2**20
+
+
+@every_fit
+@pytest.mark.parametrize("shape", [(), (1,), (3, 1), (3, 0)])
+def test_fewer_than_two_eigenvalues_are_an_error(fit, shape):
+    with pytest.raises(ValueError, match="at least two"):
+        fit(np.ones(shape))
+
+
+@pytest.mark.parametrize("tail_fraction", [0.0, -0.1, 1.1, float("nan")])
+def test_share_out_of_range_is_an_error(tail_fraction):
+    with pytest.raises(ValueError, match=f"tail_fraction={tail_fraction}"):
+        tb_optax.median(np.ones(4), tail_fraction=tail_fraction)
+
+
+def test_metrics_follow_their_formulas():
+    eigenvalues = np.sort(np.random.default_rng(3).lognormal(size=N))
+    alpha = numpy_alpha(eigenvalues)
+    np.testing.assert_allclose(tb_optax.pl_alpha_hill(eigenvalues), alpha, rtol=1e-5)
+    np.testing.assert_allclose(tb_optax.alpha_weighted(eigenvalues), alpha * np.log10(eigenvalues[-1]), rtol=1e-5)
+    np.testing.assert_allclose(tb_optax.spectral_norm(eigenvalues), eigenvalues[-1], rtol=1e-6)
+    other = functools.partial(tb_optax.median, tail_fraction=0.25)
+    np.testing.assert_allclose(
+        tb_optax.pl_alpha_hill(eigenvalues, fit=other), numpy_alpha(eigenvalues, N * 3 // 4), rtol=1e-5
+    )

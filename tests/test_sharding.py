@@ -1,0 +1,133 @@
+"""Sharded parameters, on the eight devices of `conftest`: the same scales, and a state whose type does not change."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from tiny import dense_params, numpy_scales, ones_like, tempbalance, traced
+
+import tb_optax
+
+PARAMS = dense_params(rows=16, columns=24)
+SPECS = {"replicated": P(), "rows, as FSDP does": P("x", None), "columns, as tensor parallelism does": P(None, "x")}
+
+modes = pytest.mark.parametrize("mode", [AxisType.Auto, AxisType.Explicit], ids=["automatic", "explicit"])
+specs = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+
+
+def mesh_of(mode: AxisType, shape=(8,), names=("x",)):
+    return jax.make_mesh(shape, names, axis_types=(mode,) * len(names))
+
+
+def sharded(mesh, spec, params=PARAMS):
+    return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, spec if x.ndim == 2 else P())), params)
+
+
+def types(tree):
+    """Shape, dtype, weak type and, in explicit mode, sharding."""
+    return jax.tree.map(jax.typeof, tree)
+
+
+def assert_scales(state, params=PARAMS):
+    scales = jax.device_get(optax.tree_utils.tree_get(state, "scale"))
+    expected = numpy_scales(params)
+    np.testing.assert_allclose([scales[name] for name in expected], list(expected.values()), rtol=1e-4)
+
+
+@modes
+@specs
+@pytest.mark.parametrize("jit_init", [False, True], ids=["init", "jit init"])
+def test_types_hold_and_scales_are_those_of_one_device(mode, spec, jit_init):
+    tx = tempbalance(2)
+    mesh = mesh_of(mode)
+    with jax.set_mesh(mesh):
+        params = sharded(mesh, spec)
+        state = (jax.jit(tx.init) if jit_init else tx.init)(params)
+        update, traces = traced(tx.update)
+        update = jax.jit(update)
+        updates, new = update(params, state, params)
+        compiled = update._cache_size()
+        updates, newer = update(params, new, params)
+        assert update._cache_size() == compiled and len(traces) == 1
+        assert types(state) == types(new) == types(newer)
+        assert types(updates) == types(params)
+        shardings = jax.tree.map(lambda new, old: new.sharding.is_equivalent_to(old.sharding, new.ndim), updates, params)
+        assert all(jax.tree.leaves(shardings))
+        assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(newer))
+    assert_scales(newer)
+
+
+@modes
+def test_update_without_jit_has_the_types_of_one_with(mode):
+    tx = tempbalance(1)
+    mesh = mesh_of(mode)
+    with jax.set_mesh(mesh):
+        params = sharded(mesh, P("x", None))
+        _, state = tx.update(params, tx.init(params), params)
+        _, jitted = jax.jit(tx.update)(params, tx.init(params), params)
+        assert types(state) == types(jitted)
+    assert_scales(state)
+
+
+def test_parameters_sharded_without_a_mesh_in_force():
+    """By `device_put` alone, as most training code has it: no more compilations than Adam's own state costs."""
+    params = sharded(mesh_of(AxisType.Auto), P("x", None))
+    compilations = []
+    for tx in (tempbalance(1), optax.adam(1e-3)):
+        update, state = jax.jit(tx.update), tx.init(params)
+        before = update._cache_size()
+        for _ in range(4):
+            _, state = update(params, state, params)
+        compilations.append(update._cache_size() - before)
+        if tx.init(params).__class__ is tb_optax.TempBalanceState:
+            assert_scales(state)
+    assert compilations[0] <= compilations[1]
+
+
+def test_two_axes_of_devices():
+    tx = optax.chain(optax.sgd(0.1, momentum=0.9), tempbalance(1))
+    for mode in (AxisType.Auto, AxisType.Explicit):
+        mesh = mesh_of(mode, (4, 2), ("fsdp", "tensor"))
+        with jax.set_mesh(mesh):
+            params = sharded(mesh, P("fsdp", "tensor"))
+            state = tx.init(params)
+            _, new = jax.jit(tx.update)(params, state, params)
+            assert types(new) == types(state)
+        assert_scales(new)
+
+
+@modes
+def test_stack_sharded_along_its_layers(mode):
+    kernel = np.stack([leaf["kernel"] for leaf in dense_params(depth=8).values()])
+    layer = tb_optax.Layer("stack", "kernel", layer_axes=(0,))
+    tx = tempbalance(1, layers=[layer])
+    mesh = mesh_of(mode)
+    with jax.set_mesh(mesh):
+        params = {"kernel": jax.device_put(kernel, NamedSharding(mesh, P("x")))}
+        updates, state = jax.jit(tx.update)(ones_like(params), tx.init(params), params)
+        assert types(updates) == types(params)
+    expected = numpy_scales({str(i): {"kernel": kernel[i]} for i in range(8)})
+    np.testing.assert_allclose(state.scale["stack"], list(expected.values()), rtol=1e-3)
+    np.testing.assert_allclose(updates["kernel"][:, 0, 0], list(expected.values()), rtol=1e-3)
+
+
+def test_seeds_on_different_devices():
+    tx = tempbalance(1)
+    seeds = [dense_params(seed) for seed in range(8)]
+    mesh = mesh_of(AxisType.Auto)
+    params = jax.device_put(jax.tree.map(lambda *x: jnp.stack(x), *seeds), NamedSharding(mesh, P("x")))
+    _, states = jax.jit(jax.vmap(tx.update, spmd_axis_name="x"))(params, jax.vmap(tx.init)(params), params)
+    for i in (0, 7):
+        assert_scales(jax.tree.map(lambda leaf, i=i: leaf[i], states), seeds[i])
+
+
+def test_inside_shard_map():
+    """As in data parallelism by hand: everything replicated, every device updates for itself."""
+    tx = tempbalance(1)
+    mesh = mesh_of(AxisType.Auto)
+    update = jax.shard_map(lambda *args: tx.update(*args), mesh=mesh, in_specs=P(), out_specs=P())
+    _, state = jax.jit(update)(PARAMS, tx.init(PARAMS), PARAMS)
+    assert_scales(state)
