@@ -108,10 +108,6 @@ def fix_finger(eigenvalues: Float[Array, "*layers n"]) -> PowerLaw:
     return _over_layers(_fit_at_peak, eigenvalues)
 
 
-# As a user's metric or fit may: see `reads_small_eigenvalues`.
-vars(fix_finger)["small_eigenvalues"] = True
-
-
 def check_eigenvalues(eigenvalues: Array) -> None:
     if eigenvalues.ndim < 1 or eigenvalues.shape[-1] < 2:
         raise ValueError(

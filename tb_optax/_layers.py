@@ -39,6 +39,9 @@ class Layer:
       output_axes: likewise.
       layer_axes: likewise.
 
+    Raises:
+      TypeError: a field that is to be a tuple is a string or a number.
+
     Example:
       >>> import tb_optax
       >>> tb_optax.Layer("dense", "dense/kernel", follows=("dense/bias",))
@@ -52,6 +55,13 @@ layer_axes=())
     reduction_axes: tuple[int, ...] = (-2,)
     output_axes: tuple[int, ...] = (-1,)
     layer_axes: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        for field in ("follows", "reduction_axes", "output_axes", "layer_axes"):
+            value = getattr(self, field)
+            if isinstance(value, str) or not isinstance(value, Sequence):
+                raise TypeError(f"Layer {self.name!r}: {field}={value!r} must be a tuple, such as ({value!r},).")
+            object.__setattr__(self, field, tuple(value))
 
 
 class Layers(tuple[Layer, ...]):

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tb_optax._fits import PowerLaw, check_eigenvalues, median
+from tb_optax._fits import PowerLaw, check_eigenvalues, goodness_of_fit, median
 
 Fit: TypeAlias = Callable[[Array], PowerLaw]
 Metric: TypeAlias = Callable[[Array], Array]
@@ -76,8 +76,15 @@ def alpha_weighted(eigenvalues: Float[Array, "*layers n"], *, fit: Fit = median)
     return fit(eigenvalues).alpha * jnp.log10(eigenvalues[..., -1])
 
 
-def reads_small_eigenvalues(metric: Any) -> bool:
-    """Whether a metric, or a fit given to it by `functools.partial`, has a true attribute `small_eigenvalues`."""
+_INSENSITIVE = (pl_alpha_hill, spectral_norm, alpha_weighted, median, goodness_of_fit)
+
+
+def needs_small_eigenvalues(metric: Any) -> bool:
+    """Whether a metric may depend on eigenvalues of less than a millionth of the largest.
+
+    Any may, but for those made of parts that were measured not to. `fix_finger` does: its histogram starts at the least.
+    """
     if isinstance(metric, functools.partial):
-        return any(reads_small_eigenvalues(part) for part in (metric.func, *metric.args, *metric.keywords.values()))
-    return getattr(metric, "small_eigenvalues", False) is True
+        parts = (metric.func, *metric.args, *metric.keywords.values())
+        return any(needs_small_eigenvalues(part) for part in parts)
+    return all(metric is not known for known in _INSENSITIVE)

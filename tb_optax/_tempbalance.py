@@ -16,7 +16,7 @@ from tb_optax._assignments import Assignment, Bound, linear
 from tb_optax._checks import check_arguments, check_shape
 from tb_optax._find import find_layers
 from tb_optax._layers import KernelShape, Layers, LayersOrFn, PyTree, kernel_shape, path_name, resolve_layers
-from tb_optax._metrics import Metric, pl_alpha_hill, reads_small_eigenvalues
+from tb_optax._metrics import Metric, needs_small_eigenvalues, pl_alpha_hill
 from tb_optax._sharding import replicated
 from tb_optax._spectra import layer_spectra
 
@@ -72,9 +72,10 @@ def tempbalance(
       max_scale: the greatest scale, finite and not below `min_scale`; the paper's `s2`. Whatever `assign` returns is
         clipped to the two.
       metric: a function from ascending spectra `(*layers, n)` to metrics `(*layers,)`: `pl_alpha_hill`, `spectral_norm`,
-        `alpha_weighted`, a `functools.partial` of one with another fit, or your own. NaN marks a layer as unusable. A
-        function that reads eigenvalues of less than a millionth of the largest says so with an attribute
-        `small_eigenvalues = True`, as `fix_finger` does: spectra then come from singular values, at twice the cost.
+        `alpha_weighted`, a `functools.partial` of one with another fit, or your own. NaN marks a layer as unusable. With
+        the library's metrics and the fits `median` and `goodness_of_fit`, spectra come from Gram products; with `fix_finger`
+        or anything of your own, which may read eigenvalues of less than a millionth of the largest, from singular values,
+        at twice the cost.
       assign: a function `(metrics, min_scale, max_scale) -> scales` of all layers at once: `linear`, `sqrt`, `log2`,
         `step`, or your own. NaN marks a layer that takes no part.
       layers: which layers to balance: `Layer`s, or a function of the parameters that finds them. The default leaves
@@ -163,7 +164,7 @@ def _refresh(
     max_scale: Bound,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Metrics and scales from the weights, each layer's last ones where its spectrum is unusable."""
-    spectra = layer_spectra(found, kernels, small_eigenvalues=reads_small_eigenvalues(metric))
+    spectra = layer_spectra(found, kernels, small_eigenvalues=needs_small_eigenvalues(metric))
     metrics = _metrics(spectra, metric)
     names = list(metrics)
     stacks = [metrics[name].shape for name in names]

@@ -113,3 +113,16 @@ def test_layers_are_a_tuple_and_hash_like_one():
     assert Layers([DENSE, STACK]) == (DENSE, STACK)
     assert hash(Layers([DENSE], {"a": "b"})) == hash((DENSE,))
     assert (*Layers([DENSE]), STACK) == (DENSE, STACK)
+
+
+def test_axes_and_followers_are_tuples_whatever_sequence_is_given():
+    layer = tb_optax.Layer("a", "a/w", follows=["a/b"], reduction_axes=[0], output_axes=[1])
+    assert layer == tb_optax.Layer("a", "a/w", follows=("a/b",), reduction_axes=(0,), output_axes=(1,))
+    assert hash(layer) is not None
+
+
+@pytest.mark.parametrize("field", [{"follows": "a/b"}, {"output_axes": 1}])
+def test_what_is_no_sequence_is_named(field):
+    ((name, value),) = field.items()
+    with pytest.raises(TypeError, match=rf"'a': {name}={value!r} must be a tuple"):
+        tb_optax.Layer("a", "a/w", **field)
