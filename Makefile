@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO_EPOCHS ?= 16
+# OpenBLAS's threads spin while they wait: on a busy machine they make eigenvalue problems crawl, alone they gain little.
+export OPENBLAS_NUM_THREADS ?= 1
 DEMO := --dataset digits --model resnet18 --width 0.125 --epochs $(DEMO_EPOCHS)
 
 .PHONY: demo test test-slow test-lowest docs clean

@@ -21,29 +21,28 @@ class RunDirectory:
         self._settings = path / "settings.json"
         self._log = path / "log.jsonl"
 
-    def start(self, settings: Settings, resume: bool) -> None:
-        """Makes the folder, or checks that a run to be resumed has the same settings.
+    def check(self, settings: Settings, resume: bool) -> None:
+        """Checks that a new run overwrites nothing, and that a resumed one has the same settings.
 
         Raises:
           UserError: it holds a run and `resume` is not given, or it holds none, or another one, and it is.
         """
-        wanted = _as_json(settings)
+        if not resume and self._settings.exists():
+            raise UserError(f"--out {self.path} already holds a run; add --resume to go on with it, or give another --out.")
+        if resume and not self._settings.exists():
+            raise UserError(f"--resume: {self.path} holds no run; check --out, or start one without --resume.")
         if resume:
-            if not self._settings.exists():
-                raise UserError(f"--resume: {self.path} holds no run; check --out, or start one without --resume.")
-            found = json.loads(self._settings.read_text())
+            wanted, found = _as_json(settings), self.settings()
             different = [name for name in wanted | found if wanted.get(name) != found.get(name)]
             if different:
                 flags = ", ".join(f"--{name.replace('_', '-')} {found.get(name)}" for name in different)
-                raise UserError(
-                    f"--resume: the run in {self.path} was started with {flags}; give the same, or another --out."
-                )
-            return
-        if self._settings.exists():
-            raise UserError(f"--out {self.path} already holds a run; add --resume to go on with it, or give another --out.")
+                raise UserError(f"--resume: the run in {self.path} has {flags}; give the same, or another --out.")
+
+    def start(self, settings: Settings) -> None:
+        """Makes the folder and writes down the settings."""
         self.path.mkdir(parents=True, exist_ok=True)
         unfinished = self._settings.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(wanted, indent=2) + "\n")
+        unfinished.write_text(json.dumps(_as_json(settings), indent=2) + "\n")
         unfinished.rename(self._settings)
 
     def settings(self) -> dict[str, Any]:

@@ -61,12 +61,13 @@ def train(settings: Settings, out: Path | None = None, resume: bool = False) -> 
     steps = len(dataset.train_images) // settings.batch_size
     if steps == 0:
         raise UserError(f"--batch-size {settings.batch_size} is more than the {len(dataset.train_images)} training images.")
+    directory = RunDirectory(out or Path("runs", f"{dataset.name}-{settings.model}-{settings.method}-seed{settings.seed}"))
+    directory.check(settings, resume)
     try:
         model = _initialize(settings, dataset)
     except ValueError as error:
         raise UserError(str(error)) from error
-    directory = RunDirectory(out or Path("runs", f"{dataset.name}-{settings.model}-{settings.method}-seed{settings.seed}"))
-    directory.start(settings, resume)
+    directory.start(settings)
     schedule = cosine_per_epoch(settings.learning_rate, settings.epochs, steps)
     create_tx = lambda layers: create_optimizer(
         settings.method,

@@ -8,17 +8,16 @@ from examples.vision.convolution import conv_general_dilated
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1)])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
 @pytest.mark.parametrize(("window", "padding"), [(3, ((1, 1), (1, 1))), (1, ((0, 0), (0, 0))), (3, "SAME"), (3, "VALID")])
-@pytest.mark.parametrize("size", [(8, 8), (9, 6)])
-def test_value_and_gradients_are_those_of_jax(strides, window, padding, size):
-    keys = jax.random.split(jax.random.key(0), 3)
-    images = jax.random.normal(keys[0], (2, *size, 3))
+def test_value_and_gradients_are_those_of_jax(strides, window, padding):
+    keys = jax.random.split(jax.random.key(0))
+    images = jax.random.normal(keys[0], (2, 9, 6, 3))
     kernel = jax.random.normal(keys[1], (window, window, 3, 5))
 
     def outcome(convolve):
         value, pullback = jax.vjp(lambda *operands: convolve(*operands, strides, padding), images, kernel)
-        return value, pullback(jax.random.normal(keys[2], value.shape))
+        return value, pullback(jnp.cos(value))
 
     theirs = lambda *args: jax.lax.conv_general_dilated(*args, dimension_numbers=LAYOUT)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), outcome(conv_general_dilated), outcome(theirs))

@@ -11,12 +11,17 @@ from tb_optax._layers import leaves_by_path
 IMAGE = (32, 32, 3)
 
 
-def build(name, width=1 / 16, **kwargs):
-    return create_model(name, width=width, num_classes=10, image_shape=IMAGE, rngs=nnx.Rngs(0), **kwargs)
+def build(name, width=1.0, **kwargs):
+    rngs = nnx.Rngs(jax.random.key(0, impl="rbg"))
+    return create_model(name, width=width, num_classes=10, image_shape=IMAGE, rngs=rngs, **kwargs)
+
+
+def abstract(name, **kwargs):
+    return nnx.eval_shape(lambda: build(name, **kwargs))
 
 
 def abstract_params(name):
-    return nnx.state(nnx.eval_shape(lambda: build(name, width=1)), nnx.Param)
+    return nnx.state(abstract(name), nnx.Param)
 
 
 # Trainable parameters of the same networks in PyTorch, ten classes.
@@ -38,7 +43,7 @@ def test_names_are_those_of_the_papers_code():
 
 @pytest.mark.parametrize("name", ["resnet18", "vgg16"])
 def test_weights_start_uniform_within_one_over_root_fan_in(name):
-    leaves = leaves_by_path(nnx.state(build(name, width=0.25), nnx.Param))
+    leaves = leaves_by_path(nnx.state(nnx.jit(lambda: build(name, width=0.25))(), nnx.Param))
     for path, leaf in leaves.items():
         if path.endswith("kernel"):
             bound = 1 / np.sqrt(np.prod(leaf.shape[:-1]))
@@ -49,7 +54,8 @@ def test_weights_start_uniform_within_one_over_root_fan_in(name):
 
 
 def test_layers_are_balanced_as_in_the_papers_code():
-    graphdef, params, batch_stats = nnx.split(build("resnet18", width=1), nnx.Param, ...)
+    graphdef, params, batch_stats = nnx.split(abstract("resnet18"), nnx.Param, ...)
+    batch_stats = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), batch_stats)
     found = {layer.name: layer for layer in paper_layers(Network(graphdef), params, batch_stats, jnp.zeros((1, *IMAGE)))}
     assert "conv1" not in found and "linear" not in found
     assert len(found) == 19  # 16 convolutions in blocks and 3 projections
@@ -58,9 +64,9 @@ def test_layers_are_balanced_as_in_the_papers_code():
 
 
 def test_bfloat16_is_what_the_network_computes_in_not_what_it_keeps():
-    model = build("resnet18", dtype=jnp.bfloat16)
+    model = abstract("resnet18", dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
-    assert model(jnp.zeros((2, *IMAGE))).dtype == jnp.bfloat16
+    assert nnx.eval_shape(lambda model: model(jnp.zeros((2, *IMAGE))), model).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize(("name", "size"), [("vgg16", 28), ("resnet18", 4)])

@@ -98,6 +98,7 @@ def test_runs_are_shown_side_by_side(finished):
     assert text.count(f"{accuracy:.2%}") == 2 and "3/3" in text
 
 
+@pytest.mark.slow
 def test_a_run_killed_and_resumed_ends_bit_for_bit_as_one_that_was_not(settings, finished, tmp_path):
     out = tmp_path / "killed"
     process = run_in_process(*flags_of(settings, out))
@@ -151,7 +152,7 @@ def test_a_finished_run_resumed_is_left_as_it_is(settings, finished):
 def test_a_folder_is_never_overwritten_and_resumed_only_with_its_settings(settings, finished, tmp_path):
     with pytest.raises(UserError, match="already holds a run; add --resume"):
         train(settings, finished)
-    with pytest.raises(UserError, match=r"started with --learning-rate 0\.05"):
+    with pytest.raises(UserError, match=r"has --learning-rate 0\.05; give the same"):
         train(dataclasses.replace(settings, learning_rate=0.2), finished, resume=True)
     with pytest.raises(UserError, match="holds no run"):
         train(settings, tmp_path / "nothing", resume=True)
@@ -187,6 +188,7 @@ def test_an_unknown_model_is_answered_with_those_there_are(monkeypatch, capsys):
     assert "resnet19" in answer and "resnet18" in answer and "Traceback" not in answer
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_the_checkpoint_stands(settings, monkeypatch, capsys, tmp_path):
     """The log is written to a device that is always full."""
     out = tmp_path / "run"
