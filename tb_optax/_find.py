@@ -57,7 +57,7 @@ def find_layers(params: PyTree, *, exclude: Sequence[str] = (), min_eigenvalues:
 
     Args:
       params: parameters: Linen or Haiku params, an NNX state, an Equinox module, any pytree of arrays or of
-        `jax.ShapeDtypeStruct`s.
+        shapes (`jax.ShapeDtypeStruct`).
       exclude: shell-style patterns (`fnmatch`) of the names of layers to leave out: `("conv1", "fc")`. A pattern matches
         a whole name; `*` crosses `/`.
       min_eigenvalues: layers with fewer eigenvalues are left out: too few for a fit.

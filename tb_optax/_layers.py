@@ -67,7 +67,7 @@ layer_axes=())
 class Layers(tuple[Layer, ...]):
     """The layers of a network, and why every other weight of it is not among them.
 
-    A tuple of `Layer`s. `left_out` maps the path of each array of two or more axes that is in no layer to the reason;
+    A tuple of layers. `left_out` maps the path of each array of two or more axes that is in no layer to the reason;
     printing the object shows both.
     """
 
@@ -224,7 +224,7 @@ def resolve_layers(layers: LayersOrFn, params: PyTree) -> tuple[Layers, dict[Pat
     """The layers of `params`, checked against it, and its leaves by path.
 
     Raises:
-      TypeError: `layers` is not a sequence of `Layer`s, or does not return one.
+      TypeError: `layers` is not a sequence of layers, or does not return one.
       ValueError: a path is not in `params` or stands twice, a name stands twice, axes do not fit.
     """
     leaves = leaves_by_path(params)

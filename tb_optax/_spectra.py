@@ -34,7 +34,7 @@ def spectra(params: PyTree, *, layers: LayersOrFn = find_layers) -> dict[str, Fl
       where the weight holds a NaN or an infinity; zero where rounding cannot tell an eigenvalue from zero.
 
     Raises:
-      TypeError: `layers` is not a sequence of `Layer`s, or does not return one.
+      TypeError: `layers` is not a sequence of layers, or does not return one.
       ValueError: `layers` does not fit `params`.
 
     Example:

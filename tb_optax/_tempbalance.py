@@ -78,8 +78,9 @@ def tempbalance(
         at twice the cost.
       assign: a function `(metrics, min_scale, max_scale) -> scales` of all layers at once: `linear`, `sqrt`, `log2`,
         `step`, or your own. NaN marks a layer that takes no part.
-      layers: which layers to balance: `Layer`s, or a function of the parameters that finds them. The default leaves
-        nothing out but small layers: name the first and last layer in `exclude`, or use `trace_layers`, which knows them.
+      layers: which layers to balance: a sequence of `Layer`, or a function of the parameters that finds them. The
+        default leaves nothing out but small layers: name the first and last layer in `exclude`, or use `trace_layers`,
+        which knows them.
       start_step: the update of the first refresh.
 
     Returns:

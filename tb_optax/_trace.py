@@ -37,8 +37,8 @@ def trace_layers(
     Args:
       fn: the forward pass, or a loss.
       params: its first argument: the parameter tree that the optimizer will see. What in it is no array is left as it is.
-      *args: its other arguments, running statistics and data: arrays, `jax.ShapeDtypeStruct`s or trees of them. Data that
-        `fn` closes over will do as well.
+      *args: its other arguments, running statistics and data: arrays, shapes (`jax.ShapeDtypeStruct`) or trees of them. Data
+        that `fn` closes over will do as well.
       exclude: shell-style patterns (`fnmatch`) of the names of further layers to leave out.
       min_eigenvalues: layers with fewer eigenvalues are left out.
       first_and_last: balance the first and the last layer too.
