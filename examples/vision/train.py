@@ -96,7 +96,7 @@ def train(settings: Settings, out: Path | None = None, resume: bool = False) -> 
 
 
 def _initialize(settings: Settings, dataset: Dataset) -> nnx.Module:
-    # As one program, and with keys of the kind that compiles fast: a second instead of twenty on CPU.
+    # As one program, and with keys of the kind that compiles fast: four seconds instead of twenty on CPU.
     @nnx.jit
     def create() -> nnx.Module:
         return create_model(
@@ -148,8 +148,8 @@ def _train_epoch(settings: Settings, run: Run, steps: int, state: TrainState) ->
     """One epoch, and what the log says of it.
 
     Scales are those of the balanced layers in force at the epoch's end, alphas those of the weights after it. A refresh
-    inside the compiled epoch cannot be timed there: its time is that of measuring alpha behind the epoch, which solves
-    the same eigenproblems and those of the few layers that are not balanced.
+    inside the compiled epoch cannot be timed there: its time is that of measuring alpha behind the epoch, by a
+    refresh that takes in the few layers that are not balanced.
     """
     first = int(state.epoch) * steps
     interval = settings.update_interval or steps

@@ -127,7 +127,7 @@ class Run(NamedTuple):
     train: Callable[[TrainState], tuple[TrainState, EpochMetrics]]
     test: Callable[[TrainState], EpochMetrics]
     measure: Callable[[TrainState], dict[str, Array]]
-    """PL_Alpha_Hill of every layer, balanced or not."""
+    """PL_Alpha_Hill of every layer, balanced or not, by a refresh of TempBalance; NaN where there is none."""
     layers: tb_optax.Layers
 
 
@@ -155,9 +155,13 @@ def prepare(
     train = train.lower(state, key, *train_set).compile()
     test = jax.jit(partial(evaluate, network, batch_size)).lower(state, *test_set).compile()
 
+    refresh_all = tb_optax.tempbalance(1, layers=all_layers)
+
     @jax.jit
     def measure(params: nnx.State) -> dict[str, Array]:
-        return {name: tb_optax.pl_alpha_hill(values) for name, values in tb_optax.spectra(params, layers=all_layers).items()}
+        _, refreshed = refresh_all.update({}, refresh_all.init(params), params)
+        alphas = optax.tree_utils.tree_get(refreshed, "metric")
+        return {name: jnp.where(alpha > 0, alpha, jnp.nan) for name, alpha in alphas.items()}
 
     measure_compiled = measure.lower(params).compile()
     return Run(
