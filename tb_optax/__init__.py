@@ -15,6 +15,7 @@ from tb_optax._layers import LayersOrFn as LayersOrFn
 from tb_optax._metrics import alpha_weighted as alpha_weighted
 from tb_optax._metrics import pl_alpha_hill as pl_alpha_hill
 from tb_optax._metrics import spectral_norm as spectral_norm
+from tb_optax._solver import Solver as Solver
 from tb_optax._spectra import spectra as spectra
 from tb_optax._tempbalance import TempBalanceState as TempBalanceState
 from tb_optax._tempbalance import tempbalance as tempbalance

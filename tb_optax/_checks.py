@@ -9,9 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from tb_optax._solver import DEFAULT_SOLVER, Solver
 
-def check_arguments(update_interval: Any, min_scale: Any, max_scale: Any, metric: Any, assign: Any, start_step: Any) -> None:
+
+def check_arguments(
+    update_interval: Any, min_scale: Any, max_scale: Any, metric: Any, assign: Any, start_step: Any, solver: Any
+) -> None:
     """Checks what is known now: a number that is being traced (under `inject_hyperparams`, say) is not."""
+    check_solver("tempbalance", solver)
     for name, function in (("metric", metric), ("assign", assign)):
         if not callable(function):
             raise TypeError(
@@ -31,6 +36,11 @@ def check_arguments(update_interval: Any, min_scale: Any, max_scale: Any, metric
             raise ValueError(f"tempbalance: {name}={value} must be finite and not negative; the paper has 0.5 and 1.5.")
     if low is not None and high is not None and low > high:
         raise ValueError(f"tempbalance: min_scale={low} is above max_scale={high}; give the smaller one first.")
+
+
+def check_solver(argument_of: str, solver: Any) -> None:
+    if not isinstance(solver, Solver):
+        raise TypeError(f"{argument_of}: solver={solver!r} is not a tb_optax.Solver; give one such as {DEFAULT_SOLVER}.")
 
 
 def _known_number(name: str, number: Any) -> float | None:

@@ -2,13 +2,16 @@
 
 import functools
 import math
+import os
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+
+from tb_optax._blas import hold_blas_to_one_thread
 
 Solver: TypeAlias = Callable[[Array], Array]
 
@@ -21,15 +24,15 @@ def symmetric_eigenvalues(matrices: Float[Array, "stack n n"]) -> Float[Array, "
     noise of a Gram product and its solve, measured on matrices of low rank from 64 to 2,048, stays under half of that. A
     matrix that holds a NaN or an infinity has NaN for all of its eigenvalues, whatever the solver would make of it.
 
-    On CUDA and TPU the stack goes to the batched solver of `jnp.linalg.eigvalsh`. On CPU the matrices are solved one
-    after another, for values only: jaxlib splits a batched LAPACK call over the very thread pool that the caller
-    occupies, so several in one program can wait for each other forever.
+    On CUDA and TPU the stack goes to the batched solver of `jnp.linalg.eigvalsh`. On CPU every matrix is a LAPACK call of
+    its own, for values only: jaxlib splits a batched call over the very thread pool that the caller occupies, so several
+    in one program can wait for each other forever.
     """
     return _of_finite(_eigenvalues, matrices)
 
 
 @jax.jit
-def squared_singular_values(matrices: Float[Array, "stack rows columns"]) -> Float[Array, "stack n"]:
+def squared_singular_values(matrices: Float[Array, "stack n n"]) -> Float[Array, "stack n"]:
     """The eigenvalues of `W Wᵀ`, ascending, from the singular values of `W`: slower, and exact far below the largest.
 
     A Gram product in float32 loses what is less than 1e-6 of its largest eigenvalue; here it is the root that is held
@@ -38,7 +41,20 @@ def squared_singular_values(matrices: Float[Array, "stack rows columns"]) -> Flo
     return _of_finite(_singular_values, matrices) ** 2
 
 
-def _of_finite(solve: Solver, matrices: Float[Array, "stack rows columns"]) -> Float[Array, "stack n"]:
+@jax.jit
+def gram(matrices: Float[Array, "stack n m"]) -> Float[Array, "stack n n"]:
+    """`W Wᵀ` of each matrix."""
+    # Anything less than full precision (TF32, bfloat16) ruins the small half of the spectrum.
+    return jnp.einsum("sij,skj->sik", matrices, matrices, precision=jax.lax.Precision.HIGHEST)
+
+
+@jax.jit
+def triangular_factor(matrices: Float[Array, "stack n m"]) -> Float[Array, "stack n n"]:
+    """Square matrices with the singular values of these, whose smaller side is the first: `R` of `Wᵀ = Q R`."""
+    return matrices if matrices.shape[1] == matrices.shape[2] else _triangular_factors(matrices.mT)
+
+
+def _of_finite(solve: Solver, matrices: Float[Array, "stack n n"]) -> Float[Array, "stack n"]:
     """Solves the matrices without NaN or infinity, and sets to zero what is rounding."""
     finite = jnp.isfinite(matrices).all(axis=(-2, -1), keepdims=True)
     values = solve(jnp.where(finite, matrices, jnp.eye(*matrices.shape[1:], dtype=matrices.dtype)))
@@ -47,50 +63,82 @@ def _of_finite(solve: Solver, matrices: Float[Array, "stack rows columns"]) -> F
     return jnp.where(finite[..., 0], values, jnp.nan)
 
 
-def _stack_solver(on_cpu: Solver, elsewhere: Solver) -> Solver:
-    """Solves a stack: on CPU one matrix after another, elsewhere all at once; under `vmap`, one longer stack."""
+def for_stacks(on_cpu: Solver, elsewhere: Solver) -> Solver:
+    """Solves a stack by what suits the platform that it is lowered for; under `vmap`, as one longer stack."""
 
     @jax.custom_batching.custom_vmap
-    def solve(matrices: Float[Array, "stack rows columns"]) -> Float[Array, "stack n"]:
-        one_by_one = functools.partial(jax.lax.map, on_cpu)
-        return jax.lax.platform_dependent(matrices, cpu=one_by_one, default=elsewhere)
+    def solve(matrices: Float[Array, "stack rows columns"]) -> Float[Array, "stack ..."]:
+        return jax.lax.platform_dependent(matrices, cpu=on_cpu, default=elsewhere)
 
     @solve.def_vmap
     def _(axis_size: int, in_batched: list[bool], matrices: Float[Array, "batch stack rows columns"]) -> tuple[Array, bool]:
         del in_batched
-        stack = matrices.shape[1]
-        values = solve(matrices.reshape(axis_size * stack, *matrices.shape[2:]))
-        return values.reshape(axis_size, stack, -1), True
+        solved = solve(matrices.reshape(-1, *matrices.shape[2:]))
+        return solved.reshape(axis_size, -1, *solved.shape[1:]), True
 
     return solve
 
 
-def _eigenvalues_on_cpu(matrix: Float[Array, "n n"]) -> Float[Array, " n"]:
-    return _values_only(np.dtype(matrix.dtype))(matrix)
+def side_by_side(solve: Callable[[Array], Any], matrices: Float[Array, "stack rows columns"]) -> Any:
+    """A call for each matrix, so many of them side by side that XLA, which runs what is short in order, uses all cores.
+
+    A loop over blocks of such calls: the time to compile stays the same however long the stack.
+    """
+    least = max(12, cores())
+    unrolled = lambda block: jax.tree.map(lambda *each: jnp.stack(each), *map(solve, block))
+    if len(matrices) < 2 * least:
+        return unrolled(matrices)
+    # Of the lengths that a block may have, the one that leaves the fewest matrices over.
+    length = min(range(least, 2 * least), key=lambda length: len(matrices) % length)
+    whole = len(matrices) // length * length
+    solved = jax.lax.map(unrolled, matrices[:whole].reshape(-1, length, *matrices.shape[1:]))
+    solved = jax.tree.map(lambda blocks: blocks.reshape(whole, *blocks.shape[2:]), solved)
+    if whole == len(matrices):
+        return solved
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), solved, unrolled(matrices[whole:]))
 
 
-def _ascending_singular_values(matrices: Float[Array, "*stack rows columns"]) -> Float[Array, "*stack n"]:
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _eigenvalues_on_cpu(matrices: Float[Array, "stack n n"]) -> Float[Array, "stack n"]:
+    hold_blas_to_one_thread()
+    values, info = side_by_side(_values_only(np.dtype(matrices.dtype)), matrices)
+    return jnp.where((info == 0)[:, None], values, jnp.nan)
+
+
+def _singular_values_on_cpu(matrices: Float[Array, "stack n n"]) -> Float[Array, "stack n"]:
+    hold_blas_to_one_thread()
+    return side_by_side(_ascending_singular_values, matrices)
+
+
+def _ascending_singular_values(matrices: Float[Array, "*stack n n"]) -> Float[Array, "*stack n"]:
     return jnp.linalg.svd(matrices, compute_uv=False)[..., ::-1]
 
 
-_eigenvalues = _stack_solver(_eigenvalues_on_cpu, jnp.linalg.eigvalsh)
-_singular_values = _stack_solver(_ascending_singular_values, _ascending_singular_values)
+_r = functools.partial(jnp.linalg.qr, mode="r")
+_eigenvalues = for_stacks(_eigenvalues_on_cpu, jnp.linalg.eigvalsh)
+_singular_values = for_stacks(_singular_values_on_cpu, _ascending_singular_values)
+_triangular_factors = for_stacks(functools.partial(side_by_side, _r), _r)
 
 
 @functools.cache
-def _values_only(dtype: np.dtype) -> Solver:
+def _values_only(dtype: np.dtype) -> Callable[[Float[Array, "n n"]], tuple[Float[Array, " n"], Int[Array, ""]]]:
     """LAPACK's `syevd` for one matrix, for values only; `eigvalsh`, which computes vectors too, where it is not there.
 
     The routine is jaxlib's own, which JAX calls in its other mode; it is in no public interface, hence the fallback.
+    With the values comes LAPACK's verdict on them, 0 where they are right.
     """
     try:
         from jaxlib import lapack
 
         target = lapack.prepare_lapack_call("syevd_ffi", dtype)
     except (ImportError, AttributeError, TypeError, NotImplementedError):
-        return jnp.linalg.eigvalsh
+        return lambda matrix: (jnp.linalg.eigvalsh(matrix), jnp.zeros((), jnp.int32))
 
-    def values_only(matrix: Float[Array, "n n"]) -> Float[Array, " n"]:
+    def values_only(matrix: Float[Array, "n n"]) -> tuple[Float[Array, " n"], Int[Array, ""]]:
         n = matrix.shape[-1]
         out_types = (
             jax.ShapeDtypeStruct((n, n), dtype),
@@ -99,6 +147,6 @@ def _values_only(dtype: np.dtype) -> Solver:
         )
         call = jax.ffi.ffi_call(target, out_types, input_output_aliases={0: 0})
         _, values, info = call(matrix, mode=np.uint8(ord("N")), uplo=np.uint8(ord("L")))
-        return jnp.where(info == 0, values, jnp.nan)
+        return values, info
 
     return values_only

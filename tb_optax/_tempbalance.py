@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +17,9 @@ from tb_optax._checks import check_arguments, check_shape
 from tb_optax._find import find_layers
 from tb_optax._layers import KernelShape, Layers, LayersOrFn, PyTree, kernel_shape, path_name, resolve_layers
 from tb_optax._metrics import Metric, needs_small_eigenvalues, pl_alpha_hill
-from tb_optax._sharding import replicated
+from tb_optax._solver import DEFAULT_SOLVER, Solver
 from tb_optax._spectra import layer_spectra
+from tb_optax._stacks import solve_alike
 
 
 class TempBalanceState(NamedTuple):
@@ -47,6 +48,7 @@ def tempbalance(
     assign: Assignment = linear,
     layers: LayersOrFn = find_layers,
     start_step: int | Int[Array, ""] = 0,
+    solver: Solver = DEFAULT_SOLVER,
 ) -> optax.GradientTransformationExtraArgs:
     """Scales each layer's updates by what the spectrum of its weight says of its training: TempBalance.
 
@@ -82,6 +84,7 @@ def tempbalance(
         default leaves nothing out but small layers: name the first and last layer in `exclude`, or use `trace_layers`,
         which knows them.
       start_step: the update of the first refresh.
+      solver: how much memory a refresh may take, and whether large matrices are approximated.
 
     Returns:
       A transformation whose `update` needs `params`. With `optax.inject_hyperparams`, the numbers can be schedules; give
@@ -102,7 +105,7 @@ def tempbalance(
       >>> {name: round(float(scale), 2) for name, scale in state[1].scale.items()}
       {'dense0': 0.9, 'dense1': 0.5, 'dense2': 1.5}
     """
-    check_arguments(update_interval, min_scale, max_scale, metric, assign, start_step)
+    check_arguments(update_interval, min_scale, max_scale, metric, assign, start_step, solver)
 
     def init_fn(params: PyTree) -> TempBalanceState:
         count = jnp.zeros((), jnp.int32)
@@ -123,12 +126,18 @@ def tempbalance(
         since = state.count - _whole(start_step)
         due = (since >= 0) & (since % jnp.maximum(_whole(update_interval), 1) == 0)
 
-        def refresh(kernels: dict[str, Array]) -> tuple[Any, Any]:
-            # The branch is taken where any seed is due; those that are not keep what they have.
-            fresh = _refresh(found, replicated(kernels), state, metric, assign, min_scale, max_scale)
-            return jax.tree.map(lambda new, old: jnp.where(due, new, old), fresh, (state.metric, state.scale))
+        names = [layer.name for layer in found]
+        before = _flat(state.metric, names), _flat(state.scale, names)
 
-        return jax.lax.cond(_any_over_batch(due), refresh, lambda _: (state.metric, state.scale), kernels)
+        def refresh(kernels: dict[str, Array]) -> tuple[Array, Array]:
+            small = needs_small_eigenvalues(metric)
+            spectra = layer_spectra(found, kernels, solver, small_eigenvalues=small)
+            after = _refresh(spectra, *before, metric, assign, min_scale, max_scale)
+            # The branch is taken where any seed is due; those that are not keep what they have.
+            return jax.tree.map(lambda new, old: jnp.where(due, new, old), after, before)
+
+        metrics, scales = jax.lax.cond(_any_over_batch(due), refresh, lambda _: before, kernels)
+        return _unflat(metrics, state.metric, names), _unflat(scales, state.scale, names)
 
     def update_fn(
         updates: PyTree, state: TempBalanceState, params: PyTree | None = None, **extra_args: Any
@@ -156,50 +165,48 @@ _PLACEHOLDER = _state_utils._ParamsPlaceholder  # pyright: ignore[reportPrivateU
 
 
 def _refresh(
-    found: Layers,
-    kernels: dict[str, Array],
-    state: TempBalanceState,
+    spectra: dict[str, Float[Array, "*stack n"]],
+    old_metrics: Float[Array, " slices"],
+    old_scales: Float[Array, " slices"],
     metric: Metric,
     assign: Assignment,
     min_scale: Bound,
     max_scale: Bound,
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Metrics and scales from the weights, each layer's last ones where its spectrum is unusable."""
-    spectra = layer_spectra(found, kernels, small_eigenvalues=needs_small_eigenvalues(metric))
-    metrics = _metrics(spectra, metric)
-    names = list(metrics)
-    stacks = [metrics[name].shape for name in names]
-    values = jnp.concatenate([metrics[name].reshape(-1) for name in names])
-    scales = assign(values, min_scale, max_scale)
-    check_shape("assign", assign, "number for each metric", scales, values.shape)
+) -> tuple[Float[Array, " slices"], Float[Array, " slices"]]:
+    """Metrics and scales from the spectra, each layer's last ones where its spectrum is unusable."""
+    metrics = _flat(_metrics(spectra, metric), spectra)
+    scales = assign(metrics, min_scale, max_scale)
+    check_shape("assign", assign, "number for each metric", scales, metrics.shape)
     scales = jnp.clip(scales, min_scale, max_scale)
-    ends = np.cumsum([math.prod(stack) for stack in stacks])[:-1]
-    new_metric, new_scale = {}, {}
-    for name, stack, value, scale in zip(names, stacks, jnp.split(values, ends), jnp.split(scales, ends), strict=True):
-        usable = jnp.isfinite(value) & jnp.isfinite(scale)
-        keep = lambda new, old: jnp.where(usable.reshape(stack), new.reshape(stack).astype(old.dtype), old)  # noqa: B023
-        new_metric[name] = keep(value, state.metric[name])
-        new_scale[name] = keep(scale, state.scale[name])
-    return new_metric, new_scale
+    usable = jnp.isfinite(metrics) & jnp.isfinite(scales)
+    keep = lambda new, old: jnp.where(usable, new.astype(old.dtype), old)
+    return keep(metrics, old_metrics), keep(scales, old_scales)
+
+
+def _flat(numbers: dict[str, Float[Array, "*stack"]], names: Iterable[str]) -> Float[Array, " slices"]:
+    """The numbers of all layers, in the order of their names; of a stack of layers, one after another."""
+    return jnp.concatenate([numbers[name].reshape(-1) for name in names])
+
+
+def _unflat(
+    flat: Float[Array, " slices"], like: dict[str, Float[Array, "*stack"]], names: Iterable[str]
+) -> dict[str, Float[Array, "*stack"]]:
+    ends = np.cumsum([like[name].size for name in names])[:-1]
+    return {name: own.reshape(like[name].shape) for name, own in zip(names, jnp.split(flat, ends), strict=True)}
 
 
 def _metrics(spectra: dict[str, Float[Array, "*stack n"]], metric: Metric) -> dict[str, Float[Array, "*stack"]]:
     """Each layer's metric, NaN where unusable; one call for all spectra of a length."""
-    lengths = defaultdict(list)
-    for name, eigenvalues in spectra.items():
-        lengths[eigenvalues.shape[-1], eigenvalues.dtype].append(name)
-    metrics = {}
-    for (length, _), names in lengths.items():
-        rows = jnp.concatenate([spectra[name].reshape(-1, length) for name in names])
-        values = metric(rows)
-        check_shape("metric", metric, f"number for each spectrum of shape {rows.shape}", values, rows.shape[:1])
-        values = jnp.where(jnp.isfinite(values) & (rows[:, -1] > 0), values, jnp.nan)
-        start = 0
-        for name in names:
-            stack = spectra[name].shape[:-1]
-            metrics[name] = values[start : start + math.prod(stack)].reshape(stack)
-            start += math.prod(stack)
-    return {name: metrics[name] for name in spectra}
+    rows = {name: eigenvalues.reshape(-1, eigenvalues.shape[-1]) for name, eigenvalues in spectra.items()}
+
+    def of_stack(stack: list[Float[Array, "own n"]]) -> Float[Array, " spectra"]:
+        together = jnp.concatenate(stack)
+        values = metric(together)
+        check_shape("metric", metric, f"number for each spectrum of shape {together.shape}", values, together.shape[:1])
+        return jnp.where(jnp.isfinite(values) & (together[:, -1] > 0), values, jnp.nan)
+
+    metrics = solve_alike(rows, lambda own: (own.shape[1], own.dtype), len, of_stack)
+    return {name: metrics[name].reshape(eigenvalues.shape[:-1]) for name, eigenvalues in spectra.items()}
 
 
 def _scale_updates(updates: PyTree, found: Layers, leaves: dict[str, Any], scales: dict[str, Array]) -> PyTree:

@@ -1,5 +1,7 @@
 """Sharded parameters, on the eight devices of `conftest`: the same scales, and a state whose type does not change."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,6 +124,88 @@ def test_seeds_on_different_devices():
     _, states = jax.jit(jax.vmap(tx.update, spmd_axis_name="x"))(params, jax.vmap(tx.init)(params), params)
     for i in (0, 7):
         assert_scales(jax.tree.map(lambda leaf, i=i: leaf[i], states), seeds[i])
+
+
+def eigenproblems(compiled: str) -> int:
+    """How many calls of LAPACK a device makes, where nothing is in a loop."""
+    return len(re.findall(r'custom_call_target="lapack_ssyevd_ffi"', compiled))
+
+
+@modes
+@specs
+def test_each_device_solves_its_share(mode, spec):
+    params = dense_params(depth=20, rows=16, columns=24)
+    tx = tempbalance(1)
+    mesh = mesh_of(mode)
+    with jax.set_mesh(mesh):
+        own = sharded(mesh, spec, params)
+        compiled = jax.jit(tx.update).lower(own, tx.init(own), own).compile()
+        assert eigenproblems(compiled.as_text()) == 3  # 20 of them on 8 devices
+        _, state = compiled(own, tx.init(own), own)
+    assert_scales(state, params)
+    alone = jax.jit(tx.update).lower(params, tx.init(params), params).compile()
+    assert eigenproblems(alone.as_text()) == 20
+    _, single = alone(params, tx.init(params), params)
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-5), state, single)
+
+
+@modes
+def test_cut_stacks_are_divided_too(mode):
+    params = dense_params(depth=20, rows=16, columns=24)
+    two_each = 2 * 4 * (16 * 24 + 2 * 16 * 16)
+    tx = tempbalance(1, solver=tb_optax.Solver(max_stack_bytes=two_each))
+    mesh = mesh_of(mode)
+    with jax.set_mesh(mesh):
+        own = sharded(mesh, P("x", None), params)
+        compiled = jax.jit(tx.update).lower(own, tx.init(own), own).compile()
+        assert eigenproblems(compiled.as_text()) == 2
+        _, state = compiled(own, tx.init(own), own)
+    assert_scales(state, params)
+
+
+@modes
+def test_refresh_inside_a_scan_of_steps_under_a_mesh(mode):
+    """An epoch as one loop: some steps refresh, all have the same types, and the state stays replicated."""
+    tx = optax.chain(optax.sgd(0.0), tempbalance(2))
+    mesh = mesh_of(mode)
+    with jax.set_mesh(mesh):
+        params = sharded(mesh, P("x", None))
+
+        @jax.jit
+        def epoch(params, state):
+            def step(carry, _):
+                params, state = carry
+                updates, state = tx.update(params, state, params)
+                return (optax.apply_updates(params, updates), state), None
+
+            return jax.lax.scan(step, (params, state), length=5)[0]
+
+        params, state = epoch(params, tx.init(params))
+    assert_scales(state)
+
+
+def test_seeds_under_a_mesh_are_divided_together():
+    tx = tempbalance(1)
+    seeds = [dense_params(seed) for seed in range(4)]
+    mesh = mesh_of(AxisType.Auto)
+    with jax.set_mesh(mesh):
+        params = jax.device_put(jax.tree.map(lambda *x: jnp.stack(x), *seeds), NamedSharding(mesh, P()))
+        _, states = jax.jit(jax.vmap(tx.update))(params, jax.vmap(tx.init)(params), params)
+    for i in (0, 3):
+        assert_scales(jax.tree.map(lambda leaf, i=i: leaf[i], states), seeds[i])
+
+
+def test_inside_shard_map_over_one_of_two_axes():
+    """Data parallelism by hand, the other axis the compiler's: the eigenproblems are divided over the latter."""
+    params = dense_params(depth=6)
+    tx = tempbalance(1)
+    mesh = mesh_of(AxisType.Auto, (4, 2), ("data", "model"))
+    with jax.set_mesh(mesh):
+        update = jax.shard_map(lambda *args: tx.update(*args), in_specs=P(), out_specs=P(), axis_names={"data"})
+        compiled = jax.jit(update).lower(params, tx.init(params), params).compile()
+        assert eigenproblems(compiled.as_text()) == 3
+        _, state = compiled(params, tx.init(params), params)
+    assert_scales(state, params)
 
 
 def test_inside_shard_map():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import equations
 
 import tb_optax
 from tb_optax._layers import resolve_layers
@@ -100,7 +101,7 @@ def test_gram_product_asks_for_full_precision():
     """TF32 or bfloat16, the default on accelerators, would ruin the small half of the spectrum."""
     found, leaves = resolve_layers([layer()], {"kernel": jnp.asarray(WIDE)})
     jaxpr = jax.make_jaxpr(lambda leaves: layer_spectra(found, leaves, small_eigenvalues=False))(leaves)
-    (product,) = (equation for equation in jaxpr.eqns if equation.primitive.name == "dot_general")
+    (product,) = (equation for equation in equations(jaxpr.jaxpr) if equation.primitive.name == "dot_general")
     assert set(product.params["precision"]) == {jax.lax.Precision.HIGHEST}
 
 
