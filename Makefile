@@ -6,7 +6,7 @@ DEMO_EPOCHS ?= 16
 export OPENBLAS_NUM_THREADS ?= 1
 DEMO := --dataset digits --model resnet18 --width 0.125 --epochs $(DEMO_EPOCHS)
 
-.PHONY: demo test test-slow test-lowest docs clean
+.PHONY: demo test test-slow test-lowest bench docs clean
 
 # Trains a small ResNet-18 on handwritten digits with and without TempBalance.
 demo: .venv/installed-examples
@@ -27,6 +27,10 @@ test-slow: .venv/installed-test
 # The library's own tests on the oldest versions that pyproject.toml admits.
 test-lowest: .venv-lowest/installed
 	.venv-lowest/bin/python -m pytest -n 2 -m "not slow" tb_optax tests --ignore=tests/examples
+
+# Every benchmark that suits this machine's device, with the threads that users get; results go to benchmarks/results/.
+bench: .venv/installed-bench
+	env -u OPENBLAS_NUM_THREADS $(BIN)/python -m benchmarks.run
 
 docs: .venv/installed-docs
 	$(BIN)/python -m sphinx --fail-on-warning --builder html docs docs/_build/html

@@ -1,0 +1,1 @@
+"""What TempBalance costs, and against whom; run from the repository's root: `python -m benchmarks.run`."""

@@ -1,0 +1,174 @@
+"""Tables and plots from the files of a run: `python -m benchmarks.report DIRECTORY`."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from benchmarks.plots import plot
+from benchmarks.targets import targets
+
+PARTS = ("refresh", "steps", "busy", "devices")
+
+
+def main() -> None:
+    print(report(tyro.cli(tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="DIRECTORY")]], description=__doc__)))
+
+
+def report(directory: Path) -> str:
+    """Writes `report.md` and the plots next to the results, and returns the report's text.
+
+    Raises:
+      FileNotFoundError: the directory holds no results.
+    """
+    files = {part: directory / f"{part}.json" for part in PARTS}
+    read = {part: json.loads(file.read_text()) for part, file in files.items() if file.exists()}
+    if not read:
+        raise FileNotFoundError(
+            f"{directory} holds none of {', '.join(f'{part}.json' for part in PARTS)}; run the benchmarks."
+        )
+    parts = {part: content["cases"] for part, content in read.items()}
+    device = next(iter(read.values()))["provenance"]
+    name = device["device_kind"] + (f", {device['cores']} cores" if device["platform"] == "cpu" else "")
+    plots = plot(parts, name, directory)
+    sections = [f"# {name}", *_provenance(read)]
+    sections += _refresh(parts.get("refresh", []))
+    sections += _steps(parts.get("steps", {})) + _busy(parts.get("busy", {})) + _devices(parts.get("devices", []))
+    sections += [f"![{path.stem}]({path.name})" for path in plots]
+    reached = _table(("to reach", "measured", "bound", ""), (target.row() for target in targets(parts, device["platform"])))
+    text = "\n\n".join([*sections, "## To reach", reached]) + "\n"
+    (directory / "report.md").write_text(text)
+    return text
+
+
+def _provenance(read: dict[str, Any]) -> list[str]:
+    """A line for each kind of provenance: the parts may have been measured on different days."""
+    lines: dict[str, list[str]] = {}
+    for part, content in read.items():
+        origin = content["provenance"]
+        commit = (origin["commit"] or "unknown")[:10] + (" with changes" if origin["changed"] else "")
+        versions = ", ".join(f"{package} {version}" for package, version in origin["versions"].items())
+        line = f"{origin['date'][:10]}, commit {commit}, {origin['processor']}, {origin['cores']} cores; {versions}"
+        lines.setdefault("; ".join([line, *origin["blas"]]), []).append(part)
+    return [f"{', '.join(names)}: {line}." for line, names in lines.items()]
+
+
+def _refresh(cases: Sequence[dict[str, Any]]) -> list[str]:
+    if not cases:
+        return []
+    labels = list(dict.fromkeys(label for case in cases for label in case["contenders"]))
+    columns = ["network", *(label.removesuffix(", median") for label in labels if _is_median(label))]
+    time = lambda result: (
+        f"{1e3 * result['median']:.1f}" + ("" if result["ratio"] in (None, 1) else f" (x{result['ratio']:.2f})")
+    )
+    median = [[case["network"], *(_cell(case, label, time) for label in labels if _is_median(label))] for case in cases]
+    fits = [
+        [case["network"], label, _or_error(result, time), _agreement(result)]
+        for case in cases
+        if any(not _is_median(label) for label in case["contenders"])
+        for label, result in case["contenders"].items()
+        if ", " in label
+    ]
+    cost = lambda result: f"{result['first_seconds']:.1f} s, {result['peak_memory'] / 2**20:,.0f} MiB"
+    costs = [[case["network"], *(_cell(case, label, cost) for label in labels if _is_median(label))] for case in cases]
+    return [
+        "## A refresh",
+        "Milliseconds, medians over the rounds; in brackets how many times as long as this library.",
+        _table(columns, median),
+        "The three fits; the last column is the largest relative difference from this library's alphas.",
+        _table(("network", "contender and fit", "milliseconds", "alphas differ by"), fits),
+        "The first call, compilation included, and the rise of memory to its peak since the weights were loaded.",
+        _table(columns, costs),
+    ]
+
+
+def _is_median(label: str) -> bool:
+    return ", " not in label or label.endswith(", median")
+
+
+def _agreement(result: dict[str, Any]) -> str:
+    return f"{result['disagreement']:.1e}" if result.get("disagreement") else ""
+
+
+def _steps(steps: dict[str, Any]) -> list[str]:
+    if not steps:
+        return []
+    updates = [(label, _or_error(result, lambda r: f"{1e3 * r['median']:.2f}")) for label, result in steps["update"].items()]
+    sections = [
+        "## Training",
+        "The optimizer's update alone, which refreshes nothing, in milliseconds.",
+        _table(("", "update"), updates),
+    ]
+    training = steps.get("training", {})
+    if "epochs" not in training:
+        return [*sections, training.get("error", "No epoch was trained.")]
+    epochs = [
+        (f"a refresh every {label}" if label.isdigit() else label, f"{result['median']:.3f}", f"{result['ratio']:.3f}")
+        for label, result in training["epochs"].items()
+    ]
+    shares = [
+        (interval, f"{share['share']:.2%}", "" if share["trained"] else "computed from the time of a refresh")
+        for interval, share in training["shares"].items()
+    ]
+    return [
+        *sections,
+        "An epoch, in seconds, and in epochs without.",
+        _table(("", "seconds", "ratio"), epochs),
+        "The share of the training time that goes into refreshes (the paper's Figure 24).",
+        _table(("updates between refreshes", "share", ""), shares),
+    ]
+
+
+def _busy(busy: dict[str, Any]) -> list[str]:
+    if not busy:
+        return []
+    time = lambda result, key: f"{1e3 * result[key]['median']:.0f}"
+    rows = [
+        (
+            name,
+            *(_or_error(result, lambda r, key=key: time(r, key)) for key in ("alone", "beside")),
+            _or_error(result, _times),
+        )
+        for name, result in busy.items()
+    ]
+    return ["## Beside a program that keeps all cores busy", _table(("", "alone, ms", "beside it, ms", "ratio"), rows)]
+
+
+def _devices(cases: Sequence[dict[str, Any]]) -> list[str]:
+    rows = [
+        (case["network"], count, _or_error(result, lambda r: f"{1e3 * r['median']:.1f}"), _or_error(result, _times))
+        for case in cases
+        for count, result in case["devices"].items()
+    ]
+    return ["## On several devices", _table(("network", "devices", "milliseconds", "ratio"), rows)] if rows else []
+
+
+def _times(result: dict[str, Any]) -> str:
+    return "" if result["ratio"] is None else f"{result['ratio']:.2f}"
+
+
+def _cell(case: dict[str, Any], label: str, show: Any) -> str:
+    return _or_error(case["contenders"][label], show) if label in case["contenders"] else ""
+
+
+def _or_error(result: dict[str, Any], show: Any) -> str:
+    return result["error"] if "error" in result else show(result)
+
+
+def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    return "\n".join(_rows([list(columns), *map(list, rows)]))
+
+
+def _rows(cells: list[list[str]]) -> Iterator[str]:
+    """Lines of a Markdown table that reads well as text too."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for number, row in enumerate(cells):
+        yield "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        if number == 0:
+            yield "| " + " | ".join("-" * max(width, 3) for width in widths) + " |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The contenders that train: an optimizer's update alone, and epochs of `examples/vision`."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import tb_optax
+from benchmarks.contenders import Case, Prepared
+from benchmarks.networks import create
+from examples.vision.data import Dataset
+from examples.vision.methods import create_optimizer
+from examples.vision.models import create_model
+from examples.vision.training import prepare
+
+# As often as an update interval can be without ever being reached.
+NEVER = 10**6
+_LEARNING_RATE = 0.1
+_WEIGHT_DECAY = 5e-4
+
+
+def optimizer(case: Case) -> Prepared:
+    """One update of the paper's chain on given gradients, with TempBalance in it (`tb`) or without (`cal`).
+
+    With it, the first call refreshes, and no other does.
+    """
+    network = create(case["network"])
+    layers = functools.partial(tb_optax.find_layers, exclude=network.exclude)
+    tx = _optimizer(case["method"], layers, NEVER)
+    params = jax.device_put(network.params)
+    grads = jax.tree.map(lambda leaf: 1e-3 * leaf, params)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Any, opt_state: optax.OptState, grads: Any) -> tuple[Any, optax.OptState]:
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    held = [params, tx.init(params)]
+
+    def run() -> None:
+        held[:] = step(*held, grads)
+        jax.block_until_ready(held)
+
+    return Prepared(run)
+
+
+def training(case: Case) -> Prepared:
+    """Epochs of `examples/vision` on random images; `run(update_interval=n)` sets the interval of the refreshes.
+
+    The case gives `model`, `width`, `method`, `dtype`, `batch_size` and `steps`, how many make an epoch.
+    """
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (case["steps"] * case["batch_size"], 32, 32, 3), np.uint8)
+    labels = random.integers(0, 10, len(images), np.int32)
+    few = slice(case["batch_size"])
+    channels = np.full(3, 0.5, np.float32)
+    dataset = Dataset("random", images, labels, images[few], labels[few], 10, channels, channels, flip=True)
+
+    @nnx.jit
+    def model() -> nnx.Module:
+        return create_model(
+            case["model"],
+            width=case["width"],
+            num_classes=10,
+            image_shape=(32, 32, 3),
+            dtype=jnp.dtype(case["dtype"]),
+            rngs=nnx.Rngs(jax.random.key(0, impl="rbg")),
+        )
+
+    create_tx = functools.partial(_scheduled, case["method"])
+    prepared = prepare(model(), create_tx, dataset, case["batch_size"], seed=0)
+    state = prepared.state
+
+    def run(update_interval: int = NEVER) -> None:
+        nonlocal state
+        if case["method"] == "tb":
+            state = state._replace(opt_state=_with_interval(state.opt_state, update_interval))
+        state, metrics = prepared.train(state)
+        jax.block_until_ready((state, metrics))
+
+    return Prepared(run)
+
+
+def _optimizer(method: str, layers: tb_optax.LayersOrFn, update_interval: Any) -> optax.GradientTransformationExtraArgs:
+    return create_optimizer(
+        method,
+        optax.constant_schedule(_LEARNING_RATE),
+        weight_decay=_WEIGHT_DECAY,
+        update_interval=update_interval,
+        min_scale=0.5,
+        max_scale=1.5,
+        layers=layers,
+    )
+
+
+def _scheduled(method: str, layers: tb_optax.Layers) -> optax.GradientTransformationExtraArgs:
+    """The interval is part of the state, so that one compiled epoch serves for all intervals."""
+    if method == "cal":
+        return _optimizer(method, layers, NEVER)
+    build = lambda update_interval: _optimizer(method, layers, update_interval)
+    return optax.inject_hyperparams(build)(update_interval=NEVER)
+
+
+def _with_interval(opt_state: optax.OptState, update_interval: int) -> optax.OptState:
+    old = optax.tree_utils.tree_get(opt_state, "update_interval")
+    return optax.tree_utils.tree_set(
+        opt_state, update_interval=jax.device_put(jnp.asarray(update_interval, old.dtype), old.sharding)
+    )

@@ -1,0 +1,151 @@
+"""The benchmarks compare like with like, and their harness survives what contenders do."""
+
+import functools
+import importlib.util
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+import tb_optax
+from benchmarks import busy, devices, refresh, report, steps
+from benchmarks.contenders import load
+from benchmarks.networks import create
+from benchmarks.timing import Contender, ContenderFailed, Deadline, Worker, measure, ratio
+
+FITS = ("median", "goodness_of_fit", "fix_finger")
+NETWORKS = ("tiny", "resnet18-64", "resnet50-64", "vgg16-64", "gpt2")
+
+
+def count(params):
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_contender_gets_the_layers_that_the_library_balances(name):
+    network = create(name)
+    found = tb_optax.find_layers(network.params, exclude=network.exclude)
+    assert {layer.name for layer in found} == set(network.weights())
+
+
+def test_a_scanned_network_is_one_layer_for_each_of_its_slices():
+    from benchmarks.networks import _llama1b, _Weights  # pyright: ignore[reportPrivateUsage]
+
+    network = _llama1b(_Weights(0), depth=3, width=64, hidden=96, keys=64)
+    found = tb_optax.find_layers(network.params)
+    assert {f"{layer.name}[{index}]" for layer in found for index in range(3)} == set(network.weights())
+    assert all(layer.layer_axes == (0,) for layer in found)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("resnet18", 11.17), ("resnet50", 23.52), ("vgg16", 14.73), ("gpt2", 124.4)])
+def test_networks_have_their_published_sizes(name, millions):
+    assert count(create(name).params) == pytest.approx(1e6 * millions, rel=1e-3)
+
+
+def test_an_unknown_network_or_contender_is_named():
+    with pytest.raises(ValueError, match=r"resnet19.*resnet18"):
+        create("resnet19")
+    with pytest.raises(ValueError, match=r"nobody.*tb_optax"):
+        load("nobody", {})
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_the_pytorch_contender_computes_what_the_library_does(fit):
+    pytest.importorskip("torch")
+    case = {"network": "resnet18-64", "fit": fit}
+    ours, theirs = load("tb_optax", case), load("PyTorch", case)
+    assert ours.alphas and theirs.alphas
+    expected = theirs.alphas(theirs.run())
+    for name, alpha in ours.alphas(ours.run()).items():
+        assert alpha == pytest.approx(expected[name], rel=1e-4)
+
+
+def test_the_pytorch_contender_sets_learning_rates_by_eq_2():
+    torch = pytest.importorskip("torch")
+    from benchmarks.torch_tempbalance import refresh as torch_refresh
+
+    weights = {name: torch.tensor(weight).permute(3, 2, 0, 1) if weight.ndim == 4 else torch.tensor(weight).T
+               for name, weight in create("tiny").weights().items()}  # fmt: skip
+    optimizer = torch.optim.SGD([{"params": [weight], "name": name} for name, weight in weights.items()], lr=1.0)
+    alphas = torch_refresh(optimizer, base_lr=1.0)
+    network = create("tiny")
+    tx = tb_optax.tempbalance(1, layers=functools.partial(tb_optax.find_layers, exclude=network.exclude))
+    params = jax.device_put(network.params)
+    state = tx.update(params, tx.init(params), params)[1]
+    assert set(alphas) == set(state.scale)
+    for group in optimizer.param_groups:
+        assert group["lr"] == pytest.approx(float(state.scale[group["name"]]), rel=1e-3)
+
+
+def test_the_plain_contender_and_the_floor_see_the_same_matrices():
+    case = {"network": "tiny", "fit": "median"}
+    ours, plain = load("tb_optax", case), load("plain eigvalsh", case)
+    assert ours.alphas and plain.alphas
+    assert ours.alphas(ours.run()) == pytest.approx(plain.alphas(plain.run()), rel=1e-4)
+    products = load("Gram products alone", case).run()
+    sizes = {name: min(weight.shape[-2:]) for name, weight in create("tiny").weights().items()}
+    assert {name: product.shape[-1] for name, product in products.items()} == sizes
+    if importlib.util.find_spec("threadpoolctl"):
+        eigenvalues = load("eigenvalues alone", case).run()
+        assert sum(map(len, eigenvalues)) == sum(product.shape[0] * product.shape[1] for product in products.values())
+
+
+def test_a_contender_that_fails_or_hangs_costs_the_others_nothing():
+    contenders = {
+        "good": Contender("Gram products alone", {"network": "tiny"}),
+        "bad": Contender("plain eigvalsh", {"network": "tiny", "fit": "unknown"}),
+    }
+    results = measure(contenders, rounds=3, seconds_each=20, deadline=Deadline(1))
+    assert len(results["good"]["seconds"]) == 3
+    assert results["good"]["peak_memory"] > 0
+    assert "fit='unknown'" in results["bad"]["error"]
+    assert ratio(results, "good", "bad") is None
+    worker = Worker(contenders["good"])
+    with pytest.raises(ContenderFailed, match="longer than 0 s"):
+        worker.wait_until_ready(0.01)
+    worker.close()
+
+
+@pytest.mark.slow
+def test_refreshes_are_timed_written_and_reported(tmp_path):
+    settings = refresh.Settings(
+        networks=("tiny",), all_fits=("tiny",), contenders=("tb_optax", "Gram products alone"), rounds=2, out=tmp_path
+    )
+    refresh.run(settings)
+    written = json.loads((tmp_path / "refresh.json").read_text())
+    assert {"commit", "versions", "processor", "date", "cores"} <= set(written["provenance"])
+    result = written["cases"][0]["contenders"]["tb_optax, goodness_of_fit"]
+    assert len(result["seconds"]) == 2
+    assert result["median"] == pytest.approx(np.median(result["seconds"]))
+    text = report.report(tmp_path)
+    assert "tb_optax, fix_finger" in text
+    assert text.index("## A refresh") < text.index("## To reach")
+    assert (tmp_path / "refresh.png").exists()
+
+
+def test_a_directory_without_results_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"refresh\.json"):
+        report.report(tmp_path)
+
+
+@pytest.mark.slow
+def test_training_is_timed_with_refreshes_at_every_interval(tmp_path):
+    settings = steps.Settings(
+        network="tiny", width=0.125, batch_size=8, steps=2, intervals=(50, 2, 1), update_rounds=2, rounds=2, out=tmp_path
+    )
+    training = steps.run(settings)["training"]
+    assert set(training["epochs"]) == {"without tempbalance", "no refresh", "2", "1"}
+    assert not training["shares"]["50"]["trained"]
+    assert training["shares"]["2"]["trained"]
+    assert "## Training" in report.report(tmp_path)
+
+
+@pytest.mark.slow
+def test_busy_programs_and_devices_are_timed(tmp_path):
+    result = busy.run(busy.Settings(network="tiny", contenders=("tb_optax",), rounds=1, out=tmp_path))
+    assert math.isfinite(result["tb_optax"]["ratio"])
+    cases = devices.run(devices.Settings(networks=("tiny",), devices=(1, 2), rounds=1, out=tmp_path))
+    assert {number: "median" in result for number, result in cases[0]["devices"].items()} == {"1": True, "2": True}
+    assert "## On several devices" in report.report(tmp_path)
