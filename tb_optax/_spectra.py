@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from tb_optax._checks import check_solver
@@ -17,7 +18,7 @@ from tb_optax._lanczos import lanczos_spectrum
 from tb_optax._layers import KernelShape, Layers, LayersOrFn, Path, PyTree, kernel_shape, resolve_layers
 from tb_optax._sharding import device_count, over_devices, partitioned_by_compiler
 from tb_optax._solver import DEFAULT_SOLVER, Solver
-from tb_optax._stacks import solve_alike, solve_in_chunks
+from tb_optax._stacks import alike, solve_in_chunks
 
 # The released code scales convolutions' weights by sqrt(0.5).
 _POOLED_SCALE = 0.5
@@ -58,37 +59,43 @@ def spectra(
     """
     check_solver("spectra", solver)
     found, leaves = resolve_layers(layers, params)
-    return layer_spectra(found, leaves, solver, small_eigenvalues=True)
+    own = {}
+    for names, rows in stacked_spectra(found, leaves, solver, small_eigenvalues=True):
+        own |= zip(names, jnp.split(rows, len(names)), strict=True)
+    shapes = {layer.name: kernel_shape(layer, leaves[layer.kernel].shape) for layer in found}
+    return {name: own[name].reshape(*shape.stack, shape.eigenvalues) for name, shape in shapes.items()}
 
 
-def layer_spectra(
+def stacked_spectra(
     layers: Layers, leaves: Mapping[Path, Any], solver: Solver = DEFAULT_SOLVER, *, small_eigenvalues: bool
-) -> dict[str, Float[Array, "*stack eigenvalues"]]:
-    """`spectra` of layers already resolved. Matrices of one size, of all layers, are solved as one stack.
+) -> list[tuple[list[str], Float[Array, "rows eigenvalues"]]]:
+    """`spectra` of layers already resolved, as few arrays: each of several layers, a row for each slice of each in turn.
 
     Without `small_eigenvalues`, those of less than a millionth of the largest are inexact or zero, at half the cost.
     """
     exact = _SINGULAR_VALUES if small_eigenvalues else _EIGENVALUES
-    approximate = _Method(
-        lambda matrices: matrices,
-        functools.partial(lanczos_spectrum, steps=solver.lanczos_steps, probes=solver.lanczos_probes, seed=solver.seed),
-    )
+    approximation = dict(steps=solver.lanczos_steps, probes=solver.lanczos_probes, seed=solver.seed)
+    approximate = _Method(lambda matrices: matrices, functools.partial(lanczos_spectrum, **approximation))
+    names = []
 
-    def method(shape: KernelShape) -> _Method:
-        large = solver.approximate_from is not None and min(shape.rows, shape.columns) >= solver.approximate_from
-        return approximate if large else exact
-
-    def solve(kernels: Mapping[str, Array]) -> dict[str, Array]:
-        matrices = {}
+    def solve(kernels: Mapping[str, Array]) -> list[Array]:
+        matrices = []
         for layer in layers:
             shape = kernel_shape(layer, kernels[layer.name].shape)
-            matrices[layer.name] = _Matrices(kernels[layer.name], shape, method(shape))
-        kind = lambda own: (own.method, own.problem.shape, own.problem.dtype)
-        together = functools.partial(_solve, max_stack_bytes=solver.max_stack_bytes)
-        values = solve_alike(matrices, kind, lambda own: own.count, together)
-        return _pooled(values, {name: own.shape for name, own in matrices.items()})
+            large = solver.approximate_from is not None and min(shape.rows, shape.columns) >= solver.approximate_from
+            matrices.append(_Matrices(layer.name, kernels[layer.name], shape, approximate if large else exact))
+        rows = []
+        for stack in alike(matrices, lambda own: (own.method, own.problem.shape, own.problem.dtype)):
+            # What is pooled alike stands side by side in the stack: one piece to cut out of it, not one for each layer.
+            pools = alike(stack, lambda own: (own.shape.stack, own.shape.matrices, bool(own.shape.pooled_axes)))
+            values = _solve([own for pool in pools for own in pool], solver.max_stack_bytes)
+            ends = np.cumsum([sum(own.count for own in pool) for pool in pools])[:-1]
+            rows += [_pooled(pool[0].shape, part) for pool, part in zip(pools, jnp.split(values, ends), strict=True)]
+            names.extend([own.name for own in pool] for pool in pools)
+        return rows
 
-    return partitioned_by_compiler(solve, {layer.name: jnp.asarray(leaves[layer.kernel]) for layer in layers})
+    rows = partitioned_by_compiler(solve, {layer.name: jnp.asarray(leaves[layer.kernel]) for layer in layers})
+    return list(zip(names, rows, strict=True))
 
 
 class _Method(NamedTuple):
@@ -102,8 +109,9 @@ _SINGULAR_VALUES = _Method(triangular_factor, squared_singular_values)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Matrices:
-    """The matrices of a kernel, smaller side first, in at least float32, and how their spectra are computed."""
+    """The matrices of a layer's kernel, smaller side first, in at least float32, and how their spectra are computed."""
 
+    name: str
     kernel: Array
     shape: KernelShape
     method: _Method
@@ -135,21 +143,17 @@ class _Matrices:
         return (self.shape.rows * self.shape.columns + 2 * self.problem.size) * self.problem.dtype.itemsize
 
 
-def _solve(alike: list[_Matrices], max_stack_bytes: int) -> Float[Array, "stack n"]:
+def _solve(stack: list[_Matrices], max_stack_bytes: int) -> Float[Array, "stack n"]:
     """The eigenvalues of all matrices, an equal share on each device, cut so that none holds more than it may."""
-    at_once = max(1, max_stack_bytes // max(own.bytes_each for own in alike))
-    make = lambda index, start, stop: alike[index].prepared(slice(start, stop))
-    solve = functools.partial(over_devices, alike[0].method.solve)
-    return solve_in_chunks([own.count for own in alike], make, solve, at_once * device_count())
+    at_once = max(1, max_stack_bytes // max(own.bytes_each for own in stack))
+    make = lambda index, start, stop: stack[index].prepared(slice(start, stop))
+    solve = functools.partial(over_devices, stack[0].method.solve)
+    return solve_in_chunks([own.count for own in stack], make, solve, at_once * device_count())
 
 
-def _pooled(
-    values: Mapping[str, Float[Array, "matrices n"]], shapes: Mapping[str, KernelShape]
-) -> dict[str, Float[Array, "*stack eigenvalues"]]:
-    """One ascending spectrum for each place on a kernel's layer axes."""
-    rows = {name: values[name].reshape(-1, shape.eigenvalues) for name, shape in shapes.items()}
-    scale = {name: _POOLED_SCALE if shape.pooled_axes else 1.0 for name, shape in shapes.items()}
-    kind = lambda name: (rows[name].shape[1], rows[name].dtype, scale[name])
-    ascending = lambda names: jnp.sort(jnp.concatenate([rows[name] for name in names]), axis=-1) * scale[names[0]]
-    spectra = solve_alike({name: name for name in rows}, kind, lambda name: len(rows[name]), ascending)
-    return {name: spectra[name].reshape(*shape.stack, shape.eigenvalues) for name, shape in shapes.items()}
+def _pooled(shape: KernelShape, values: Float[Array, "matrices n"]) -> Float[Array, "rows eigenvalues"]:
+    """Ascending spectra from the eigenvalues of the matrices of kernels of this shape."""
+    rows = values.reshape(-1, shape.eigenvalues)
+    if shape.matrices > 1:
+        rows = jnp.sort(rows, axis=-1)
+    return rows * (_POOLED_SCALE if shape.pooled_axes else 1.0)

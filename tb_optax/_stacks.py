@@ -1,7 +1,7 @@
 """Many problems as few: those that look alike are solved as one stack, and a stack too large is cut."""
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
 import jax
@@ -12,21 +12,12 @@ from jaxtyping import Array, Shaped
 Item = TypeVar("Item")
 
 
-def solve_alike(
-    items: Mapping[str, Item],
-    kind: Callable[[Item], Hashable],
-    count: Callable[[Item], int],
-    solve: Callable[[list[Item]], Shaped[Array, "problems ..."]],
-) -> dict[str, Shaped[Array, "own ..."]]:
-    """Solves items of one kind by one call, and gives each item its own `count` of the solutions."""
+def alike(items: Iterable[Item], kind: Callable[[Item], Hashable]) -> list[list[Item]]:
+    """Items of one kind together, in their order."""
     kinds = defaultdict(list)
-    for name, item in items.items():
-        kinds[kind(item)].append(name)
-    solutions = {}
-    for names in kinds.values():
-        ends = np.cumsum([count(items[name]) for name in names])[:-1]
-        solutions |= zip(names, jnp.split(solve([items[name] for name in names]), ends), strict=True)
-    return {name: solutions[name] for name in items}
+    for item in items:
+        kinds[kind(item)].append(item)
+    return list(kinds.values())
 
 
 def solve_in_chunks(

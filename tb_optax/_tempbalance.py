@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +18,8 @@ from tb_optax._find import find_layers
 from tb_optax._layers import KernelShape, Layers, LayersOrFn, PyTree, kernel_shape, path_name, resolve_layers
 from tb_optax._metrics import Metric, needs_small_eigenvalues, pl_alpha_hill
 from tb_optax._solver import DEFAULT_SOLVER, Solver
-from tb_optax._spectra import layer_spectra
-from tb_optax._stacks import solve_alike
+from tb_optax._spectra import stacked_spectra
+from tb_optax._stacks import alike
 
 
 class TempBalanceState(NamedTuple):
@@ -131,8 +131,8 @@ def tempbalance(
 
         def refresh(kernels: dict[str, Array]) -> tuple[Array, Array]:
             small = needs_small_eigenvalues(metric)
-            spectra = layer_spectra(found, kernels, solver, small_eigenvalues=small)
-            after = _refresh(spectra, *before, metric, assign, min_scale, max_scale)
+            spectra = stacked_spectra(found, kernels, solver, small_eigenvalues=small)
+            after = _refresh(_metrics(spectra, metric, names), *before, assign, min_scale, max_scale)
             # The branch is taken where any seed is due; those that are not keep what they have.
             return jax.tree.map(lambda new, old: jnp.where(due, new, old), after, before)
 
@@ -165,16 +165,14 @@ _PLACEHOLDER = _state_utils._ParamsPlaceholder  # pyright: ignore[reportPrivateU
 
 
 def _refresh(
-    spectra: dict[str, Float[Array, "*stack n"]],
+    metrics: Float[Array, " slices"],
     old_metrics: Float[Array, " slices"],
     old_scales: Float[Array, " slices"],
-    metric: Metric,
     assign: Assignment,
     min_scale: Bound,
     max_scale: Bound,
 ) -> tuple[Float[Array, " slices"], Float[Array, " slices"]]:
-    """Metrics and scales from the spectra, each layer's last ones where its spectrum is unusable."""
-    metrics = _flat(_metrics(spectra, metric), spectra)
+    """Metrics and the scales assigned to them, each layer's last ones where its spectrum is unusable."""
     scales = assign(metrics, min_scale, max_scale)
     check_shape("assign", assign, "number for each metric", scales, metrics.shape)
     scales = jnp.clip(scales, min_scale, max_scale)
@@ -195,18 +193,22 @@ def _unflat(
     return {name: own.reshape(like[name].shape) for name, own in zip(names, jnp.split(flat, ends), strict=True)}
 
 
-def _metrics(spectra: dict[str, Float[Array, "*stack n"]], metric: Metric) -> dict[str, Float[Array, "*stack"]]:
-    """Each layer's metric, NaN where unusable; one call for all spectra of a length."""
-    rows = {name: eigenvalues.reshape(-1, eigenvalues.shape[-1]) for name, eigenvalues in spectra.items()}
-
-    def of_stack(stack: list[Float[Array, "own n"]]) -> Float[Array, " spectra"]:
-        together = jnp.concatenate(stack)
-        values = metric(together)
-        check_shape("metric", metric, f"number for each spectrum of shape {together.shape}", values, together.shape[:1])
-        return jnp.where(jnp.isfinite(values) & (together[:, -1] > 0), values, jnp.nan)
-
-    metrics = solve_alike(rows, lambda own: (own.shape[1], own.dtype), len, of_stack)
-    return {name: metrics[name].reshape(eigenvalues.shape[:-1]) for name, eigenvalues in spectra.items()}
+def _metrics(
+    spectra: list[tuple[list[str], Float[Array, "rows n"]]], metric: Metric, names: Sequence[str]
+) -> Float[Array, " slices"]:
+    """The metrics of all layers in the order of their names, NaN where unusable; one call for all spectra of a length."""
+    found, places, start = [], {}, 0
+    for stack in alike(spectra, lambda item: (item[1].shape[1], item[1].dtype)):
+        rows = jnp.concatenate([rows for _, rows in stack])
+        values = metric(rows)
+        check_shape("metric", metric, f"number for each spectrum of shape {rows.shape}", values, rows.shape[:1])
+        found.append(jnp.where(jnp.isfinite(values) & (rows[:, -1] > 0), values, jnp.nan))
+        for own_names, own in stack:
+            slices = len(own) // len(own_names)
+            for name in own_names:
+                places[name] = np.arange(start, start + slices)
+                start += slices
+    return jnp.concatenate(found)[np.concatenate([places[name] for name in names])]
 
 
 def _scale_updates(updates: PyTree, found: Layers, leaves: dict[str, Any], scales: dict[str, Array]) -> PyTree:

@@ -8,7 +8,7 @@ from tiny import equations
 
 import tb_optax
 from tb_optax._layers import resolve_layers
-from tb_optax._spectra import layer_spectra
+from tb_optax._spectra import stacked_spectra
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -69,9 +69,9 @@ CASES = {
 def test_spectrum_is_numpys(case, small_eigenvalues):
     kernel, described, expected = CASES[case]
     found, leaves = resolve_layers([described], {"kernel": jnp.asarray(kernel)})
-    ours = layer_spectra(found, leaves, small_eigenvalues=small_eigenvalues)["layer"]
-    assert ours.shape == expected.shape
-    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+    ((_, rows),) = stacked_spectra(found, leaves, small_eigenvalues=small_eigenvalues)
+    assert rows.shape[1] == expected.shape[-1]
+    np.testing.assert_allclose(rows.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_layers_of_one_size_are_solved_together_and_kept_apart():
@@ -83,6 +83,21 @@ def test_layers_of_one_size_are_solved_together_and_kept_apart():
     assert list(ours) == list(params)
     for name, kernel in params.items():
         np.testing.assert_allclose(ours[name], squared_singular_values(np.asarray(kernel)), rtol=1e-4)
+
+
+def test_each_size_is_one_solve_whatever_the_other_side():
+    """Sizes 5 and 6, in six shapes; stacks of layers and convolutions too."""
+    shapes = [(6, 9), (6, 20), (9, 6), (2, 2, 6, 8), (5, 40), (3, 12, 5)]
+    params = {f"layer{i}": jnp.asarray(normal(*shape)) for i, shape in enumerate(shapes)}
+    layers = [tb_optax.Layer(name, name, layer_axes=(0,) * (params[name].ndim == 3)) for name in params]
+    jaxpr = jax.make_jaxpr(lambda params: tb_optax.spectra(params, layers=layers))(params)
+    solves = [equation for equation in equations(jaxpr.jaxpr) if "custom_vmap" in equation.primitive.name]
+    solved = {solve.invars[0].aval.shape for solve in solves if solve.outvars[0].aval.ndim == 2}
+    assert solved == {(7, 6, 6), (4, 5, 5)}
+    ours = tb_optax.spectra(params, layers=layers)
+    np.testing.assert_allclose(ours["layer3"], pooled(*normal(2, 2, 6, 8).reshape(4, 6, 8)), rtol=1e-4, atol=1e-5)
+    for i in range(3):
+        np.testing.assert_allclose(ours["layer5"][i], squared_singular_values(normal(3, 12, 5)[i]), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +115,7 @@ def test_precision_is_the_weights_and_at_least_float32(dtype, expected):
 def test_gram_product_asks_for_full_precision():
     """TF32 or bfloat16, the default on accelerators, would ruin the small half of the spectrum."""
     found, leaves = resolve_layers([layer()], {"kernel": jnp.asarray(WIDE)})
-    jaxpr = jax.make_jaxpr(lambda leaves: layer_spectra(found, leaves, small_eigenvalues=False))(leaves)
+    jaxpr = jax.make_jaxpr(lambda leaves: stacked_spectra(found, leaves, small_eigenvalues=False)[0][1])(leaves)
     (product,) = (equation for equation in equations(jaxpr.jaxpr) if equation.primitive.name == "dot_general")
     assert set(product.params["precision"]) == {jax.lax.Precision.HIGHEST}
 

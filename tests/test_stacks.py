@@ -1,4 +1,4 @@
-"""However problems are put together and cut, each gets its own solution, and no more of them are in memory than allowed."""
+"""However problems are cut, each gets its own solution, and no more of them are in memory than allowed."""
 
 import jax
 import jax.numpy as jnp
@@ -6,20 +6,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tb_optax._stacks import solve_alike, solve_in_chunks
+from tb_optax._stacks import alike, solve_in_chunks
 
 
-def test_each_item_gets_its_own_solutions_whatever_stands_between():
-    items = {"a": np.ones((2, 3)), "b": np.ones((1, 4)), "c": 5 * np.ones((3, 3)), "d": 7 * np.ones((2, 4))}
-    calls = []
-
-    def sums(own):
-        calls.append(len(own))
-        return jnp.concatenate(own).sum(axis=1)
-
-    solved = solve_alike(items, kind=lambda item: item.shape[1], count=len, solve=sums)
-    assert list(solved) == list(items) and calls == [2, 2]
-    assert {name: own.tolist() for name, own in solved.items()} == {"a": [3, 3], "b": [4], "c": [15] * 3, "d": [28] * 2}
+def test_alike_keeps_the_order_of_kinds_and_of_items():
+    assert alike(["a1", "b1", "a2", "c1", "b2"], lambda item: item[0]) == [["a1", "a2"], ["b1", "b2"], ["c1"]]
 
 
 @given(counts=st.lists(st.integers(1, 5), min_size=1, max_size=4), at_once=st.integers(1, 25))
