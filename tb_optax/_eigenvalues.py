@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from tb_optax._blas import hold_blas_to_one_thread
 
@@ -38,7 +38,7 @@ def squared_singular_values(matrices: Float[Array, "stack n n"]) -> Float[Array,
     A Gram product in float32 loses what is less than 1e-6 of its largest eigenvalue; here it is the root that is held
     to that. Zeros, NaN and the order of solving are as in `symmetric_eigenvalues`.
     """
-    return _of_finite(_singular_values, matrices) ** 2
+    return _of_finite(lambda finite: _singular_values(finite)[:, ::-1], matrices) ** 2
 
 
 @jax.jit
@@ -103,50 +103,57 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _eigenvalues_on_cpu(matrices: Float[Array, "stack n n"]) -> Float[Array, "stack n"]:
+def _on_cpu(routine: str, portable: Solver, matrices: Float[Array, "stack n n"]) -> Float[Array, "stack n"]:
     hold_blas_to_one_thread()
-    values, info = side_by_side(_values_only(np.dtype(matrices.dtype)), matrices)
-    return jnp.where((info == 0)[:, None], values, jnp.nan)
+    solve = _values_only(routine, portable, np.dtype(matrices.dtype))
+    values, info, *unused = side_by_side(solve, matrices)
+    # XLA lets the calls' unread results share their memory, which puts the calls in order: so a failure reads them.
+    failed = sum((each[:, :1] for each in unused), jnp.full((1, 1), jnp.nan, values.dtype))
+    return jnp.where((info == 0)[:, None], values, failed)
 
 
-def _singular_values_on_cpu(matrices: Float[Array, "stack n n"]) -> Float[Array, "stack n"]:
+def _triangular_on_cpu(matrices: Float[Array, "stack m n"]) -> Float[Array, "stack n n"]:
     hold_blas_to_one_thread()
-    return side_by_side(_ascending_singular_values, matrices)
+    reflections, unused = side_by_side(functools.partial(jnp.linalg.qr, mode="raw"), matrices)
+    triangles = jnp.triu(reflections.mT[:, : matrices.shape[2]])
+    return triangles + jnp.where(jnp.isnan(triangles), unused[:, :1, None], 0.0)  # Read for the reason given above.
 
 
-def _ascending_singular_values(matrices: Float[Array, "*stack n n"]) -> Float[Array, "*stack n"]:
-    return jnp.linalg.svd(matrices, compute_uv=False)[..., ::-1]
+def _descending_singular_values(matrices: Float[Array, "*stack n n"]) -> Float[Array, "*stack n"]:
+    return jnp.linalg.svd(matrices, compute_uv=False)
 
 
-_r = functools.partial(jnp.linalg.qr, mode="r")
-_eigenvalues = for_stacks(_eigenvalues_on_cpu, jnp.linalg.eigvalsh)
-_singular_values = for_stacks(_singular_values_on_cpu, _ascending_singular_values)
-_triangular_factors = for_stacks(functools.partial(side_by_side, _r), _r)
+_eigenvalues = for_stacks(functools.partial(_on_cpu, "syevd_ffi", jnp.linalg.eigvalsh), jnp.linalg.eigvalsh)
+_singular_values = for_stacks(
+    functools.partial(_on_cpu, "gesdd_ffi", _descending_singular_values), _descending_singular_values
+)
+_triangular_factors = for_stacks(_triangular_on_cpu, functools.partial(jnp.linalg.qr, mode="r"))
 
 
 @functools.cache
-def _values_only(dtype: np.dtype) -> Callable[[Float[Array, "n n"]], tuple[Float[Array, " n"], Int[Array, ""]]]:
-    """LAPACK's `syevd` for one matrix, for values only; `eigvalsh`, which computes vectors too, where it is not there.
+def _values_only(routine: str, portable: Solver, dtype: np.dtype) -> Callable[[Float[Array, "n n"]], tuple[Array, ...]]:
+    """LAPACK's `syevd` or `gesdd` for one matrix, for values only; the portable function where they are not there.
 
-    The routine is jaxlib's own, which JAX calls in its other mode; it is in no public interface, hence the fallback.
-    With the values comes LAPACK's verdict on them, 0 where they are right.
+    The routines are jaxlib's own, which JAX calls in another mode, or with more memory; they are in no public interface,
+    hence the fallback. With the values come LAPACK's verdict on them, 0 where they are right, and what else it returns.
     """
     try:
         from jaxlib import lapack
 
-        target = lapack.prepare_lapack_call("syevd_ffi", dtype)
+        target = lapack.prepare_lapack_call(routine, dtype)
     except (ImportError, AttributeError, TypeError, NotImplementedError):
-        return lambda matrix: (jnp.linalg.eigvalsh(matrix), jnp.zeros((), jnp.int32))
+        return lambda matrix: (portable(matrix), jnp.zeros((), jnp.int32))
 
-    def values_only(matrix: Float[Array, "n n"]) -> tuple[Float[Array, " n"], Int[Array, ""]]:
-        n = matrix.shape[-1]
-        out_types = (
-            jax.ShapeDtypeStruct((n, n), dtype),
-            jax.ShapeDtypeStruct((n,), dtype),
-            jax.ShapeDtypeStruct((), jnp.int32),
-        )
-        call = jax.ffi.ffi_call(target, out_types, input_output_aliases={0: 0})
-        _, values, info = call(matrix, mode=np.uint8(ord("N")), uplo=np.uint8(ord("L")))
-        return values, info
+    def values_only(matrix: Float[Array, "n n"]) -> tuple[Array, ...]:
+        array = lambda *shape: jax.ShapeDtypeStruct(shape, dtype)
+        n, info = len(matrix), jax.ShapeDtypeStruct((), jnp.int32)
+        vectors = [array(1, 1), array(1, 1)]  # Of a singular value decomposition; not computed.
+        results, mode = {
+            "syevd_ffi": ((array(n, n), array(n), info), {"uplo": np.uint8(ord("L"))}),
+            "gesdd_ffi": ((array(n, n), array(n), *vectors, info), {}),
+        }[routine]
+        call = jax.ffi.ffi_call(target, results, input_output_aliases={0: 0})
+        _, values, *unused, info = call(matrix, mode=np.uint8(ord("N")), **mode)
+        return values, info, *(each[0] for each in unused)
 
     return values_only

@@ -31,8 +31,8 @@ class Solver:
 
     max_stack_bytes: int = 2**30
     approximate_from: int | None = None
-    lanczos_steps: int = 64
-    lanczos_probes: int = 4
+    lanczos_steps: int = 32
+    lanczos_probes: int = 8
     seed: int = 0
 
     def __post_init__(self):

@@ -66,7 +66,8 @@ def tempbalance(
     all zero, a rank so low that the fitted tail has no spread) keeps its scale and takes no part in the others'. Spectra
     are computed in float32, or in float64 for float64 weights; updates keep their dtype. Only a step that refreshes
     pays: under `jax.vmap` (several seeds at once) too, where all refresh when one is due, and those not due keep their
-    scales. Gradients through `update` take the scales for constants.
+    scales. Under a mesh (`jax.set_mesh`), every device solves its share of the eigenproblems. Gradients through `update`
+    take the scales for constants.
 
     Args:
       update_interval: updates between refreshes, at least 1. The paper refreshes once an epoch.

@@ -1,5 +1,6 @@
 """Eigenvalues and singular values are numpy's in float64, for any matrix, on any platform, and cannot hang."""
 
+import functools
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from tb_optax import _eigenvalues
-from tb_optax._eigenvalues import squared_singular_values, symmetric_eigenvalues
+from tb_optax._eigenvalues import squared_singular_values, symmetric_eigenvalues, triangular_factor
 
 N = 12
 
@@ -40,7 +41,11 @@ def from_gram(matrices):
     return symmetric_eigenvalues(gram(matrices))
 
 
-both = pytest.mark.parametrize("solve", [from_gram, squared_singular_values], ids=["gram", "singular values"])
+def from_weight(matrices):
+    return squared_singular_values(triangular_factor(matrices))
+
+
+both = pytest.mark.parametrize("solve", [from_gram, from_weight], ids=["gram", "singular values"])
 
 
 def numpy_values(matrix: np.ndarray) -> np.ndarray:
@@ -60,7 +65,7 @@ def test_singular_values_are_exact_far_below_the_largest():
     left, right = (np.linalg.qr(normal(20, N, seed=seed))[0] for seed in (1, 2))
     eigenvalues = np.logspace(-10, 0, N)
     matrix = ((left * np.sqrt(eigenvalues)) @ right.T).astype(np.float32)
-    np.testing.assert_allclose(squared_singular_values(matrix[None])[0][-N:], eigenvalues, rtol=0.05)
+    np.testing.assert_allclose(from_weight(matrix[None])[0][-N:], eigenvalues, rtol=0.05)
     assert (from_gram(matrix[None])[0][-N:][:3] == 0).all()
 
 
@@ -98,22 +103,36 @@ def test_batch_of_stacks_is_one_stack_after_another(solve):
         np.testing.assert_allclose(together[index], solve(stacks[index]), rtol=1e-5)
 
 
-def test_without_the_values_only_routine_the_portable_one_gives_the_same(monkeypatch):
+@pytest.mark.parametrize(
+    ("routine", "portable", "mode"),
+    [("syevd_ffi", jnp.linalg.eigvalsh, "V"), ("gesdd_ffi", functools.partial(jnp.linalg.svd, compute_uv=False), "N")],
+)
+def test_without_the_values_only_routine_the_portable_one_gives_the_same(monkeypatch, routine, portable, mode):
     from jaxlib import lapack
 
     def missing(*_):
         raise NotImplementedError
 
-    dtype = np.dtype(np.float32)
-    values_only = _eigenvalues._values_only.__wrapped__(dtype)
+    made = functools.partial(_eigenvalues._values_only.__wrapped__, routine, portable, np.dtype(np.float32))
+    values_only = made()
     with monkeypatch.context() as patch:
         patch.setattr(lapack, "prepare_lapack_call", missing)
-        portable = _eigenvalues._values_only.__wrapped__(dtype)
+        fallback = made()
     matrix = gram(jnp.asarray(normal(1, N, 20)))[0]
-    # Both call syevd; only the portable one asks it for vectors, by mode 'V'.
-    for solve, mode in ((values_only, "N"), (portable, "V")):
-        assert f"mode = {ord(mode)} : ui8" in jax.jit(solve).lower(matrix).as_text()
-    np.testing.assert_allclose(portable(matrix), values_only(matrix), rtol=1e-5)
+    # Both call the same routine; JAX asks syevd for vectors too, by mode 'V'.
+    for solve, asked in ((values_only, "N"), (fallback, mode)):
+        lowered = jax.jit(solve).lower(matrix).as_text()
+        assert f"lapack_s{routine}" in lowered and f"mode = {ord(asked)} : ui8" in lowered
+    np.testing.assert_allclose(fallback(matrix)[0], values_only(matrix)[0], rtol=1e-5)
+    assert fallback(matrix)[1] == values_only(matrix)[1] == 0
+
+
+def test_what_lapack_fails_at_is_nan(monkeypatch):
+    """As far as can be told without a matrix that it fails at: a routine that says so of every second one."""
+    failing = lambda matrix: (matrix[0], jnp.where(matrix[0, 0] < 0, 3, 0), matrix[1, :1])
+    monkeypatch.setattr(_eigenvalues, "_values_only", lambda *_: failing)
+    values = _eigenvalues._on_cpu("syevd_ffi", jnp.linalg.eigvalsh, jnp.asarray([-np.eye(3), np.eye(3)], jnp.float32))
+    assert np.isnan(values[0]).all() and np.isfinite(values[1]).all()
 
 
 @pytest.mark.parametrize(
@@ -134,7 +153,7 @@ def test_each_platform_gets_its_own_routine(platform, routine, no_routine):
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_singular_values_lower_for_each_platform(platform):
     stack = jax.ShapeDtypeStruct((4, 30, 40), jnp.float32)
-    assert jax.jit(squared_singular_values).trace(stack).lower(lowering_platforms=(platform,)).as_text()
+    assert jax.jit(from_weight).trace(stack).lower(lowering_platforms=(platform,)).as_text()
 
 
 DEEP_NETWORK = """
