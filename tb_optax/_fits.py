@@ -13,9 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-# Both bound memory, to this many times the spectrum's length: thresholds whose distances are computed at once, and places
-# in each threshold's tail where a first look is taken.
-_BLOCK = 64
+# Where in each threshold's tail a first look is taken; memory is this many times the spectrum's length.
 _PLACES = 64
 _HISTOGRAM_BINS = 100
 
@@ -151,11 +149,9 @@ def _gaps(
     return jnp.where(rank >= 0, jnp.abs(fitted - rank), 0.0)
 
 
-def _distances(
-    logs: Float[Array, " n"], alpha: Float[Array, " thresholds"], index: Int[Array, " thresholds"]
-) -> Float[Array, " thresholds"]:
-    """Kolmogorov-Smirnov distance of the tail from each threshold: the largest of all gaps."""
-    return _gaps(logs, alpha, index, jnp.arange(len(logs))).max(axis=-1)
+def _distance(logs: Float[Array, " n"], alpha: Float[Array, ""], index: Int[Array, ""]) -> Float[Array, ""]:
+    """Kolmogorov-Smirnov distance of the tail from a threshold: the largest of all gaps."""
+    return _gaps(logs, alpha[None], index[None], jnp.arange(len(logs))).max()
 
 
 def _safe_logs(values: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -168,7 +164,7 @@ def _fit_at(values: Float[Array, " n"], index: Int[Array, ""]) -> PowerLaw:
     above = jnp.where(jnp.arange(n) >= index, logs - logs[index], 0.0)
     alpha = _exponent(above.sum() / (n - index))
     alpha = jnp.where((values[index] > 0) & jnp.isfinite(values[-1]), alpha, jnp.nan)
-    return PowerLaw(alpha, values[index], _distances(logs, alpha[None], index[None])[0])
+    return PowerLaw(alpha, values[index], _distance(logs, alpha, index))
 
 
 def _fit_at_peak(values: Float[Array, " n"]) -> PowerLaw:
@@ -185,8 +181,8 @@ def _fit_at_peak(values: Float[Array, " n"]) -> PowerLaw:
 def _best_fit(values: Float[Array, " n"], candidates: Bool[Array, "#n"]) -> PowerLaw:
     """The fit of least distance among the candidate thresholds; the largest eigenvalue, which has no tail, is none.
 
-    The gaps at a few places of a tail bound its distance from below. Thresholds are tried in the order of that bound, until
-    none is left whose bound is below the least distance found: the exact result, for a small part of the work.
+    The gaps at a few places of a tail bound its distance from below. The threshold of least bound is tried next, until none
+    is left whose bound is below the least distance found: the exact result, mostly for a few dozen thresholds' work.
     """
     n = len(values)
     logs = _safe_logs(values)
@@ -196,25 +192,15 @@ def _best_fit(values: Float[Array, " n"], candidates: Bool[Array, "#n"]) -> Powe
     fractions = jnp.linspace(0, 1, _PLACES, dtype=logs.dtype)
     places = ranks[:, None] + jnp.round(fractions * (n - 1 - ranks)[:, None]).astype(ranks.dtype)
     bounds = jnp.where(candidates, _gaps(logs, alpha, ranks, places).max(axis=-1), jnp.inf)
-    block = min(_BLOCK, n)
-    missing = -n % block
-    order = jnp.argsort(bounds)
-    bounds = jnp.append(bounds[order], jnp.full(missing, jnp.inf, bounds.dtype))
-    order = jnp.append(order, jnp.zeros(missing, order.dtype))
 
-    def improvable(search: tuple[Array, Array, Array]) -> Bool[Array, ""]:
-        start, least, _ = search
-        return (start < n) & (bounds[jnp.minimum(start, n - 1)] < least)
+    def try_most_promising(search: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        bounds, least, best = search
+        index = bounds.argmin()
+        distance = _distance(logs, alpha[index], index)
+        better = distance < least
+        return bounds.at[index].set(jnp.inf), jnp.where(better, distance, least), jnp.where(better, index, best)
 
-    def try_block(search: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        start, least, best = search
-        index = jax.lax.dynamic_slice_in_dim(order, start, block)
-        possible = jnp.isfinite(jax.lax.dynamic_slice_in_dim(bounds, start, block))
-        distances = jnp.where(possible, _distances(logs, alpha[index], index), jnp.inf)
-        first = distances.argmin()
-        better = distances[first] < least
-        return start + block, jnp.where(better, distances[first], least), jnp.where(better, index[first], best)
-
-    _, distance, best = jax.lax.while_loop(improvable, try_block, (0, jnp.asarray(jnp.inf, logs.dtype), jnp.asarray(n - 1)))
+    nothing_found = (bounds, jnp.asarray(jnp.inf, logs.dtype), bounds.argmin())
+    _, distance, best = jax.lax.while_loop(lambda search: search[0].min() < search[1], try_most_promising, nothing_found)
     fit = PowerLaw(alpha[best], values[best], distance)
     return jax.tree.map(lambda leaf: jnp.where(candidates.any(), leaf, jnp.nan), fit)
