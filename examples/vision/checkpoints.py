@@ -10,9 +10,13 @@ PyTree = Any
 
 
 class Checkpoints:
-    """The checkpoints in a folder, by the number of epochs done. Saving goes on in the background."""
+    """The checkpoints in a folder, by the number of epochs done. Saving goes on in the background.
+
+    Where there are several processes, all make one and call it together, and all see the folder.
+    """
 
     def __init__(self, directory: Path):
+        self._directory = directory
         options = ocp.CheckpointManagerOptions(max_to_keep=2)
         self._manager = ocp.CheckpointManager(directory, options=options)
 
@@ -31,3 +35,7 @@ class Checkpoints:
         """Waits until all is saved."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+    def last_saved(self) -> int:
+        """The last one that is whole, which after an interruption is not always the last one begun."""
+        return max(ocp.utils.checkpoint_steps(self._directory))

@@ -21,15 +21,19 @@ class RunDirectory:
         self._settings = path / "settings.json"
         self._log = path / "log.jsonl"
 
+    def exists(self) -> bool:
+        """Whether it holds a run."""
+        return self._settings.exists()
+
     def check(self, settings: Settings, resume: bool) -> None:
         """Checks that a new run overwrites nothing, and that a resumed one has the same settings.
 
         Raises:
           UserError: it holds a run and `resume` is not given, or it holds none, or another one, and it is.
         """
-        if not resume and self._settings.exists():
+        if not resume and self.exists():
             raise UserError(f"--out {self.path} already holds a run; add --resume to go on with it, or give another --out.")
-        if resume and not self._settings.exists():
+        if resume and not self.exists():
             raise UserError(f"--resume: {self.path} holds no run; check --out, or start one without --resume.")
         if resume:
             wanted, found = _as_json(settings), self.settings()
@@ -46,7 +50,7 @@ class RunDirectory:
         unfinished.rename(self._settings)
 
     def settings(self) -> dict[str, Any]:
-        if not self._settings.exists():
+        if not self.exists():
             raise UserError(f"{self.path} holds no run.")
         return json.loads(self._settings.read_text())
 

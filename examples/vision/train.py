@@ -1,9 +1,12 @@
 """Trains one network: `python -m examples.vision.train --help`."""
 
+import contextlib
+import dataclasses
 import logging
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,52 +25,69 @@ from examples.vision.data import Dataset, load_dataset
 from examples.vision.errors import UserError
 from examples.vision.methods import cosine_per_epoch, create_optimizer
 from examples.vision.models import create_model
+from examples.vision.parallel import (
+    check_same,
+    create_mesh,
+    first_process_first,
+    is_first_process,
+    join_processes,
+    leaving_at_once,
+)
 from examples.vision.plots import plot_run
 from examples.vision.run_directory import RunDirectory
-from examples.vision.settings import Command, Settings
+from examples.vision.settings import Command, Devices, Settings
 from examples.vision.training import Run, TrainState, prepare
-
-_console = rich.console.Console(highlight=False)
 
 
 def main() -> None:
-    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS and Orbax report their every step
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # TFDS and Orbax report their every step, and all that they raise
     command = tyro.cli(Command, config=(tyro.conf.OmitArgPrefixes,))
-    try:
-        train(command.settings, command.out, command.resume)
-    except UserError as error:
-        _fail(str(error))
-    except OSError as error:
-        _fail(f"{error.strerror or error}: {error.filename or command.out or 'runs'}; the last checkpoint stands.")
-    except Exception as error:
-        if "No space left" not in str(error):
-            raise
-        _fail(f"no space left to write {command.out or 'runs'}; the last checkpoint stands: free some and --resume.")
+    with leaving_at_once():
+        try:
+            train(command.settings, command.out, command.resume, command.devices)
+        except UserError as error:
+            _fail(str(error))
+        except OSError as error:
+            _fail(f"{error.strerror or error}: {error.filename or command.out or 'runs'}; the last checkpoint stands.")
+        except Exception as error:
+            if "No space left" not in str(error):
+                raise
+            _fail(f"no space left to write {command.out or 'runs'}; the last checkpoint stands: free some and --resume.")
 
 
 def _fail(message: str) -> None:
-    _console.print(f"[bold red]error:[/] {rich.markup.escape(message)}", soft_wrap=True)
+    rich.console.Console(highlight=False).print(f"[bold red]error:[/] {rich.markup.escape(message)}", soft_wrap=True)
     sys.exit(2)
 
 
-def train(settings: Settings, out: Path | None = None, resume: bool = False) -> RunDirectory:
+_ALL_DEVICES = Devices()
+
+
+def train(
+    settings: Settings, out: Path | None = None, resume: bool = False, devices: Devices = _ALL_DEVICES
+) -> RunDirectory:
     """Trains a network, or goes on with it, and leaves its results in a folder.
 
+    Every process of a run calls this; the first alone writes logs, events and plots, and to the terminal.
+
     Raises:
-      UserError: the settings, the data or the folder do not fit.
+      UserError: the settings, the devices, the data or the folder do not fit.
     """
     settings.check()
-    dataset = load_dataset(settings.dataset, settings.data_dir, settings.train_split, settings.test_split)
+    devices.check()
+    join_processes(devices)
+    mesh = create_mesh(devices.mesh, settings.batch_size)
+    console = rich.console.Console(highlight=False, quiet=not is_first_process())
+    dataset, directory = first_process_first(lambda: _open(settings, out, resume))
+    check_same("flags", repr(dataclasses.replace(settings, data_dir=None)).encode())
+    check_same("training images", dataset.train_images.tobytes())
     steps = len(dataset.train_images) // settings.batch_size
-    if steps == 0:
-        raise UserError(f"--batch-size {settings.batch_size} is more than the {len(dataset.train_images)} training images.")
-    directory = RunDirectory(out or Path("runs", f"{dataset.name}-{settings.model}-{settings.method}-seed{settings.seed}"))
-    directory.check(settings, resume)
     try:
-        model = _initialize(settings, dataset)
+        with jax.set_mesh(mesh):
+            model = _initialize(settings, dataset)
     except ValueError as error:
         raise UserError(str(error)) from error
-    directory.start(settings)
+    first_process_first(lambda: _start(directory, settings))
     schedule = cosine_per_epoch(settings.learning_rate, settings.epochs, steps)
     create_tx = lambda layers: create_optimizer(
         settings.method,
@@ -78,21 +98,42 @@ def train(settings: Settings, out: Path | None = None, resume: bool = False) -> 
         max_scale=settings.max_scale,
         layers=layers,
     )
-    with _console.status("compiling"):
-        run = prepare(model, create_tx, dataset, settings.batch_size, settings.seed)
+    if mesh.size > 1:
+        where = f"{mesh.size} devices" + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
+        console.print(f"{settings.batch_size // mesh.size} images a step on each of {where}", soft_wrap=True)
+    with console.status("compiling"):
+        run = prepare(model, create_tx, dataset, settings.batch_size, settings.seed, mesh)
     checkpoints = Checkpoints(directory.checkpoints)
     try:
-        _train_epochs(settings, run, schedule, steps, directory, checkpoints)
+        _train_epochs(settings, run, schedule, steps, directory, checkpoints, console)
     except KeyboardInterrupt:
         checkpoints.close()
-        _console.print(f"stopped after epoch {Checkpoints(directory.checkpoints).latest()}; --resume goes on from there")
+        console.print(f"stopped after epoch {checkpoints.last_saved()}; --resume goes on from there")
         os._exit(130)  # an epoch may still be running on the device, and leaving in the usual way would wait for it
     checkpoints.close()
-    log = directory.log()
-    plots = plot_run(log, f"{settings.model} x{settings.width:g}, {dataset.name}, {settings.method}", directory.path)
-    _console.print(f"test accuracy {log[-1]['test_accuracy']:.2%} after {settings.epochs} epochs", style="bold")
-    _console.print(f"plots: {' '.join(map(str, plots))}", soft_wrap=True)
+    if is_first_process():
+        log = directory.log()
+        plots = plot_run(log, f"{settings.model} x{settings.width:g}, {dataset.name}, {settings.method}", directory.path)
+        console.print(f"test accuracy {log[-1]['test_accuracy']:.2%} after {settings.epochs} epochs", style="bold")
+        console.print(f"plots: {' '.join(map(str, plots))}", soft_wrap=True)
     return directory
+
+
+def _open(settings: Settings, out: Path | None, resume: bool) -> tuple[Dataset, RunDirectory]:
+    """The data, and the folder to write to, checked."""
+    dataset = load_dataset(settings.dataset, settings.data_dir, settings.train_split, settings.test_split)
+    if len(dataset.train_images) < settings.batch_size:
+        raise UserError(f"--batch-size {settings.batch_size} is more than the {len(dataset.train_images)} training images.")
+    directory = RunDirectory(out or Path("runs", f"{dataset.name}-{settings.model}-{settings.method}-seed{settings.seed}"))
+    directory.check(settings, resume)
+    return dataset, directory
+
+
+def _start(directory: RunDirectory, settings: Settings) -> None:
+    if is_first_process():
+        directory.start(settings)
+    elif not directory.exists():
+        raise UserError(f"--out {directory.path}: not the folder of process 0; give one on a file system that all share.")
 
 
 def _initialize(settings: Settings, dataset: Dataset) -> nnx.Module:
@@ -112,7 +153,13 @@ def _initialize(settings: Settings, dataset: Dataset) -> nnx.Module:
 
 
 def _train_epochs(
-    settings: Settings, run: Run, schedule: optax.Schedule, steps: int, directory: RunDirectory, checkpoints: Checkpoints
+    settings: Settings,
+    run: Run,
+    schedule: optax.Schedule,
+    steps: int,
+    directory: RunDirectory,
+    checkpoints: Checkpoints,
+    console: rich.console.Console,
 ) -> None:
     state, done = run.state, checkpoints.latest()
     if done is None:
@@ -120,6 +167,19 @@ def _train_epochs(
         checkpoints.save(0, state)
     else:
         state = checkpoints.restore(done, state)
+    with _reports(settings, directory, done, console) if is_first_process() else contextlib.nullcontext() as report:
+        for epoch in range(done + 1, settings.epochs + 1):
+            state, line = _train_epoch(settings, run, steps, state)
+            if report is not None:
+                report({"epoch": epoch, "learning_rate": float(jnp.asarray(schedule((epoch - 1) * steps))), **line})
+            checkpoints.save(epoch, state)
+
+
+@contextlib.contextmanager
+def _reports(
+    settings: Settings, directory: RunDirectory, done: int, console: rich.console.Console
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """What tells of an epoch in the log, in TensorBoard's events and on the terminal."""
     directory.cut_log(done)
     columns = (
         rich.progress.TextColumn("epoch"),
@@ -129,19 +189,19 @@ def _train_epochs(
         rich.progress.TimeRemainingColumn(),
     )
     with (
-        rich.progress.Progress(*columns, console=_console, disable=not _console.is_terminal) as progress,
+        rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as progress,
         SummaryWriter(str(directory.path), purge_step=done + 1) as events,
     ):
         task = progress.add_task("", total=settings.epochs, completed=done, line="")
-        for epoch in range(done + 1, settings.epochs + 1):
-            state, line = _train_epoch(settings, run, steps, state)
-            line = {"epoch": epoch, "learning_rate": float(jnp.asarray(schedule((epoch - 1) * steps))), **line}
+
+        def report(line: dict[str, Any]) -> None:
             directory.write_log(line)
             _write_events(events, line)
-            checkpoints.save(epoch, state)
             text = _describe(line)
-            _console.print(f"epoch {epoch:3d}  {text}", soft_wrap=True)
-            progress.update(task, completed=epoch, line=text)
+            console.print(f"epoch {line['epoch']:3d}  {text}", soft_wrap=True)
+            progress.update(task, completed=line["epoch"], line=text)
+
+        yield report
 
 
 def _train_epoch(settings: Settings, run: Run, steps: int, state: TrainState) -> tuple[TrainState, dict[str, Any]]:

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 import tb_optax
 from examples.vision.augment import crop_and_flip, normalize
 from examples.vision.data import Dataset
+from examples.vision.parallel import create_mesh, replicate, split
 
 
 class TrainState(NamedTuple):
@@ -47,7 +49,7 @@ class Network:
 
 
 def paper_layers(
-    network: Network, params: nnx.State, batch_stats: nnx.State, images: Array, **kwargs: Any
+    network: Network, params: nnx.State, batch_stats: nnx.State, images: jax.ShapeDtypeStruct, **kwargs: Any
 ) -> tb_optax.Layers:
     """The layers as the authors' code balances them: the norm of a projection shortcut keeps the base learning rate."""
     forward = lambda params, images: network.apply(params, batch_stats, images, train=False)[0]
@@ -78,7 +80,8 @@ def train_epoch(
 
     def step(state: TrainState, inputs: tuple[Array, Array]) -> tuple[TrainState, EpochMetrics]:
         rows, key = inputs
-        batch = normalize(crop_and_flip(key, images[rows], flip=flip), mean, std)
+        rows = split(rows)
+        batch = split(normalize(crop_and_flip(key, images[rows], flip=flip), mean, std))
 
         def loss_fn(params: nnx.State) -> tuple[Array, tuple[Array, nnx.State]]:
             logits, batch_stats = network.apply(params, state.batch_stats, batch, train=True)
@@ -111,8 +114,9 @@ def evaluate(
 
     def totals(rows: Int[Array, " batch"]) -> EpochMetrics:
         counted = rows < count
-        rows = jnp.minimum(rows, count - 1)
-        logits, _ = network.apply(state.params, state.batch_stats, normalize(images[rows], mean, std), train=False)
+        rows = split(jnp.minimum(rows, count - 1))
+        batch = split(normalize(images[rows], mean, std))
+        logits, _ = network.apply(state.params, state.batch_stats, batch, train=False)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows])
         total = lambda values: jnp.sum(jnp.where(counted, values, 0.0))
         return EpochMetrics(total(losses), total(logits.argmax(-1) == labels[rows]))
@@ -137,33 +141,41 @@ def prepare(
     dataset: Dataset,
     batch_size: int,
     seed: int,
+    mesh: Mesh | None = None,
 ) -> Run:
-    """Puts the data on the device and compiles."""
+    """Puts the data and the state on every device of the mesh, by default on the first there is, and compiles.
+
+    Each batch is split over the mesh. Its batch norms are those of the whole batch: the split changes nothing but the
+    order of sums.
+    """
+    mesh = create_mesh(1, batch_size) if mesh is None else mesh
     graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
     network = Network(graphdef)
-    example = jnp.zeros((1, *dataset.train_images.shape[1:]))
+    example = jax.ShapeDtypeStruct((1, *dataset.train_images.shape[1:]), jnp.float32)
     layers = paper_layers(network, params, batch_stats, example)
     all_layers = paper_layers(network, params, batch_stats, example, min_eigenvalues=2, first_and_last=True)
     tx = create_tx(layers)
-    state = TrainState(params, batch_stats, tx.init(params), jnp.zeros((), jnp.int32))
-    statistics = (jnp.asarray(dataset.mean), jnp.asarray(dataset.std))
-    train_set = (jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels), *statistics)
-    test_set = (jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels), *statistics)
-    key = jax.random.key(seed)
-
-    train = jax.jit(partial(train_epoch, network, tx, batch_size, dataset.flip), donate_argnums=0)
-    train = train.lower(state, key, *train_set).compile()
-    test = jax.jit(partial(evaluate, network, batch_size)).lower(state, *test_set).compile()
-
     refresh_all = tb_optax.tempbalance(1, layers=all_layers)
 
-    @jax.jit
     def measure(params: nnx.State) -> dict[str, Array]:
         _, refreshed = refresh_all.update({}, refresh_all.init(params), params)
         alphas = optax.tree_utils.tree_get(refreshed, "metric")
         return {name: jnp.where(alpha > 0, alpha, jnp.nan) for name, alpha in alphas.items()}
 
-    measure_compiled = measure.lower(params).compile()
+    # In force while tracing, the mesh is also what TempBalance divides its eigenproblems over.
+    with jax.set_mesh(mesh):
+        state = TrainState(params, batch_stats, tx.init(params), jnp.zeros((), jnp.int32))
+        state = jax.device_put(state, PartitionSpec())
+        put = partial(replicate, mesh=mesh)
+        statistics = (put(dataset.mean), put(dataset.std))
+        train_set = (put(dataset.train_images), put(dataset.train_labels), *statistics)
+        test_set = (put(dataset.test_images), put(dataset.test_labels), *statistics)
+        key = jax.random.key(seed)
+        compiled = partial(jax.jit, out_shardings=PartitionSpec())
+        train = compiled(partial(train_epoch, network, tx, batch_size, dataset.flip), donate_argnums=0)
+        train = train.lower(state, key, *train_set).compile()
+        test = compiled(partial(evaluate, network, batch_size)).lower(state, *test_set).compile()
+        measure_compiled = compiled(measure).lower(state.params).compile()
     return Run(
         state,
         lambda state: train(state, key, *train_set),

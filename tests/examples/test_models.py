@@ -56,7 +56,10 @@ def test_weights_start_uniform_within_one_over_root_fan_in(name):
 def test_layers_are_balanced_as_in_the_papers_code():
     graphdef, params, batch_stats = nnx.split(abstract("resnet18"), nnx.Param, ...)
     batch_stats = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), batch_stats)
-    found = {layer.name: layer for layer in paper_layers(Network(graphdef), params, batch_stats, jnp.zeros((1, *IMAGE)))}
+    found = {
+        layer.name: layer
+        for layer in paper_layers(Network(graphdef), params, batch_stats, jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32))
+    }
     assert "conv1" not in found and "linear" not in found
     assert len(found) == 19  # 16 convolutions in blocks and 3 projections
     assert set(found["layer1/0/conv2"].follows) == {"layer1/0/bn2/scale", "layer1/0/bn2/bias"}

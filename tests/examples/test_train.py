@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -7,17 +8,17 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
+from outcomes import final_arrays
 
 from examples.vision import train as train_module
 from examples.vision.checkpoints import Checkpoints
 from examples.vision.compare import compare
 from examples.vision.errors import UserError
-from examples.vision.settings import Settings
-from examples.vision.train import train
+from examples.vision.settings import Devices, Settings
 
+train = functools.partial(train_module.train, devices=Devices(mesh=1))  # as in a process of its own, on its one device
 SMALL = dict(width=1 / 16, epochs=3, batch_size=32, train_split="train", learning_rate=0.05)
 
 
@@ -49,14 +50,6 @@ def wait_for(path, what, process):
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def final_arrays(directory, epoch):
-    """Every array of a checkpoint, by path."""
-    import orbax.checkpoint as ocp
-
-    restored = ocp.StandardCheckpointer().restore(directory.absolute() / "checkpoints" / str(epoch) / "default")
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(restored)}
 
 
 @pytest.fixture(scope="module")
