@@ -10,7 +10,7 @@ import tyro
 from benchmarks.plots import plot
 from benchmarks.targets import targets
 
-PARTS = ("refresh", "steps", "busy", "devices")
+PARTS = ("refresh", "steps", "busy", "devices", "approximate")
 
 
 def main() -> None:
@@ -36,6 +36,7 @@ def report(directory: Path) -> str:
     sections = [f"# {name}", *_provenance(read)]
     sections += _refresh(parts.get("refresh", []))
     sections += _steps(parts.get("steps", {})) + _busy(parts.get("busy", {})) + _devices(parts.get("devices", []))
+    sections += _approximate(parts.get("approximate", []))
     sections += [f"![{path.stem}]({path.name})" for path in plots]
     reached = _table(("to reach", "measured", "bound", ""), (target.row() for target in targets(parts, device["platform"])))
     text = "\n\n".join([*sections, "## To reach", reached]) + "\n"
@@ -143,6 +144,27 @@ def _devices(cases: Sequence[dict[str, Any]]) -> list[str]:
         for count, result in case["devices"].items()
     ]
     return ["## On several devices", _table(("network", "devices", "milliseconds", "ratio"), rows)] if rows else []
+
+
+def _approximate(cases: Sequence[dict[str, Any]]) -> list[str]:
+    if not cases:
+        return []
+    settings = list(dict.fromkeys((each["steps"], each["probes"]) for case in cases for each in case["approximate"]))
+    rows = []
+    for case in cases:
+        tried = {(each["steps"], each["probes"]): each for each in case["approximate"]}
+        cell = lambda each, exact=case["seconds"]: (
+            f"{each['root_mean_square_error']:.1%} (x{exact / each['seconds']:.1f})" if each else ""
+        )
+        shape = " x ".join(map(str, case["shape"]))
+        exact = (case["weight"], shape, f"{case['alpha']:.2f}", f"{1e3 * case['seconds']:.0f}")
+        rows.append([*exact, *(cell(tried.get(setting)) for setting in settings)])
+    columns = ("weight", "shape", "alpha", "exact, ms", *(f"{steps} x {probes}" for steps, probes in settings))
+    return [
+        "## Approximate spectra",
+        "Root mean square error of alpha by steps x probes, and in brackets how many times as fast as the exact spectrum.",
+        _table(columns, rows),
+    ]
 
 
 def _times(result: dict[str, Any]) -> str:

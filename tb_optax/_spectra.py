@@ -59,11 +59,17 @@ def spectra(
     """
     check_solver("spectra", solver)
     found, leaves = resolve_layers(layers, params)
-    own = {}
-    for names, rows in stacked_spectra(found, leaves, solver, small_eigenvalues=True):
-        own |= zip(names, jnp.split(rows, len(names)), strict=True)
-    shapes = {layer.name: kernel_shape(layer, leaves[layer.kernel].shape) for layer in found}
-    return {name: own[name].reshape(*shape.stack, shape.eigenvalues) for name, shape in shapes.items()}
+    by_name = _by_name({layer.kernel: leaves[layer.kernel] for layer in found}, found, solver)
+    return {layer.name: by_name[layer.name] for layer in found}
+
+
+@functools.partial(jax.jit, static_argnames=("layers", "solver"))  # One program, where nothing around it is jitted.
+def _by_name(leaves: Mapping[Path, Array], layers: Layers, solver: Solver) -> dict[str, Float[Array, "*stack eigenvalues"]]:
+    spectra = {}
+    for names, rows in stacked_spectra(layers, leaves, solver, small_eigenvalues=True):
+        spectra |= zip(names, jnp.split(rows, len(names)), strict=True)
+    shapes = {layer.name: kernel_shape(layer, leaves[layer.kernel].shape) for layer in layers}
+    return {name: spectra[name].reshape(*shape.stack, shape.eigenvalues) for name, shape in shapes.items()}
 
 
 def stacked_spectra(

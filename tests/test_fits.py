@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tiny import numpy_alpha
@@ -44,9 +44,17 @@ def numpy_candidates(eigenvalues: np.ndarray, fit) -> list[int]:
     return [i for i in range(n - 1) if np.log10(0.95 * edge) <= eigenvalues[i] <= 1.5 * edge]
 
 
+def on_an_edge(eigenvalues: np.ndarray) -> bool:
+    """Whether rounding may put an eigenvalue into one bin of fix-finger's histogram or into the next."""
+    logs = np.log10(eigenvalues.astype(np.float64))
+    bins = 100 * (logs - logs[0]) / (logs[-1] - logs[0])
+    return bool((np.abs(bins - np.round(bins))[1:-1] < 1e-3).any())
+
+
 @every_fit
 @given(eigenvalues=spectra)
 def test_fit_is_the_formula(fit, eigenvalues):
+    assume(fit is not tb_optax.fix_finger or not on_an_edge(eigenvalues))
     ours = fit(eigenvalues)
     eigenvalues = eigenvalues.astype(np.float64)
     distances = {index: numpy_distance(eigenvalues, index) for index in numpy_candidates(eigenvalues, fit)}
