@@ -10,8 +10,10 @@ class Solver:
     Attributes:
       max_stack_bytes: the memory that the matrices solved at once may take on a device, with what is computed from them.
         A stack of more is cut; a matrix that alone takes more is solved alone.
-      approximate_from: matrices whose smaller side is at least this are approximated by stochastic Lanczos quadrature,
-        which multiplies with the weight alone and never forms its correlation matrix; `None` for exact spectra always.
+      approximate_from: matrices whose smaller side is at least this have their spectra approximated by stochastic Lanczos
+        quadrature, which multiplies with the weight alone and never forms its correlation matrix; `None` for exact
+        spectra always. It pays from about 1,000 on; alpha by the median fit then has an error of about a percent. The
+        smallest eigenvalues are not resolved, so it does not suit `fix_finger`.
       lanczos_steps: products with each matrix, and with its transpose, for each probe. More are more exact.
       lanczos_probes: random vectors for each matrix. More are more exact.
       seed: of the random vectors: the same seed gives the same spectra.

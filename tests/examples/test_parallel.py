@@ -47,7 +47,8 @@ def assert_same_run(out, expected):
     jax.tree.map(close, final_arrays(out, RUN["epochs"]), final_arrays(expected, RUN["epochs"]))
 
 
-@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 8])
 def test_a_run_on_several_devices_is_that_on_one_but_for_the_order_of_sums(prepared, alone, tmp_path, monkeypatch, devices):
     convolved, forward = [], SmallNetwork.__call__
 
