@@ -128,17 +128,19 @@ def tempbalance(
         due = (since >= 0) & (since % jnp.maximum(_whole(update_interval), 1) == 0)
 
         names = [layer.name for layer in found]
-        before = _flat(state.metric, names), _flat(state.scale, names)
+        before = state.metric, state.scale
 
-        def refresh(kernels: dict[str, Array]) -> tuple[Array, Array]:
+        def refresh(kernels: dict[str, Array]) -> tuple[Any, Any]:
             small = needs_small_eigenvalues(metric)
             spectra = stacked_spectra(found, kernels, solver, small_eigenvalues=small)
-            after = _refresh(_metrics(spectra, metric, names), *before, assign, min_scale, max_scale)
+            metrics = _metrics(spectra, metric, names)
+            old = _flat(state.metric, names), _flat(state.scale, names)
+            new = _refresh(metrics, *old, assign, min_scale, max_scale)
             # The branch is taken where any seed is due; those that are not keep what they have.
-            return jax.tree.map(lambda new, old: jnp.where(due, new, old), after, before)
+            new = jax.tree.map(lambda new, old: jnp.where(due, new, old), new, old)
+            return tuple(_unflat(flat, like, names) for flat, like in zip(new, before, strict=True))
 
-        metrics, scales = jax.lax.cond(_any_over_batch(due), refresh, lambda _: before, kernels)
-        return _unflat(metrics, state.metric, names), _unflat(scales, state.scale, names)
+        return jax.lax.cond(_any_over_batch(due), refresh, lambda _: before, kernels)
 
     def update_fn(
         updates: PyTree, state: TempBalanceState, params: PyTree | None = None, **extra_args: Any
