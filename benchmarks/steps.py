@@ -16,6 +16,8 @@ from benchmarks import provenance
 from benchmarks.timing import Contender, ContenderFailed, Deadline, Result, Worker, measure, paired_ratio, ratio
 
 _WITHOUT, _NEVER = "without tempbalance", "no refresh"
+# Updates in one program: by itself, each also costs the dispatch of every array of the state.
+_UPDATES = (1, 20)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +65,19 @@ def run(settings: Settings) -> Result:
 
     case = {"network": settings.network}
     contenders = {
-        _WITHOUT: Contender("optimizer", case | {"method": "cal"}),
-        _NEVER: Contender("optimizer", case | {"method": "tb"}),
+        f"{label}, {count} a program": Contender("optimizer", case | {"method": method, "updates": count})
+        for count in _UPDATES
+        for label, method in ((_WITHOUT, "cal"), (_NEVER, "tb"))
     }
     updates = measure(contenders, rounds=settings.update_rounds, seconds_each=settings.minutes * 6, deadline=deadline)
-    results: Result = {"update": updates, "update_ratio": ratio(updates, _NEVER, _WITHOUT)}
+    ratios = {
+        str(count): ratio(updates, f"{_NEVER}, {count} a program", f"{_WITHOUT}, {count} a program") for count in _UPDATES
+    }
+    results: Result = {"update": updates, "update_ratios": ratios}
     provenance.write(directory, "steps", arguments, results)
     for label, result in updates.items():
         time = result.get("error") or f"{1e3 * result['median']:.2f} ms"
-        print(f"update, {label:19}  {time}")
+        print(f"{label:34}  {time}")
 
     try:
         for training in _rounds(settings, deadline):

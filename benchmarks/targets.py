@@ -54,7 +54,8 @@ def _on_cpu(refresh: Results, parts: Results) -> Iterator[Target]:
         own = _get(refresh, "resnet18", f"tb_optax, {fit}", "median")
         yield Target(f"resnet18: a refresh by {fit}, in refreshes by the median fit", own and median and own / median, 1.25)
     steps = parts.get("steps", {})
-    yield Target("an update that refreshes nothing, in updates without tempbalance", steps.get("update_ratio"), 1.01)
+    for count, what in (("20", "20 updates in one program that refresh"), ("1", "an update by itself that refreshes")):
+        yield Target(f"{what} nothing, in those without tempbalance", _get(steps, "update_ratios", count), 1.01)
     yield Target(
         "resnet101: first call, compiled", _get(refresh, "resnet101", "tb_optax, median", "first_seconds"), 15, unit="s"
     )

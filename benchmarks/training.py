@@ -24,9 +24,9 @@ _WEIGHT_DECAY = 5e-4
 
 
 def optimizer(case: Case) -> Prepared:
-    """One update of the paper's chain on given gradients, with TempBalance in it (`tb`) or without (`cal`).
+    """Updates of the paper's chain on given gradients, with TempBalance in it (`tb`) or without (`cal`).
 
-    With it, the first call refreshes, and no other does.
+    One program makes `case["updates"]` of them. With TempBalance the very first refreshes, and no other does.
     """
     network = create(case["network"])
     layers = functools.partial(tb_optax.find_layers, exclude=network.exclude)
@@ -35,14 +35,18 @@ def optimizer(case: Case) -> Prepared:
     grads = jax.tree.map(lambda leaf: 1e-3 * leaf, params)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params: Any, opt_state: optax.OptState, grads: Any) -> tuple[Any, optax.OptState]:
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
+    def steps(params: Any, opt_state: optax.OptState, grads: Any) -> tuple[Any, optax.OptState]:
+        def step(carry: tuple[Any, optax.OptState], _: None) -> tuple[tuple[Any, optax.OptState], None]:
+            params, opt_state = carry
+            updates, opt_state = tx.update(grads, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), None
+
+        return jax.lax.scan(step, (params, opt_state), length=case["updates"])[0]
 
     held = [params, tx.init(params)]
 
     def run() -> None:
-        held[:] = step(*held, grads)
+        held[:] = steps(*held, grads)
         jax.block_until_ready(held)
 
     return Prepared(run)

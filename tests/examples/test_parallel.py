@@ -107,6 +107,7 @@ def told(output):
     return "".join(line for line in re.sub(noise, "", output).splitlines(keepends=True) if line.strip())
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_the_first_tells_of_it(prepared, alone, tmp_path):
     out = tmp_path / "together"
     processes = two_processes(*[command(prepared, out)] * 2)

@@ -143,6 +143,7 @@ def test_every_choice_of_method_model_and_dtype_trains(settings, tmp_path, chang
         assert set(last["scale"].values()) == {1.0} and last["refreshes"] == 0
 
 
+@pytest.mark.slow
 def test_a_finished_run_resumed_is_left_as_it_is(settings, finished):
     before = (finished / "log.jsonl").read_text()
     train(settings, finished, resume=True)
