@@ -16,7 +16,7 @@ def partitioned_by_compiler(function: Callable[..., T], *args: Any) -> T:
     """Calls a function of arrays of any sharding; in explicit mode, where types carry it, its results are replicated."""
     if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
         return function(*args)
-    return jax.sharding.auto_axes(function, out_sharding=PartitionSpec())(*args)
+    return jax.sharding.auto_axes(function, out_sharding=PartitionSpec())(*args)  # pyright: ignore[reportReturnType]
 
 
 def device_count() -> int:

@@ -137,8 +137,8 @@ def tempbalance(
             old = _flat(state.metric, names), _flat(state.scale, names)
             new = _refresh(metrics, *old, assign, min_scale, max_scale)
             # The branch is taken where any seed is due; those that are not keep what they have.
-            new = jax.tree.map(lambda new, old: jnp.where(due, new, old), new, old)
-            return tuple(_unflat(flat, like, names) for flat, like in zip(new, before, strict=True))
+            metrics, scales = jax.tree.map(lambda new, old: jnp.where(due, new, old), new, old)
+            return _unflat(metrics, state.metric, names), _unflat(scales, state.scale, names)
 
         return jax.lax.cond(_any_over_batch(due), refresh, lambda _: before, kernels)
 
