@@ -156,7 +156,7 @@ def test_each_device_solves_its_share(mode, spec, on_one_device):
         with jax.transfer_guard("disallow"):  # Neither to the host nor from it.
             _, state = compiled(own, initial, own)
     assert_scales(state, params)
-    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-5), state, on_one_device)
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-4), state, on_one_device)
 
 
 @modes
