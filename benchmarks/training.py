@@ -15,7 +15,8 @@ from benchmarks.networks import create
 from examples.vision.data import Dataset
 from examples.vision.methods import create_optimizer
 from examples.vision.models import create_model
-from examples.vision.program import compile_program
+from examples.vision.parallel import create_mesh
+from examples.vision.program import compile_program, place
 from examples.vision.settings import Settings
 
 # As often as an update interval can be without ever being reached.
@@ -76,8 +77,9 @@ def training(case: Case) -> Prepared:
         )
 
     create_tx = functools.partial(_scheduled, case["method"])
+    mesh = create_mesh(1, case["batch_size"])
     create_seeded = lambda seed: model(jax.random.key(seed, impl="rbg"))
-    program = compile_program(create_seeded, create_tx, dataset, case["batch_size"])
+    program = compile_program(create_seeded, create_tx, place(dataset, mesh), case["batch_size"], mesh)
     state = program.start([0])
 
     def run(update_interval: int = NEVER) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 import tb_optax
 from examples.vision.data import Dataset
-from examples.vision.parallel import create_mesh, replicate
+from examples.vision.parallel import replicate
 from examples.vision.training import (
     EpochMetrics,
     Images,
@@ -27,6 +27,23 @@ from examples.vision.training import (
 )
 
 CreateOptimizer = Callable[[tb_optax.Layers, tb_optax.Layers], optax.GradientTransformationExtraArgs]
+
+
+class PlacedDataset(NamedTuple):
+    """A data set on every device of a mesh."""
+
+    train: Images
+    test: Images
+    flip: bool
+
+
+def place(dataset: Dataset, mesh: Mesh) -> PlacedDataset:
+    """Puts a data set on every device of the mesh."""
+    put = partial(replicate, mesh=mesh)
+    statistics = (put(dataset.mean), put(dataset.std))
+    train = Images(put(dataset.train_images), put(dataset.train_labels), *statistics)
+    test = Images(put(dataset.test_images), put(dataset.test_labels), *statistics)
+    return PlacedDataset(train, test, dataset.flip)
 
 
 class Program(NamedTuple):
@@ -48,13 +65,14 @@ class Program(NamedTuple):
 def compile_program(
     create_model: Callable[[int], nnx.Module],
     create_optimizer: CreateOptimizer,
-    dataset: Dataset,
+    dataset: PlacedDataset,
     batch_size: int,
+    mesh: Mesh,
+    *,
     together: int = 1,
     first_and_last: bool = False,
-    mesh: Mesh | None = None,
 ) -> Program:
-    """Puts the data on every device of the mesh, by default on the first there is, and compiles.
+    """Compiles a setting for a mesh.
 
     Each batch is split over the mesh. Its batch norms are those of the whole batch: the split changes nothing but the
     order of sums. Seeds that train together do so under `vmap`.
@@ -62,18 +80,17 @@ def compile_program(
     Args:
       create_model: makes a model from a seed.
       create_optimizer: makes the optimizer from the layers to balance and from all weights of two or more axes.
-      dataset: what to train and test on.
+      dataset: what to train and test on, on the mesh.
       batch_size: images a step.
+      mesh: the devices.
       together: how many seeds train together.
       first_and_last: whether the first and the last layer are balanced too.
-      mesh: the devices.
     """
-    mesh = create_mesh(1, batch_size) if mesh is None else mesh
     replicated = NamedSharding(mesh, PartitionSpec())
     with jax.set_mesh(mesh):
         graphdef, params, batch_stats = nnx.split(create_model(0), nnx.Param, ...)
     network = Network(graphdef)
-    example = jax.ShapeDtypeStruct((1, *dataset.train_images.shape[1:]), jnp.float32)
+    example = jax.ShapeDtypeStruct((1, *dataset.train.images.shape[1:]), jnp.float32)
     balanced = paper_layers(network, params, batch_stats, example, first_and_last=first_and_last)
     weights = paper_layers(network, params, batch_stats, example, min_eigenvalues=2, first_and_last=True)
     tx = create_optimizer(balanced, weights)
@@ -87,22 +104,18 @@ def compile_program(
     over_seeds: Any = (lambda function, axes: function) if together == 1 else jax.vmap
     # In force while tracing, the mesh is also what TempBalance divides its eigenproblems over.
     with jax.set_mesh(mesh):
-        put = partial(replicate, mesh=mesh)
-        statistics = (put(dataset.mean), put(dataset.std))
-        train_set = Images(put(dataset.train_images), put(dataset.train_labels), *statistics)
-        test_set = Images(put(dataset.test_images), put(dataset.test_labels), *statistics)
         compiled = partial(jax.jit, out_shardings=PartitionSpec())
         one_epoch = partial(train_epoch, network, tx, weights, batch_size, dataset.flip)
         many = () if together == 1 else (together,)
         abstract = lambda leaf: jax.ShapeDtypeStruct((*many, *leaf.shape), leaf.dtype, sharding=replicated)
         state = jax.tree.map(abstract, jax.eval_shape(partial(_initial_state, params, batch_stats, tx, 0)))
-        train = compiled(over_seeds(one_epoch, (0, None)), donate_argnums=0).lower(state, train_set).compile()
-        test = compiled(over_seeds(partial(evaluate, network, batch_size), (0, None))).lower(state, test_set).compile()
+        train = compiled(over_seeds(one_epoch, (0, None)), donate_argnums=0).lower(state, dataset.train).compile()
+        test = compiled(over_seeds(partial(evaluate, network, batch_size), (0, None))).lower(state, dataset.test).compile()
         measure = compiled(over_seeds(partial(measure_alphas, weights), 0)).lower(state.params).compile()
     return Program(
         start,
-        lambda state: train(state, train_set),
-        lambda state: test(state, test_set),
+        lambda state: train(state, dataset.train),
+        lambda state: test(state, dataset.test),
         lambda state: measure(state.params),
         balanced,
         weights,

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[2]
 _PACKAGES = ("tb_optax", "jax", "jaxlib", "optax", "flax", "numpy")
 
 
@@ -65,4 +65,4 @@ def commit(*ignored: str) -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True).stdout.strip()

@@ -20,6 +20,11 @@ _USED_BY = {
 }
 
 
+def unused_by(method: str) -> set[str]:
+    """The settings that a method does not read."""
+    return {name for name, readers in _USED_BY.items() if not set(readers) & set(method.split("+"))}
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Trains one network by one of the paper's methods."""
@@ -110,8 +115,7 @@ class Settings:
     def resolved(self) -> "Settings":
         """The same run, said in one way: with its method's learning rate, and defaults for what the method does not use."""
         rate = _LEARNING_RATES.get(self.method, 0.1) if self.learning_rate is None else self.learning_rate
-        unused = [name for name, methods in _USED_BY.items() if not set(methods) & set(self.method.split("+"))]
-        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in unused}
+        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in unused_by(self.method)}
         return dataclasses.replace(self, learning_rate=rate, **defaults)
 
 

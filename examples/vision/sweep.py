@@ -84,8 +84,9 @@ def sweep(command: Sweep) -> None:
     if command.dry_run:
         return
     mesh = create_mesh(1, 1)
+    wanted = len({_without_seed(settings) for settings in missing})
     for number, (settings, seeds, dataset) in enumerate(_by_setting(grid, missing, places), 1):
-        console.rule(f"{number} of {len({_without_seed(each) for each in missing})}: {_name(settings)}")
+        console.rule(f"{number} of {wanted}: {_name(settings)}")
         _train_setting(command, settings, seeds, dataset, mesh, console)
 
 

@@ -21,7 +21,7 @@ from examples.vision.methods import create_optimizer, create_schedule
 from examples.vision.models import create_model
 from examples.vision.parallel import is_first_process
 from examples.vision.plots import plot_run
-from examples.vision.program import Program, compile_program, stack, unstack
+from examples.vision.program import Program, compile_program, place, stack, unstack
 from examples.vision.provenance import provenance
 from examples.vision.run_directory import RunDirectory
 from examples.vision.settings import Settings
@@ -41,7 +41,8 @@ class Trainer:
         self.settings = settings
         self.steps = len(dataset.train_images) // settings.batch_size
         self._schedule = create_schedule(settings, self.steps)
-        self._dataset, self._mesh, self._console = dataset, mesh, console
+        self._data, self._name = place(dataset, mesh), dataset.name
+        self._mesh, self._console = mesh, console
         self._create_model = _model_creator(settings, dataset)
         self._programs: dict[int, Program] = {}
         try:
@@ -56,11 +57,11 @@ class Trainer:
                 self._programs[together] = compile_program(
                     self._create_model,
                     lambda balanced, weights: create_optimizer(self.settings, self._schedule, self.steps, balanced, weights),
-                    self._dataset,
+                    self._data,
                     self.settings.batch_size,
-                    together,
-                    self.settings.first_and_last,
                     self._mesh,
+                    together=together,
+                    first_and_last=self.settings.first_and_last,
                 )
         return self._programs[together]
 
@@ -137,13 +138,12 @@ class Trainer:
             "test_loss": test_metrics.loss,
             "test_accuracy": test_metrics.accuracy,
             "alpha": alphas,
-            "scale": jnp.ones_like(train_metrics.loss) if balance is None else balance.scale,
+            "scale": {} if balance is None else balance.scale,
             "gradient_norm": norms,
         }
         lines = []
         for one in unstack(jax.device_get(found), together):
-            if balance is None:
-                one["scale"] = {layer.name: one["scale"] for layer in program.balanced}
+            one["scale"] = one["scale"] or {layer.name: 1.0 for layer in program.balanced}
             ordered = {name: _in_order(program, one[name]) for name in ("alpha", "scale", "gradient_norm")}
             lines.append(jax.tree.map(float, one | ordered) | common)
         return state, lines
@@ -152,17 +152,16 @@ class Trainer:
         """How many refreshes fall in an epoch, the first being 1."""
         if not self.settings.method.startswith("tb"):
             return 0
-        first, begin = (epoch - 1) * self.steps, self.settings.start_epoch * self.steps
-        interval = self.settings.update_interval or self.steps
-        due = range(begin, epoch * self.steps, interval)
-        return sum(step >= first for step in due)
+        begin, interval = self.settings.start_epoch * self.steps, self.settings.update_interval or self.steps
+        before = lambda epoch: len(range(begin, epoch * self.steps, interval))
+        return before(epoch) - before(epoch - 1)
 
     def _finish(self, program: Program, state: TrainState, seed: int, directory: RunDirectory) -> None:
         """What is left of a run behind its last epoch."""
         params = jax.device_get(state.params)  # alone: the other processes are not here
         directory.write_summary({"spectra": _spectra(program, params), "provenance": provenance()})
         log = directory.log()
-        title = f"{self.settings.model} x{self.settings.width:g}, {self._dataset.name}, {self.settings.method}"
+        title = f"{self.settings.model} x{self.settings.width:g}, {self._name}, {self.settings.method}"
         plots = plot_run(log, f"{title}, seed {seed}", directory.path)
         accuracy = f"test accuracy {log[-1]['test_accuracy']:.2%} after {self.settings.epochs} epochs"
         self._console.print(accuracy, style="bold")

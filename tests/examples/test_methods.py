@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_projected import numpy_project
 
 import tb_optax
 from examples.vision.methods import create_optimizer, create_schedule
@@ -122,6 +123,27 @@ def test_lamb_scales_adam_of_clipped_gradients_to_each_arrays_norm():
         return rate * np.linalg.norm(w) / np.linalg.norm(direction) * direction
 
     assert_follows(dataclasses.replace(SMALL, method="lamb"), rule)
+
+
+@pytest.mark.parametrize("method", ["sgdp", "adamp"])
+def test_sgdp_and_adamp_take_out_what_lies_along_a_weight_that_its_gradient_is_orthogonal_to(method, monkeypatch):
+    def sometimes_orthogonal(params, step):
+        """At even steps, a matrix's gradient is orthogonal to the weights of each output."""
+        along = lambda g, w: g - (g * w).sum(0) / (w * w).sum(0) * w if step % 2 == 0 and w.ndim == 2 else g
+        return jax.tree.map(along, whole_gradient(params, step), params)
+
+    def rule(memory, w, g, rate, step):
+        direction = momentum(memory, g) if method == "sgdp" else moments(memory, g, step, 1e-8)
+        decay = 0.1 / (1 - 0.9) if method == "sgdp" else 0.1
+        if w.ndim == 2:
+            projected, view = numpy_project(w.T, g.T, direction.T)  # outputs first
+            assert view == ("outputs" if step % 2 == 0 else "")
+            direction, decay = projected.T, decay * (0.1 if view else 1.0)
+        return rate * (direction + decay * w)
+
+    whole_gradient = gradient
+    monkeypatch.setattr(f"{__name__}.gradient", sometimes_orthogonal)
+    assert_follows(dataclasses.replace(SMALL, method=method, weight_decay=0.1), rule)
 
 
 def test_lookahead_pulls_the_weights_back_every_few_steps():

@@ -1,11 +1,10 @@
 """Settings in words: names as the paper has them, and what sets a setting apart from those beside it."""
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from examples.vision.settings import Settings
+from examples.vision.settings import Settings, unused_by
 
 _PARTS = {
     **{name: name.upper() for name in ("cal", "tb", "snr", "sgdr", "lars", "lamb")},
@@ -78,12 +77,10 @@ def _texts(among: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     return {name: list(texts) for name, texts in found.items()}
 
 
-@functools.cache
-def _read_by(method: str) -> tuple[str, ...]:
+def _read_by(method: str) -> list[str]:
     """The settings that a run of this method depends on, but the method itself, the seed and the place of the data."""
-    names = [field.name for field in dataclasses.fields(Settings) if field.name not in ("method", "seed", "data_dir")]
-    marked = Settings(**dict.fromkeys(names, "marked"), method=method).resolved()  # pyright: ignore[reportArgumentType]
-    return tuple(name for name in names if getattr(marked, name) == "marked")
+    others = {"method", "seed", "data_dir"} | unused_by(method)
+    return [field.name for field in dataclasses.fields(Settings) if field.name not in others]
 
 
 def _text(name: str, value: Any) -> str:
