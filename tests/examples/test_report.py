@@ -5,16 +5,20 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.stats
+from flax import nnx
 from made_up import LAYERS, make_row, write_rows
 
+import tb_optax
 from examples.vision.errors import UserError
 from examples.vision.grids import load_grid, ready_grids
+from examples.vision.models import create_model
 from examples.vision.report import markdown as report_module
+from examples.vision.report.alphas import spreads
 from examples.vision.report.figures import DECAYS, synthetic_alphas
 from examples.vision.report.layer_figures import density_of, tail_share
 from examples.vision.report.markdown import Report, report
 from examples.vision.report.published import read_published
-from examples.vision.report.section_figures import final_alphas
 from examples.vision.report.sections import comparisons, other_runs, sections_of
 
 CAL = {43: 73.46, 37: 75.90, 13: 74.64, 51: 75.41}
@@ -87,20 +91,58 @@ def test_comparisons_are_told_with_their_number(written):
 
 def test_the_spread_of_alphas_is_over_the_balanced_layers(written, rows):
     text, _ = written
-    spreads = [
-        [np.ptp(final), np.std(final)]
-        for row in rows
-        if (row["settings"]["method"], row["settings"]["model"]) == ("tb", "resnet18")
-        for final in [[row["history"]["alpha"][layer][-1] for layer in LAYERS[1:-1]]]
+    finals = {
+        method: [
+            [row["history"]["alpha"][layer][-1] for layer in LAYERS[1:-1]]
+            for row in rows
+            if (row["settings"]["method"], row["settings"]["model"]) == (method, "resnet18")
+        ]
+        for method in ("cal", "tb")
+    }
+    extent, deviation = np.ptp(finals["tb"], axis=1).mean(), np.std(finals["tb"], axis=1).mean()
+    test = scipy.stats.ttest_1samp(np.std(finals["tb"], axis=1) - np.std(finals["cal"], axis=1), 0)
+    low, high = test.confidence_interval()
+    minus = f"{deviation - np.std(finals['cal'], axis=1).mean():+.3f} ({low:+.3f} to {high:+.3f})"
+    assert spread_cells(text, "TB") == ["4", f"{extent:.3f}", f"{deviation:.3f}", minus]
+    assert spread_cells(text, "CAL")[-1] == "—"
+
+
+def spread_cells(text, method):
+    return cells(text[text.index("How far apart") : text.index("Final alphas beside")], "ResNet18, cifar10_jpeg", method)
+
+
+def test_final_alphas_are_held_against_published_ones(written, rows):
+    text, _ = written
+    (published,) = [each.alphas for each in read_published() if each.settings["method"] == "tb"]
+    means = {
+        layer: np.mean([row["history"]["alpha"][layer][-1] for row in rows if row["settings"]["method"] == "tb"])
+        for layer in LAYERS
+    }
+    differences = {layer: means[layer] - published[layer] for layer in LAYERS}
+    sizes = np.abs(list(differences.values()))
+    largest = LAYERS[sizes.argmax()]
+    inner = LAYERS[1:-1]
+    assert cells(text[text.index("Final alphas beside") :], "ResNet18, cifar10_jpeg", "TB") == [
+        str(len(LAYERS)),
+        f"{np.mean(list(differences.values())):+.3f}",
+        f"{sizes.mean():.3f}",
+        f"{differences[largest]:+.2f} ({largest})",
+        f"{np.ptp([means[layer] for layer in inner]):.2f}",
+        f"{np.ptp([published[layer] for layer in inner]):.2f}",
     ]
-    expected = [f"{value:.3f}" for value in np.mean(spreads, axis=0)]
-    assert cells(text, "ResNet18, cifar10_jpeg", "TB")[-3:] == ["4", *expected]
+
+
+def test_alphas_are_published_for_every_layer_of_that_network():
+    network = create_model("resnet18", width=0.25, num_classes=10, image_shape=(32, 32, 3), rngs=nnx.Rngs(0))
+    layers = [layer.name for layer in tb_optax.find_layers(nnx.state(network, nnx.Param), min_eigenvalues=2)]
+    for published in read_published():
+        assert sorted(published.alphas) == sorted(layers)
 
 
 def test_every_figure_shown_is_there_with_a_text_in_its_place(written):
     text, folder = written
     shown = re.findall(r"!\[(.+)\]\((.+)\)", text)
-    names = [f"small-{name}.png" for name in ("accuracy", "1-alphas", "1-training", "1-gradients", "1-spectra")]
+    names = [f"small-{name}.png" for name in ("accuracy", "1-layers", "1-alphas", "1-training", "1-gradients", "1-spectra")]
     assert [name for _, name in shown] == [*names, "figure10.png"]
     assert {path.name for path in folder.iterdir()} == {"README.md", *names, "figure10.png"}
     for says, name in shown:
@@ -158,7 +200,16 @@ def test_another_learning_rates_cal_does_not_stand_in_for_one_not_run():
 def test_layers_that_only_some_balance_are_left_out_of_the_spread():
     rows = [make_row(70.0, method="cal"), make_row(70.0, method="tb", first_and_last=True)]
     (task,) = other_runs(rows).tasks()
-    assert {len(alphas) for by_seed in final_alphas(task).values() for alphas in by_seed.values()} == {len(LAYERS) - 2}
+    cal, tb = spreads(task)
+    for spread, row in ((cal, rows[0]), (tb, rows[1])):
+        assert spread.deviation == pytest.approx(np.std([row["history"]["alpha"][layer][-1] for layer in LAYERS[1:-1]]))
+
+
+def test_alphas_that_a_run_lacks_are_left_out_of_the_spread():
+    rows = [make_row(70.0, method="cal"), make_row(70.0, method="tb")]
+    rows[0]["history"]["alpha"][LAYERS[1]][-1] = None
+    cal, _ = spreads(other_runs(rows).tasks()[0])
+    assert cal.deviation == pytest.approx(np.std([rows[0]["history"]["alpha"][layer][-1] for layer in LAYERS[2:-1]]))
 
 
 def test_a_run_in_two_files_counts_once_and_the_last_one_holds(rows, grid, tmp_path):

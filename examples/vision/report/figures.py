@@ -33,6 +33,14 @@ class Bar(NamedTuple):
     published: float | None = None
 
 
+class LayerAlphas(NamedTuple):
+    """A method's final alpha of each layer: mean and standard deviation over its seeds, and means that are published."""
+
+    means: Mapping[str, float]
+    deviations: Mapping[str, float]
+    published: Mapping[str, float]
+
+
 def accuracy_bars(title: str, panels: Mapping[str, Mapping[str, Bar]], path: Path) -> None:
     """A panel for each task, with a bar for each method: mean, standard deviation, and a dot for each seed.
 
@@ -92,6 +100,25 @@ def _draw_bars(axes: Axes, bars: Mapping[str, Bar], start: float) -> None:
 
 def _color(label: str) -> str:
     return _BLUE if label.startswith("TB") else _GREY if label.startswith("CAL") else _ORANGE
+
+
+def alphas_by_layer(title: str, methods: Mapping[str, LayerAlphas], layers: Sequence[str], path: Path) -> None:
+    """The final alphas of these layers under each method."""
+    figure, axes = plt.subplots(figsize=(2 + 0.32 * len(layers), 3.8), layout="constrained")
+    for shift, (label, alphas) in zip(np.linspace(-0.15, 0.15, len(methods)), methods.items(), strict=True):
+        places = np.arange(len(layers)) + shift
+        means, deviations = ([of[layer] for layer in layers] for of in (alphas.means, alphas.deviations))
+        axes.errorbar(
+            places, means, yerr=deviations, color=_color(label), linestyle="none", marker="o", capsize=2, label=label
+        )
+        published = [alphas.published.get(layer, np.nan) for layer in layers]
+        axes.plot(places, published, **_PUBLISHED, zorder=4, label=f"{label}, published" if alphas.published else None)
+    axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
+    axes.set_ylabel("PL_Alpha_Hill after the last epoch")
+    axes.set_title(title, fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+    tidy(axes, "both")
+    save(figure, path)
 
 
 def alpha_distributions(title: str, alphas: Mapping[str, Mapping[str, float]], path: Path) -> None:

@@ -5,15 +5,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import rich.console
 import tyro
 
 from examples.vision.errors import UserError, telling_errors
 from examples.vision.grids import load_grid, ready_grids
+from examples.vision.report.alphas import Agreement, agreements, spreads
 from examples.vision.report.figures import synthetic_figure
 from examples.vision.report.published import PUBLISHED, Published, figures_of, read_published
-from examples.vision.report.section_figures import Drawn, final_alphas, section_figures
+from examples.vision.report.section_figures import Drawn, section_figures
 from examples.vision.report.sections import Comparison, Entry, Section, Task, comparisons, other_runs, sections_of
 from examples.vision.report.statistics import Paired, mean_and_deviation
 from examples.vision.report.wording import column_title, columns, in_common, method_name, varying
@@ -108,6 +108,7 @@ def _section(section: Section, published: Sequence[Published], out: Path, drawn:
     yield from _accuracies(section, published)
     yield from _tests(comparisons(section))
     yield from _spreads(section)
+    yield from _agreements(section, published)
     for path, says in section_figures(section, published, out, drawn):
         yield f"![{says}]({path.name})"
 
@@ -189,18 +190,44 @@ def _spreads(section: Section) -> Iterator[str]:
     if cells:
         yield (
             "How far apart the balanced layers' alphas ended: the largest minus the smallest, and their standard "
-            "deviation over the layers; means over the seeds."
+            "deviation over the layers; means over the seeds. The last column has how much larger the deviation is than "
+            "CAL's, with the 95% interval of a paired t test."
         )
-        yield _table(("task", "method", "seeds", "largest - smallest", "deviation"), cells)
+        yield _table(("task", "method", "seeds", "largest - smallest", "deviation", "minus CAL's"), cells)
 
 
 def _spread_cells(task: Task) -> Iterator[list[str]]:
-    for label, values in final_alphas(task).items():
-        spreads = [(np.ptp(alphas), np.std(alphas)) for alphas in values.values() if alphas]
-        if not spreads:
-            continue
-        extent, deviation = np.mean(spreads, axis=0)
-        yield [task.label, label, str(len(spreads)), f"{extent:.3f}", f"{deviation:.3f}"]
+    for method, seeds, extent, deviation, against in spreads(task):
+        minus = _DASH if against is None else f"{against.difference:+.3f} ({against.low:+.3f} to {against.high:+.3f})"
+        yield [task.label, method, str(seeds), f"{extent:.3f}", f"{deviation:.3f}", minus]
+
+
+def _agreements(section: Section, published: Sequence[Published]) -> Iterator[str]:
+    """Of the final alphas with published ones."""
+    found = [_agreement_cells(task, each) for task in section.tasks() for each in agreements(task, published)]
+    if found:
+        yield (
+            "Final alphas beside the published, layer by layer, all layers: means over the seeds, ours minus the published; "
+            "and the largest minus the smallest of the balanced layers' means."
+        )
+        titles = ("task", "method", "layers", "mean difference", "mean size", "largest", "ours", "published")
+        yield _table(titles, found)
+
+
+def _agreement_cells(task: Task, agreement: Agreement) -> list[str]:
+    differences = agreement.differences
+    sizes = {layer: abs(difference) for layer, difference in differences.items()}
+    mean = lambda values: sum(values) / len(values)
+    layer = max(sizes, key=lambda layer: sizes[layer])
+    return [
+        task.label,
+        agreement.method,
+        str(len(differences)),
+        f"{mean(differences.values()):+.3f}",
+        f"{mean(sizes.values()):.3f}",
+        f"{differences[layer]:+.2f} ({layer})",
+        *(f"{extent:.2f}" for extent in agreement.extents),
+    ]
 
 
 def _figure10() -> Iterator[str]:

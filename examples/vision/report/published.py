@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ class Published(NamedTuple):
     mean: float
     deviation: float | None
     seeds: int
+    alphas: Mapping[str, float] = types.MappingProxyType({})
+    """The final alphas by layer, as our networks name the layers: means over the seeds."""
 
     def is_of(self, settings: Mapping[str, Any]) -> bool:
         return all(settings[name] == value for name, value in self.settings.items())
@@ -38,7 +41,9 @@ def read_published(path: Path = PUBLISHED) -> list[Published]:
         try:
             found.append(Published(**json.loads(line)))
         except (json.JSONDecodeError, TypeError) as error:
-            raise UserError(f"{path}, line {number}, must be a JSON object of {', '.join(Published._fields)}.") from error
+            raise UserError(
+                f"{path}, line {number}, must be a JSON object of {', '.join(Published._fields)}; alphas may be missing."
+            ) from error
         unknown = set(found[-1].settings) - names
         if unknown or not found[-1].settings:
             raise UserError(f"{path}, line {number}: settings must be some of {', '.join(sorted(names))}{_but(unknown)}.")

@@ -1,11 +1,10 @@
-"""Which figures a section of the report has: accuracies, and for the first tasks the layers of one seed's runs."""
+"""Which figures a section of the report has: accuracies, and for the first tasks the layers of CAL's and TB's runs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from examples.vision.report.figures import Bar, accuracy_bars, alpha_distributions
+from examples.vision.report.alphas import alphas_over_seeds, balanced_layers, final_alphas
+from examples.vision.report.figures import Bar, LayerAlphas, accuracy_bars, alpha_distributions, alphas_by_layer
 from examples.vision.report.layer_figures import gradient_figure, spectra_figure, training_figure
 from examples.vision.report.published import Published, figures_of
 from examples.vision.report.sections import Entry, Section, Task, closest
@@ -13,7 +12,7 @@ from examples.vision.report.statistics import common_seeds
 from examples.vision.results import Row, run_key
 
 Drawn = dict[tuple[str, ...], Path]
-"""Where each figure of single runs is that has been drawn: grids share runs, and each figure is drawn once."""
+"""Where each figure of layers is that has been drawn: grids share runs, and each figure is drawn once."""
 
 _MOST_TASKS = 2
 _MOST_METHODS = 4
@@ -27,27 +26,9 @@ def section_figures(section: Section, published: Sequence[Published], out: Path,
     yield path, f"{section.title}: test accuracy of each method, with a dot for each seed"
     pairs = [(task, pair) for task in section.tasks() if (pair := _pair(task)) is not None]
     for number, (task, (seed, cal, balanced)) in enumerate(pairs[:_MOST_TASKS], 1):
-        yield from _layer_figures(task, seed, (cal, balanced), out / f"{section.name}-{number}", drawn)
-
-
-def final_alphas(task: Task) -> dict[str, dict[int, list[float]]]:
-    """By method and seed, the last alphas of the layers that all methods of the task balance, where there is an alpha."""
-    layers = balanced_layers([row for entry in task.entries.values() for row in entry.rows.values()])
-    return {
-        label: {seed: [alpha for alpha in _last(row, layers).values() if np.isfinite(alpha)] for seed, row in rows.items()}
-        for label, rows in ((label, entry.rows) for label, entry in task.entries.items())
-        if rows
-    }
-
-
-def balanced_layers(rows: Sequence[Row]) -> list[str]:
-    """Those that all these runs balance (some balance the first and the last too), in the network's order."""
-    return [layer for layer in rows[0]["history"]["scale"] if all(layer in row["history"]["scale"] for row in rows)]
-
-
-def _last(row: Row, layers: Sequence[str]) -> dict[str, float]:
-    last = {layer: row["history"]["alpha"][layer][-1] for layer in layers}
-    return {layer: np.nan if alpha is None else alpha for layer, alpha in last.items()}
+        start = out / f"{section.name}-{number}"
+        yield from _all_seeds_figure(task, (cal, balanced), published, start, drawn)
+        yield from _one_seed_figures(task, seed, (cal, balanced), start, drawn)
 
 
 def _bars(task: Task, published: Sequence[Published]) -> dict[str, Bar]:
@@ -76,22 +57,35 @@ def _label(task: Task, entry: Entry) -> str:
     return next(label for label, other in task.entries.items() if other is entry)
 
 
-def _layer_figures(task: Task, seed: int, pair: tuple[str, str], start: Path, drawn: Drawn) -> Iterator[tuple[Path, str]]:
+def _all_seeds_figure(
+    task: Task, pair: tuple[str, str], published: Sequence[Published], start: Path, drawn: Drawn
+) -> Iterator[tuple[Path, str]]:
+    methods, rows = {}, []
+    for label, entry in ((label, task.entries[label]) for label in pair):
+        alphas = next((figure.alphas for figure in figures_of(entry.settings, published) if figure.alphas), {})
+        methods[label] = LayerAlphas(*alphas_over_seeds(list(entry.rows.values())), alphas)
+        rows += entry.rows.values()
+    title = f"{task.label}, mean and deviation over the seeds"
+    layers = balanced_layers(rows)
+    path = _once("layers", title, rows, start, drawn, lambda path: alphas_by_layer(title, methods, layers, path))
+    yield (
+        path,
+        f"{task.label}: final alphas of the balanced layers under {' and '.join(pair)}, means and deviations over the seeds",
+    )
+
+
+def _one_seed_figures(task: Task, seed: int, pair: tuple[str, str], start: Path, drawn: Drawn) -> Iterator[tuple[Path, str]]:
     runs = {label: entry.rows[seed] for label, entry in task.entries.items() if seed in entry.rows}
     both = {label: runs[label] for label in pair}
     methods = _first_of_each_method(task, runs, both)
     layers = balanced_layers(list(runs.values()))
     title = f"{task.label}, seed {seed}"
-    finals = {label: _last(row, layers) for label, row in runs.items()}
+    finals = {label: {layer: final_alphas(row)[layer] for layer in layers} for label, row in runs.items()}
     shown = [layer for layer in layers if all(layer in row["spectra"] for row in both.values())]
     few = [shown[index] for index in sorted({0, len(shown) // 2, len(shown) - 1})] if shown else []
 
     def once(name: str, of: Mapping[str, Row], draw: Callable[[Path], None]) -> Path:
-        key = (name, title, *layers, *(run_key(row["settings"]) for row in of.values()))
-        if key not in drawn:
-            drawn[key] = start.with_name(f"{start.name}-{name}.png")
-            draw(drawn[key])
-        return drawn[key]
+        return _once(name, title, list(of.values()), start, drawn, draw, *layers)
 
     path = once("alphas", runs, lambda path: alpha_distributions(title, finals, path))
     yield path, f"{title}: final alphas of the balanced layers under each method"
@@ -102,6 +96,16 @@ def _layer_figures(task: Task, seed: int, pair: tuple[str, str], start: Path, dr
     if few:
         path = once("spectra", both, lambda path: spectra_figure(title, both, few, path))
         yield path, f"{title}: final spectra of a few layers with the fitted tails, CAL and TB"
+
+
+def _once(
+    name: str, title: str, rows: Sequence[Row], start: Path, drawn: Drawn, draw: Callable[[Path], None], *more: str
+) -> Path:
+    key = (name, title, *more, *(run_key(row["settings"]) for row in rows))
+    if key not in drawn:
+        drawn[key] = start.with_name(f"{start.name}-{name}.png")
+        draw(drawn[key])
+    return drawn[key]
 
 
 def _first_of_each_method(task: Task, runs: Mapping[str, Row], pair: Mapping[str, Row]) -> dict[str, Row]:
