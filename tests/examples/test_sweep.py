@@ -121,6 +121,17 @@ def test_ready_grids_are_the_papers():
     assert every("epochs") == {200} and every("batch_size") == {128} and every("weight_decay") == {5e-4}
 
 
+def test_grids_on_prepared_data_have_the_numbers_of_table_1():
+    """But for the size of the network and of the run."""
+    own = dict(dataset="", epochs=0, width=0.0)
+    numbers = lambda name, dataset: {
+        dataclasses.replace(settings, **own) for settings in load_grid(name).settings if settings.dataset == dataset
+    }
+    assert numbers("cifar10_jpeg", "cifar10_jpeg") == numbers("table1", "cifar10")
+    assert numbers("cifar10_jpeg_50k", "cifar10_jpeg") < numbers("table1", "cifar10")
+    assert numbers("tiny_imagenet32", "tiny_imagenet32") < numbers("table1", "tiny_imagenet")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
