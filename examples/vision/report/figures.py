@@ -112,11 +112,13 @@ def alphas_by_layer(title: str, methods: Mapping[str, LayerAlphas], layers: Sequ
             places, means, yerr=deviations, color=_color(label), linestyle="none", marker="o", capsize=2, label=label
         )
         published = [alphas.published.get(layer, np.nan) for layer in layers]
-        axes.plot(places, published, **_PUBLISHED, zorder=4, label=f"{label}, published" if alphas.published else None)
+        axes.plot(places, published, **_PUBLISHED, zorder=4, label="published" if alphas.published else None)
     axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
     axes.set_ylabel("PL_Alpha_Hill after the last epoch")
     axes.set_title(title, fontsize=10)
-    axes.legend(frameon=False, fontsize=8)
+    handles, labels = axes.get_legend_handles_labels()
+    named = dict(zip(labels, handles, strict=True))  # what is published, once
+    axes.legend(list(named.values()), list(named), frameon=False, fontsize=8)
     tidy(axes, "both")
     save(figure, path)
 
