@@ -37,8 +37,8 @@ def test_losses_are_pytorchs_in_double_precision(method):
 
 def train(settings, batches):
     """The weights by name at the start, the layers to balance, and the loss of each step."""
-    image = dict(num_classes=10, image_shape=(SIZE, SIZE, 3))
-    model = create_model(settings.model, width=settings.width, **image, dtype=jnp.float64, rngs=nnx.Rngs(0))
+    shape = dict(width=settings.width, num_classes=10, image_shape=(SIZE, SIZE, 3), dtype=jnp.float64)
+    model = nnx.jit(lambda key: create_model(settings.model, **shape, rngs=nnx.Rngs(key)))(jax.random.key(0, impl="rbg"))
     graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
     params, batch_stats = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (params, batch_stats))
     network = Network(graphdef)
