@@ -9,6 +9,8 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from networks import oihw
+from tiny import numpy_alpha, numpy_linear
 
 from examples.vision.methods import create_optimizer, create_schedule
 from examples.vision.models import create_model
@@ -81,13 +83,10 @@ def train_in_pytorch(params, layers, batches):
     for step, (images, labels) in enumerate(batches):
         if step % STEPS_PER_EPOCH == 0:
             annealed = 0.5 * (1 + math.cos(math.pi * (step // STEPS_PER_EPOCH) / SETTINGS.epochs))
-            alphas = {layer.name: alpha(weights[layer.kernel].detach().numpy()) for layer in layers}
+            alphas = {layer.name: numpy_alpha(oihw(weights[layer.kernel].detach())) for layer in layers}
+            scales = numpy_linear(alphas) if alphas else {}
             for group in optimizer.param_groups:
-                scale = 1.0
-                if group["name"] in layer_of:
-                    low, high = min(alphas.values()), max(alphas.values())
-                    scale = 0.5 + (alphas[layer_of[group["name"]]] - low) / (high - low)
-                group["lr"] = SETTINGS.learning_rate * annealed * scale
+                group["lr"] = SETTINGS.learning_rate * annealed * scales.get(layer_of.get(group["name"]), 1.0)
         optimizer.zero_grad()
         logits = network(torch.tensor(images.transpose(0, 3, 1, 2)))
         loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels))
@@ -99,14 +98,6 @@ def train_in_pytorch(params, layers, batches):
 
 def outputs_first(weight):
     return weight.transpose(3, 2, 0, 1) if weight.ndim == 4 else weight.T
-
-
-def alpha(weight):
-    """PL_Alpha_Hill of a convolution: the Hill estimator on the upper half of all its matrices' eigenvalues."""
-    matrices = weight.reshape(*weight.shape[:2], -1).transpose(2, 0, 1)
-    eigenvalues = np.sort(np.linalg.svd(matrices, compute_uv=False).ravel() ** 2)
-    tail = eigenvalues[len(eigenvalues) // 2 :]
-    return 1 + len(tail) / np.log(tail / tail[0]).sum()
 
 
 class Block(torch.nn.Module):

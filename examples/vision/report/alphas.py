@@ -1,13 +1,13 @@
 """Final alphas over layers and seeds: how far apart they ended, and how they agree with published ones."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from examples.vision.report.published import Published, figures_of
 from examples.vision.report.sections import Entry, Task, closest
-from examples.vision.report.statistics import Paired, paired
+from examples.vision.report.statistics import Paired, mean_and_deviation, paired
 from examples.vision.results import Row
 
 
@@ -34,9 +34,9 @@ class Agreement(NamedTuple):
     """The largest minus the smallest of the balanced layers' means, ours and published."""
 
 
-def final_alphas(row: Row) -> dict[str, float]:
-    """The last alpha of each layer, NaN where it had none."""
-    last = {layer: values[-1] for layer, values in row["history"]["alpha"].items()}
+def final_alphas(row: Row, layers: Iterable[str]) -> dict[str, float]:
+    """The last alpha of each of these layers, NaN where it had none."""
+    last = {layer: row["history"]["alpha"][layer][-1] for layer in layers}
     return {layer: np.nan if alpha is None else alpha for layer, alpha in last.items()}
 
 
@@ -45,15 +45,10 @@ def balanced_layers(rows: Sequence[Row]) -> list[str]:
     return [layer for layer in rows[0]["history"]["scale"] if all(layer in row["history"]["scale"] for row in rows)]
 
 
-def alphas_over_seeds(rows: Sequence[Row]) -> tuple[dict[str, float], dict[str, float]]:
-    """Of each layer the mean final alpha, and its standard deviation over the runs (0 of a single one)."""
-    finals = [final_alphas(row) for row in rows]
-    by_layer = {layer: [final[layer] for final in finals] for layer in finals[0]}
-    several = min(1, len(rows) - 1)
-    return (
-        {layer: float(np.mean(values)) for layer, values in by_layer.items()},
-        {layer: float(np.std(values, ddof=several)) for layer, values in by_layer.items()},
-    )
+def alphas_over_seeds(rows: Sequence[Row], layers: Sequence[str]) -> dict[str, tuple[float, float | None]]:
+    """Of each of these layers' final alphas the mean and the sample standard deviation over the runs."""
+    finals = [final_alphas(row, layers) for row in rows]
+    return {layer: mean_and_deviation([final[layer] for final in finals]) for layer in layers}
 
 
 def spreads(task: Task) -> Iterator[Spread]:
@@ -61,14 +56,15 @@ def spreads(task: Task) -> Iterator[Spread]:
     with_runs = {label: entry for label, entry in task.entries.items() if entry.rows}
     layers = balanced_layers([row for entry in with_runs.values() for row in entry.rows.values()])
     cals = [entry for entry in task.entries.values() if entry.settings["method"] == "cal"]
+    deviations_of = lambda finite: {seed: float(np.std(alphas)) for seed, alphas in finite.items()}
     for label, entry in with_runs.items():
-        deviations = _deviations(entry, layers)
-        if deviations:
-            extents = [np.ptp(alphas) for alphas in _finite(entry, layers).values()]
+        finite = _finite(entry, layers)
+        if finite:
+            deviations = deviations_of(finite)
             cal = None if entry in cals else closest(entry, cals)
-            against = None if cal is None else paired(deviations, _deviations(cal, layers))
-            extent, deviation = float(np.mean(extents)), float(np.mean(list(deviations.values())))
-            yield Spread(label, len(deviations), extent, deviation, against)
+            against = None if cal is None else paired(deviations, deviations_of(_finite(cal, layers)))
+            extent = float(np.mean([np.ptp(alphas) for alphas in finite.values()]))
+            yield Spread(label, len(finite), extent, float(np.mean(list(deviations.values()))), against)
 
 
 def agreements(task: Task, published: Sequence[Published]) -> Iterator[Agreement]:
@@ -76,19 +72,16 @@ def agreements(task: Task, published: Sequence[Published]) -> Iterator[Agreement
     for label, entry in task.entries.items():
         rows = list(entry.rows.values())
         for alphas in (figure.alphas for figure in figures_of(entry.settings, published) if figure.alphas and rows):
-            means, _ = alphas_over_seeds(rows)
-            differences = {layer: means[layer] - alphas[layer] for layer in means if layer in alphas}
-            both = [layer for layer in balanced_layers(rows) if layer in alphas]
-            ours, theirs = (float(np.ptp([of[layer] for layer in both])) for of in (means, alphas))
+            both = [layer for layer in rows[0]["history"]["alpha"] if layer in alphas]
+            means = {layer: mean for layer, (mean, _) in alphas_over_seeds(rows, both).items()}
+            differences = {layer: means[layer] - alphas[layer] for layer in both}
+            balanced = [layer for layer in balanced_layers(rows) if layer in alphas]
+            ours, theirs = (float(np.ptp([of[layer] for layer in balanced])) for of in (means, alphas))
             yield Agreement(label, differences, (ours, theirs))
 
 
 def _finite(entry: Entry, layers: Sequence[str]) -> dict[int, list[float]]:
     """By seed, those of these layers' final alphas that are finite, where there is one."""
-    found = {seed: [final_alphas(row)[layer] for layer in layers] for seed, row in entry.rows.items()}
-    finite = {seed: [alpha for alpha in alphas if np.isfinite(alpha)] for seed, alphas in found.items()}
+    finals = {seed: final_alphas(row, layers).values() for seed, row in entry.rows.items()}
+    finite = {seed: [alpha for alpha in alphas if np.isfinite(alpha)] for seed, alphas in finals.items()}
     return {seed: alphas for seed, alphas in finite.items() if alphas}
-
-
-def _deviations(entry: Entry, layers: Sequence[str]) -> dict[int, float]:
-    return {seed: float(np.std(alphas)) for seed, alphas in _finite(entry, layers).items()}

@@ -36,8 +36,7 @@ class Bar(NamedTuple):
 class LayerAlphas(NamedTuple):
     """A method's final alpha of each layer: mean and standard deviation over its seeds, and means that are published."""
 
-    means: Mapping[str, float]
-    deviations: Mapping[str, float]
+    over_seeds: Mapping[str, tuple[float, float | None]]
     published: Mapping[str, float]
 
 
@@ -107,7 +106,8 @@ def alphas_by_layer(title: str, methods: Mapping[str, LayerAlphas], layers: Sequ
     figure, axes = plt.subplots(figsize=(2 + 0.32 * len(layers), 3.8), layout="constrained")
     for shift, (label, alphas) in zip(np.linspace(-0.15, 0.15, len(methods)), methods.items(), strict=True):
         places = np.arange(len(layers)) + shift
-        means, deviations = ([of[layer] for layer in layers] for of in (alphas.means, alphas.deviations))
+        means = [alphas.over_seeds[layer][0] for layer in layers]
+        deviations = [alphas.over_seeds[layer][1] or 0 for layer in layers]
         axes.errorbar(
             places, means, yerr=deviations, color=_color(label), linestyle="none", marker="o", capsize=2, label=label
         )

@@ -1,6 +1,7 @@
 """Which figures a section of the report has: accuracies, and for the first tasks the layers of CAL's and TB's runs."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from examples.vision.report.alphas import alphas_over_seeds, balanced_layers, final_alphas
@@ -60,14 +61,16 @@ def _label(task: Task, entry: Entry) -> str:
 def _all_seeds_figure(
     task: Task, pair: tuple[str, str], published: Sequence[Published], start: Path, drawn: Drawn
 ) -> Iterator[tuple[Path, str]]:
-    methods, rows = {}, []
-    for label, entry in ((label, task.entries[label]) for label in pair):
-        alphas = next((figure.alphas for figure in figures_of(entry.settings, published) if figure.alphas), {})
-        methods[label] = LayerAlphas(*alphas_over_seeds(list(entry.rows.values())), alphas)
-        rows += entry.rows.values()
-    title = f"{task.label}, mean and deviation over the seeds"
+    entries = {label: task.entries[label] for label in pair}
+    rows = [row for entry in entries.values() for row in entry.rows.values()]
     layers = balanced_layers(rows)
-    path = _once("layers", title, rows, start, drawn, lambda path: alphas_by_layer(title, methods, layers, path))
+    methods = {}
+    for label, entry in entries.items():
+        alphas = next((figure.alphas for figure in figures_of(entry.settings, published) if figure.alphas), {})
+        methods[label] = LayerAlphas(alphas_over_seeds(list(entry.rows.values()), layers), alphas)
+    title = f"{task.label}, mean and deviation over the seeds"
+    draw = lambda path: alphas_by_layer(title, methods, layers, path)
+    path = _once(start, drawn, title, layers, "layers", rows, draw)
     yield (
         path,
         f"{task.label}: final alphas of the balanced layers under {' and '.join(pair)}, means and deviations over the seeds",
@@ -80,28 +83,33 @@ def _one_seed_figures(task: Task, seed: int, pair: tuple[str, str], start: Path,
     methods = _first_of_each_method(task, runs, both)
     layers = balanced_layers(list(runs.values()))
     title = f"{task.label}, seed {seed}"
-    finals = {label: {layer: final_alphas(row)[layer] for layer in layers} for label, row in runs.items()}
+    finals = {label: final_alphas(row, layers) for label, row in runs.items()}
     shown = [layer for layer in layers if all(layer in row["spectra"] for row in both.values())]
     few = [shown[index] for index in sorted({0, len(shown) // 2, len(shown) - 1})] if shown else []
 
-    def once(name: str, of: Mapping[str, Row], draw: Callable[[Path], None]) -> Path:
-        return _once(name, title, list(of.values()), start, drawn, draw, *layers)
-
-    path = once("alphas", runs, lambda path: alpha_distributions(title, finals, path))
+    once = partial(_once, start, drawn, title, layers)
+    path = once("alphas", runs.values(), lambda path: alpha_distributions(title, finals, path))
     yield path, f"{title}: final alphas of the balanced layers under each method"
-    path = once("training", both, lambda path: training_figure(title, both, layers, path))
+    path = once("training", both.values(), lambda path: training_figure(title, both, layers, path))
     yield path, f"{title}: alpha and learning rate of each layer over the epochs, CAL beside TB"
-    path = once("gradients", methods, lambda path: gradient_figure(title, methods, layers, path))
+    path = once("gradients", methods.values(), lambda path: gradient_figure(title, methods, layers, path))
     yield path, f"{title}: gradient norm of each layer over the epochs by method"
     if few:
-        path = once("spectra", both, lambda path: spectra_figure(title, both, few, path))
+        path = once("spectra", both.values(), lambda path: spectra_figure(title, both, few, path))
         yield path, f"{title}: final spectra of a few layers with the fitted tails, CAL and TB"
 
 
 def _once(
-    name: str, title: str, rows: Sequence[Row], start: Path, drawn: Drawn, draw: Callable[[Path], None], *more: str
+    start: Path,
+    drawn: Drawn,
+    title: str,
+    layers: Sequence[str],
+    name: str,
+    rows: Iterable[Row],
+    draw: Callable[[Path], None],
 ) -> Path:
-    key = (name, title, *more, *(run_key(row["settings"]) for row in rows))
+    """Where a figure of these runs' layers is; draws it where it has not been drawn."""
+    key = (name, title, *layers, *(run_key(row["settings"]) for row in rows))
     if key not in drawn:
         drawn[key] = start.with_name(f"{start.name}-{name}.png")
         draw(drawn[key])
