@@ -71,15 +71,29 @@ def section(rows, grid):
 
 def test_a_setting_has_its_mean_deviation_and_published_figure(written):
     text, _ = written
-    assert cells(text, "ResNet18", "CAL") == ["4/5", "74.85 ± 1.06", "74.85 ± 1.06 [1]"]
-    assert cells(text, "ResNet18", "TB") == ["4/5", "74.29 ± 1.03", "74.29 ± 1.03 [1]"]
+    assert cells(text, "ResNet18", "CAL")[:3] == ["4/5", "74.85 ± 1.06", "74.85 ± 1.06 [1]"]
+    assert cells(text, "ResNet18", "TB")[:3] == ["4/5", "74.29 ± 1.03", "74.29 ± 1.03 [1]"]
     assert "[1] the authors' code, PyTorch 2.13, CPU" in text
+
+
+def test_a_setting_is_tested_against_its_published_figure(grid, tmp_path):
+    ours, theirs = {43: 71.0, 37: 72.5, 13: 73.0}, list(CAL.values())
+    rows = [make_row(value, method="cal", seed=seed) for seed, value in ours.items()]
+    rows.append(make_row(75.29, method="tb", seed=43))
+    path = write_rows(tmp_path / "r.jsonl", rows)
+    text = report(Report(results=(path,), grids=(grid,), out=tmp_path / "report")).read_text()
+    p = scipy.stats.ttest_ind(list(ours.values()), theirs, equal_var=False).pvalue  # pyright: ignore[reportAttributeAccessIssue]
+    assert 0.005 < p < 0.1
+    difference, told = re.fullmatch(r"(\S+) \(p (\S+)\)", cells(text, "ResNet18", "CAL")[3]).groups()
+    assert float(difference) == pytest.approx(72.1667 - 74.85, abs=0.006)
+    assert float(told) == pytest.approx(p, rel=0.05)  # The published mean and deviation are rounded.
+    assert cells(text, "ResNet18", "TB")[3] == "+1.00"  # One seed has no deviation.
 
 
 def test_partial_and_missing_settings_say_so(written):
     text, _ = written
-    assert cells(text, "VGG16", "CAL") == ["2/5", "61.00 ± 1.41", "—"]
-    assert cells(text, "ResNet18", "TB + SNR") == ["0/5", "not run", "—"]
+    assert cells(text, "VGG16", "CAL") == ["2/5", "61.00 ± 1.41", "—", "—"]
+    assert cells(text, "ResNet18", "TB + SNR") == ["0/5", "not run", "—", "—"]
 
 
 def test_comparisons_are_told_with_their_number(written):
@@ -234,7 +248,7 @@ def test_without_results_every_grid_is_not_run(tmp_path):
 def test_runs_of_no_grid_have_a_section_and_with_grids_given_a_line(rows, grid, tmp_path):
     path = write_rows(tmp_path / "r.jsonl", [make_row(50.0, method="cal", epochs=3)])
     everything = report(Report(results=(path,))).read_text()
-    assert "## Other runs" in everything and cells(everything, "ResNet18", "CAL") == ["1/1", "50.00", "—"]
+    assert "## Other runs" in everything and cells(everything, "ResNet18", "CAL") == ["1/1", "50.00", "—", "—"]
     assert "1 more run is in none of these grids." in report(Report(results=(path,), grids=(grid,))).read_text()
 
 
@@ -245,7 +259,7 @@ def test_a_diverged_run_is_reported(tmp_path):
     for spectrum in rows[1]["spectra"].values():
         spectrum.update(alpha=float("nan"), threshold=float("nan"))
     text = report(Report(results=(write_rows(tmp_path / "r.jsonl", rows),))).read_text()
-    assert cells(text, "ResNet18", "TB") == ["1/1", "10.00", "—"]
+    assert cells(text, "ResNet18", "TB") == ["1/1", "10.00", "—", "—"]
 
 
 def test_settings_are_in_words(tmp_path):

@@ -15,7 +15,7 @@ from examples.vision.report.figures import synthetic_figure
 from examples.vision.report.published import PUBLISHED, Published, figures_of, read_published
 from examples.vision.report.section_figures import Drawn, section_figures
 from examples.vision.report.sections import Comparison, Entry, Section, Task, comparisons, other_runs, sections_of
-from examples.vision.report.statistics import Paired, mean_and_deviation
+from examples.vision.report.statistics import Paired, mean_and_deviation, p_of_equal_means
 from examples.vision.report.wording import column_title, columns, in_common, method_name, varying
 from examples.vision.results import Row, read_results
 
@@ -123,6 +123,7 @@ def _accuracies(section: Section, published: Sequence[Published]) -> Iterator[st
         figures = figures_of(entry.settings, published)
         marks = [sources.setdefault(figure.source, len(sources) + 1) for figure in figures]
         told = [f"{_spread(each.mean, each.deviation)} [{mark}]" for each, mark in zip(figures, marks, strict=True)]
+        differences = [_minus_published(entry, each) for each in figures]
         cells.append(
             [
                 *(texts.get(name, "") for name in names),
@@ -130,15 +131,26 @@ def _accuracies(section: Section, published: Sequence[Published]) -> Iterator[st
                 f"{len(entry.rows)}/{entry.wanted}",
                 _accuracy(entry),
                 ", ".join(told) or _DASH,
+                ", ".join(differences) or _DASH,
             ]
         )
-    yield _table((*map(column_title, names), "method", "runs", "test accuracy", "published"), cells)
+    yield _table((*map(column_title, names), "method", "runs", "test accuracy", "published", "ours - published"), cells)
     if sources:
-        yield "Published: " + "; ".join(f"[{mark}] {source}" for source, mark in sources.items()) + "."
+        listed = "; ".join(f"[{mark}] {source}" for source, mark in sources.items())
+        yield f"Published: {listed}. The differences' p is Welch's t test's, uncorrected."
 
 
 def _accuracy(entry: Entry) -> str:
     return _spread(*mean_and_deviation(list(entry.accuracies.values()))) if entry.rows else "not run"
+
+
+def _minus_published(entry: Entry, figure: Published) -> str:
+    if not entry.rows:
+        return _DASH
+    values = list(entry.accuracies.values())
+    difference = mean_and_deviation(values)[0] - figure.mean
+    p = p_of_equal_means(values, figure.mean, figure.deviation, figure.seeds)
+    return f"{difference:+.2f}" if p is None else f"{difference:+.2f} (p {_p(p)})"
 
 
 def _spread(mean: float, deviation: float | None) -> str:
@@ -166,12 +178,16 @@ def _tests(found: Sequence[Comparison]) -> Iterator[str]:
                 str(result.seeds),
                 f"{result.difference:+.2f}",
                 f"{result.low:+.2f} to {result.high:+.2f}",
-                "< 0.001" if result.p < 0.001 else f"{result.p:.3f}",
+                _p(result.p),
                 f"{result.detectable:.2f}",
                 _in_words(comparison.method, result),
             ]
         )
     yield _table(("task", "compared", "seeds", "difference", "95% interval", "p", "detectable", ""), cells)
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _in_words(method: str, result: Paired) -> str:

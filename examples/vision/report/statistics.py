@@ -56,6 +56,22 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Paired | 
     return Paired(len(seeds), mean, mean - half, mean + half, p, detectable_difference(deviation, len(seeds)))
 
 
+def p_of_equal_means(values: Sequence[float], mean: float, deviation: float | None, count: int) -> float | None:
+    """Of Welch's t test: our values against others that only their summary is known of; None where one has no deviation.
+
+    Args:
+      values: ours.
+      mean: of the others.
+      deviation: their sample standard deviation.
+      count: how many they are.
+    """
+    own_mean, own_deviation = mean_and_deviation(values)
+    if own_deviation is None or deviation is None or not own_deviation + deviation > 0:
+        return None
+    summary = (own_mean, own_deviation, len(values), mean, deviation, count)
+    return float(stats.ttest_ind_from_stats(*summary, equal_var=False).pvalue)
+
+
 def detectable_difference(deviation: float, count: int) -> float:
     """The smallest true mean of `count` differences that a two-sided t test finds at 5% with 80% power.
 
