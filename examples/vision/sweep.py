@@ -86,7 +86,8 @@ def sweep(command: Sweep) -> None:
     mesh = create_mesh(1, 1)
     wanted = len({_without_seed(settings) for settings in missing})
     for number, (settings, seeds, dataset) in enumerate(_by_setting(grid, missing, places), 1):
-        console.rule(f"{number} of {wanted}: {_name(settings)}")
+        console.rule(f"{number} of {wanted}")
+        console.print(f"{_name(settings)}, seed {', '.join(map(str, seeds))}", soft_wrap=True)
         _train_setting(command, settings, seeds, dataset, mesh, console)
 
 
@@ -95,7 +96,7 @@ def _train_setting(
 ) -> None:
     """Trains the seeds of a setting, as many at once as fit."""
     runs = {seed: dataclasses.replace(settings, seed=seed) for seed in seeds}
-    directories = {seed: RunDirectory(command.runs / _name(run)) for seed, run in runs.items()}
+    directories = {seed: RunDirectory(command.runs / f"{_name(settings)},seed={seed}") for seed in seeds}
     trainer = Trainer(settings, dataset, mesh, console)
     try:
         together = min(len(seeds), command.together or _how_many(trainer, len(seeds), mesh, console))
@@ -170,14 +171,14 @@ def _without_seed(settings: Settings) -> Settings:
 
 
 def _name(settings: Settings) -> str:
-    """Of a run's folder: data, model, method, seed, and every other setting that is not the default."""
+    """Of a setting: data, model, method, and every other that is not the default; of a run's folder with its seed."""
     defaults = Settings(method=settings.method).resolved()
     named = ("dataset", "model", "method", "seed", "data_dir")
     others = [field.name for field in dataclasses.fields(settings) if field.name not in named]
     changed = {name: getattr(settings, name) for name in others if getattr(settings, name) != getattr(defaults, name)}
     parts = [settings.dataset, settings.model, settings.method]
     parts += [f"{name.replace('_', '-')}={value}" for name, value in changed.items()]
-    return re.sub(r"[^\w.,=+-]", "", ",".join([*parts, f"seed={settings.seed}"]))
+    return re.sub(r"[^\w.,=+-]", "", ",".join(parts))
 
 
 def _list_grids() -> rich.table.Table:

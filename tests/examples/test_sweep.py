@@ -206,6 +206,14 @@ def test_a_row_holds_what_a_report_needs(command, small):
     json.dumps(row, allow_nan=False)
 
 
+def test_every_setting_is_announced_with_the_seeds_that_it_lacks(command, capsys, monkeypatch):
+    monkeypatch.setattr(sweep_module, "_train_setting", lambda *_: None)
+    sweep(dataclasses.replace(command, seeds=(2, 3)))
+    told = capsys.readouterr().out
+    assert "brightness,resnet18,cal,epochs=2,batch-size=32, seed 2, 3\n" in told
+    assert "brightness,resnet18,tb,epochs=2,batch-size=32, seed 2, 3\n" in told
+
+
 @pytest.mark.slow
 def test_seeds_trained_together_end_as_one_at_a_time(command, small, monkeypatch, tmp_path):
     sweep(command)
