@@ -66,7 +66,7 @@ def p_of_equal_means(values: Sequence[float], mean: float, deviation: float | No
       count: how many they are.
     """
     own_mean, own_deviation = mean_and_deviation(values)
-    if own_deviation is None or deviation is None or not own_deviation + deviation > 0:
+    if own_deviation is None or deviation is None or own_deviation == deviation == 0:
         return None
     summary = (own_mean, own_deviation, len(values), mean, deviation, count)
     return float(stats.ttest_ind_from_stats(*summary, equal_var=False).pvalue)
