@@ -23,20 +23,8 @@ from examples.vision.sweep import Sweep, sweep
 TINY = ("dataset=brightness", "train_split=train", "epochs=2", "batch_size=32")
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """What was compiled once is not again, where it is the same to the letter."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in zip(names, (str(tmp_path_factory.mktemp("compiled")), 0.2), strict=True):
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
 @pytest.fixture
-def small(monkeypatch, compiled):
+def small(monkeypatch):
     """A network that compiles in seconds, for every model; its smallest layers have 8 eigenvalues."""
     monkeypatch.setattr(trainer_module, "create_model", create_small_network)
 
@@ -190,6 +178,7 @@ def test_a_sweep_stopped_and_started_again_ends_as_one_that_was_not(command, sma
         assert row["history"]["alpha"] == other["history"]["alpha"]
 
 
+@pytest.mark.slow
 def test_a_row_holds_what_a_report_needs(command, small):
     sweep(dataclasses.replace(command, changes=('method="tb"',), seeds=(1,)))
     (row,) = read_results([command.results])
