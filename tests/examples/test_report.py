@@ -158,7 +158,8 @@ def test_alphas_are_published_for_every_layer_of_that_network():
 def test_every_figure_shown_is_there_with_a_text_in_its_place(written):
     text, folder = written
     shown = re.findall(r"!\[(.+)\]\((.+)\)", text)
-    names = [f"small-{name}.png" for name in ("accuracy", "1-layers", "1-alphas", "1-training", "1-gradients", "1-spectra")]
+    of_layers = ("layers", "deviations", "alphas", "training", "gradients", "spectra")
+    names = ["small-accuracy.png", *(f"small-1-{name}.png" for name in of_layers)]
     assert [name for _, name in shown] == [*names, "figure10.png"]
     assert {path.name for path in folder.iterdir()} == {"README.md", *names, "figure10.png"}
     for says, name in shown:

@@ -51,20 +51,25 @@ def alphas_over_seeds(rows: Sequence[Row], layers: Sequence[str]) -> dict[str, t
     return {layer: mean_and_deviation([final[layer] for final in finals]) for layer in layers}
 
 
+def deviations_by_epoch(row: Row, layers: Sequence[str]) -> np.ndarray:
+    """The standard deviation of alpha over these layers after each epoch, those without one left out; NaN of none."""
+    alphas = np.array([row["history"]["alpha"][layer] for layer in layers], float)  # NaN for null
+    return np.ma.masked_invalid(alphas).std(axis=0).filled(np.nan)
+
+
 def spreads(task: Task) -> Iterator[Spread]:
     """Of each method that has runs with finite alphas; beside the CAL of the same learning rate where there is one."""
     with_runs = {label: entry for label, entry in task.entries.items() if entry.rows}
     layers = balanced_layers([row for entry in with_runs.values() for row in entry.rows.values()])
     cals = [entry for entry in task.entries.values() if entry.settings["method"] == "cal"]
-    deviations_of = lambda finite: {seed: float(np.std(alphas)) for seed, alphas in finite.items()}
     for label, entry in with_runs.items():
-        finite = _finite(entry, layers)
-        if finite:
-            deviations = deviations_of(finite)
+        deviations = _last_deviations(entry, layers)
+        if deviations:
             cal = None if entry in cals else closest(entry, cals)
-            against = None if cal is None else paired(deviations, deviations_of(_finite(cal, layers)))
-            extent = float(np.mean([np.ptp(alphas) for alphas in finite.values()]))
-            yield Spread(label, len(finite), extent, float(np.mean(list(deviations.values()))), against)
+            against = None if cal is None else paired(deviations, _last_deviations(cal, layers))
+            alphas = [list(final_alphas(entry.rows[seed], layers).values()) for seed in deviations]
+            extent = float(np.mean(np.nanmax(alphas, axis=1) - np.nanmin(alphas, axis=1)))
+            yield Spread(label, len(deviations), extent, float(np.mean(list(deviations.values()))), against)
 
 
 def agreements(task: Task, published: Sequence[Published]) -> Iterator[Agreement]:
@@ -80,8 +85,7 @@ def agreements(task: Task, published: Sequence[Published]) -> Iterator[Agreement
             yield Agreement(label, differences, (ours, theirs))
 
 
-def _finite(entry: Entry, layers: Sequence[str]) -> dict[int, list[float]]:
-    """By seed, those of these layers' final alphas that are finite, where there is one."""
-    finals = {seed: final_alphas(row, layers).values() for seed, row in entry.rows.items()}
-    finite = {seed: [alpha for alpha in alphas if np.isfinite(alpha)] for seed, alphas in finals.items()}
-    return {seed: alphas for seed, alphas in finite.items() if alphas}
+def _last_deviations(entry: Entry, layers: Sequence[str]) -> dict[int, float]:
+    """By seed, how far apart these layers ended, where one of them has an alpha."""
+    last = {seed: float(deviations_by_epoch(row, layers)[-1]) for seed, row in entry.rows.items()}
+    return {seed: deviation for seed, deviation in last.items() if np.isfinite(deviation)}

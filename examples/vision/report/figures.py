@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 import tb_optax
 from examples.vision.report.statistics import mean_and_deviation
@@ -119,6 +120,21 @@ def alphas_by_layer(title: str, methods: Mapping[str, LayerAlphas], layers: Sequ
     handles, labels = axes.get_legend_handles_labels()
     named = dict(zip(labels, handles, strict=True))  # what is published, once
     axes.legend(list(named.values()), list(named), frameon=False, fontsize=8)
+    tidy(axes, "both")
+    save(figure, path)
+
+
+def deviations_over_epochs(title: str, methods: Mapping[str, Sequence[np.ndarray]], path: Path) -> None:
+    """How far apart the alphas of the balanced layers are after each epoch: under each method, a line for each seed."""
+    figure, axes = plt.subplots(figsize=(5.5, 3.2), layout="constrained")
+    for label, runs in methods.items():
+        for number, deviations in enumerate(runs):
+            epochs = range(1, len(deviations) + 1)
+            axes.plot(epochs, deviations, color=_color(label), marker=".", label=None if number else label)
+    axes.set(xlabel="epoch", ylabel="deviation of PL_Alpha_Hill\nover the balanced layers", ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title(title, fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
     tidy(axes, "both")
     save(figure, path)
 

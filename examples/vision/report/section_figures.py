@@ -4,8 +4,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from examples.vision.report.alphas import alphas_over_seeds, balanced_layers, final_alphas
-from examples.vision.report.figures import Bar, LayerAlphas, accuracy_bars, alpha_distributions, alphas_by_layer
+from examples.vision.report.alphas import alphas_over_seeds, balanced_layers, deviations_by_epoch, final_alphas
+from examples.vision.report.figures import (
+    Bar,
+    LayerAlphas,
+    accuracy_bars,
+    alpha_distributions,
+    alphas_by_layer,
+    deviations_over_epochs,
+)
 from examples.vision.report.layer_figures import gradient_figure, spectra_figure, training_figure
 from examples.vision.report.published import Published, figures_of
 from examples.vision.report.sections import Entry, Section, Task, closest
@@ -28,7 +35,7 @@ def section_figures(section: Section, published: Sequence[Published], out: Path,
     pairs = [(task, pair) for task in section.tasks() if (pair := _pair(task)) is not None]
     for number, (task, (seed, cal, balanced)) in enumerate(pairs[:_MOST_TASKS], 1):
         start = out / f"{section.name}-{number}"
-        yield from _all_seeds_figure(task, (cal, balanced), published, start, drawn)
+        yield from _all_seeds_figures(task, (cal, balanced), published, start, drawn)
         yield from _one_seed_figures(task, seed, (cal, balanced), start, drawn)
 
 
@@ -58,7 +65,7 @@ def _label(task: Task, entry: Entry) -> str:
     return next(label for label, other in task.entries.items() if other is entry)
 
 
-def _all_seeds_figure(
+def _all_seeds_figures(
     task: Task, pair: tuple[str, str], published: Sequence[Published], start: Path, drawn: Drawn
 ) -> Iterator[tuple[Path, str]]:
     entries = {label: task.entries[label] for label in pair}
@@ -68,13 +75,16 @@ def _all_seeds_figure(
     for label, entry in entries.items():
         alphas = next((figure.alphas for figure in figures_of(entry.settings, published) if figure.alphas), {})
         methods[label] = LayerAlphas(alphas_over_seeds(list(entry.rows.values()), layers), alphas)
+    both = " and ".join(pair)
+    once = partial(_once, start, drawn, task.label, layers)
     title = f"{task.label}, mean and deviation over the seeds"
-    draw = lambda path: alphas_by_layer(title, methods, layers, path)
-    path = _once(start, drawn, title, layers, "layers", rows, draw)
-    yield (
-        path,
-        f"{task.label}: final alphas of the balanced layers under {' and '.join(pair)}, means and deviations over the seeds",
-    )
+    path = once("layers", rows, lambda path: alphas_by_layer(title, methods, layers, path))
+    yield path, f"{task.label}: final alphas of the balanced layers under {both}, means and deviations over the seeds"
+    deviations = {
+        label: [deviations_by_epoch(row, layers) for row in entry.rows.values()] for label, entry in entries.items()
+    }
+    path = once("deviations", rows, lambda path: deviations_over_epochs(f"{task.label}, each seed", deviations, path))
+    yield path, f"{task.label}: deviation of alpha over the balanced layers, over the epochs, each seed under {both}"
 
 
 def _one_seed_figures(task: Task, seed: int, pair: tuple[str, str], start: Path, drawn: Drawn) -> Iterator[tuple[Path, str]]:
