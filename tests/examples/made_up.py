@@ -34,7 +34,10 @@ def make_row(accuracy, layers=LAYERS, **changes):
             "scale": {layer: values.tolist() for layer, values in zip(inner, scales, strict=True)},
             "gradient_norm": gradients,
         },
-        "spectra": {layer: _spectrum(random, end) for layer, end in zip(layers, ends, strict=True)},
+        "spectra": {
+            layer: _spectrum(random, end, 1000 + 100 * place)
+            for place, (layer, end) in enumerate(zip(layers, ends, strict=True))
+        },
         "provenance": {
             **dict(date="2026-02-03T04:05:06+00:00", platform="cpu", device_kind="A processor", cores=2),
             **dict(versions={"python": "3.11.2", "jax": "0.10.2"}, commit="0123456789abcdef", changed=False),
@@ -47,7 +50,7 @@ def write_rows(path, rows):
     return path
 
 
-def _spectrum(random, alpha, eigenvalues=1000):
+def _spectrum(random, alpha, eigenvalues):
     """Below 1 the bulk, above it a tail of that exponent; a few are zero but for rounding."""
     tail = (1 - random.random(eigenvalues // 2)) ** (-1 / (alpha - 1))
     bulk = random.random(eigenvalues - len(tail)) ** 2

@@ -106,20 +106,24 @@ def test_comparisons_are_told_with_their_number(written):
 
 def test_the_spread_of_alphas_is_over_the_balanced_layers(written, rows):
     text, _ = written
-    finals = {
-        method: [
-            [row["history"]["alpha"][layer][-1] for layer in LAYERS[1:-1]]
-            for row in rows
-            if (row["settings"]["method"], row["settings"]["model"]) == (method, "resnet18")
-        ]
-        for method in ("cal", "tb")
-    }
-    extent, deviation = np.ptp(finals["tb"], axis=1).mean(), np.std(finals["tb"], axis=1).mean()
-    test = scipy.stats.ttest_1samp(np.std(finals["tb"], axis=1) - np.std(finals["cal"], axis=1), 0)
-    low, high = test.confidence_interval()
-    minus = f"{deviation - np.std(finals['cal'], axis=1).mean():+.3f} ({low:+.3f} to {high:+.3f})"
-    assert spread_cells(text, "TB") == ["4", f"{extent:.3f}", f"{deviation:.3f}", minus]
-    assert spread_cells(text, "CAL")[-1] == "—"
+
+    def minus(layers):
+        cal, tb = (np.std(finals(rows, method, layers), axis=1) for method in ("cal", "tb"))
+        low, high = scipy.stats.ttest_1samp(tb - cal, 0).confidence_interval()
+        return f"{(tb - cal).mean():+.3f} ({low:+.3f} to {high:+.3f})"
+
+    balanced = finals(rows, "tb", LAYERS[1:-1])
+    extent, deviation = np.ptp(balanced, axis=1).mean(), np.std(balanced, axis=1).mean()
+    # The layers have the more eigenvalues the later they come.
+    own = ["4", f"{extent:.3f}", f"{deviation:.3f}", minus(LAYERS[1:-1]), minus(LAYERS[3:-1])]
+    assert spread_cells(text, "TB") == own
+    assert spread_cells(text, "CAL")[-2:] == ["—", "—"]
+
+
+def finals(rows, method, layers):
+    """The final alphas of ResNet18's runs by this method, `(runs, layers)`."""
+    chosen = [row for row in rows if (row["settings"]["method"], row["settings"]["model"]) == (method, "resnet18")]
+    return np.array([[row["history"]["alpha"][layer][-1] for layer in layers] for row in chosen])
 
 
 def spread_cells(text, method):
@@ -220,6 +224,15 @@ def test_layers_that_only_some_balance_are_left_out_of_the_spread():
     cal, tb = spreads(task)
     for spread, row in ((cal, rows[0]), (tb, rows[1])):
         assert spread.deviation == pytest.approx(np.std([row["history"]["alpha"][layer][-1] for layer in LAYERS[1:-1]]))
+
+
+def test_where_all_layers_have_as_many_eigenvalues_none_is_larger():
+    rows = [make_row(70.0, method=method, seed=seed) for method in ("cal", "tb") for seed in (1, 2)]
+    for row in rows:
+        for spectrum in row["spectra"].values():
+            spectrum["eigenvalues"] = 72
+    _, tb = spreads(other_runs(rows).tasks()[0])
+    assert tb.against_cal is not None and tb.of_larger_layers is None
 
 
 def test_alphas_that_a_run_lacks_are_left_out_of_the_spread():

@@ -22,6 +22,8 @@ class Spread(NamedTuple):
     """The standard deviation over the layers."""
     against_cal: Paired | None
     """The deviation minus CAL's, by seed; None for CAL, and where they share fewer than two seeds."""
+    of_larger_layers: Paired | None
+    """The same over `larger_layers`; None too where there are none."""
 
 
 class Agreement(NamedTuple):
@@ -45,6 +47,17 @@ def balanced_layers(rows: Sequence[Row]) -> list[str]:
     return [layer for layer in rows[0]["history"]["scale"] if all(layer in row["history"]["scale"] for row in rows)]
 
 
+def larger_layers(rows: Sequence[Row], layers: Sequence[str]) -> list[str]:
+    """Those with more eigenvalues than the median one: alphas of few eigenvalues scatter most."""
+    counts = {layer: max(_eigenvalues(row, layer) for row in rows) for layer in layers}
+    median = np.median(list(counts.values()))
+    return [layer for layer in layers if counts[layer] > median]
+
+
+def _eigenvalues(row: Row, layer: str) -> int:
+    return row["spectra"][layer]["eigenvalues"] if layer in row["spectra"] else 0  # no spectrum where it diverged
+
+
 def alphas_over_seeds(rows: Sequence[Row], layers: Sequence[str]) -> dict[str, tuple[float, float | None]]:
     """Of each of these layers' final alphas the mean and the sample standard deviation over the runs."""
     finals = [final_alphas(row, layers) for row in rows]
@@ -60,16 +73,18 @@ def deviations_by_epoch(row: Row, layers: Sequence[str]) -> np.ndarray:
 def spreads(task: Task) -> Iterator[Spread]:
     """Of each method that has runs with finite alphas; beside the CAL of the same learning rate where there is one."""
     with_runs = {label: entry for label, entry in task.entries.items() if entry.rows}
-    layers = balanced_layers([row for entry in with_runs.values() for row in entry.rows.values()])
+    rows = [row for entry in with_runs.values() for row in entry.rows.values()]
+    layers = balanced_layers(rows)
+    larger = larger_layers(rows, layers)
     cals = [entry for entry in task.entries.values() if entry.settings["method"] == "cal"]
     for label, entry in with_runs.items():
         deviations = _last_deviations(entry, layers)
         if deviations:
             cal = None if entry in cals else closest(entry, cals)
-            against = None if cal is None else paired(deviations, _last_deviations(cal, layers))
+            against = [_paired_deviations(entry, cal, among) for among in (layers, larger)]
             alphas = [list(final_alphas(entry.rows[seed], layers).values()) for seed in deviations]
             extent = float(np.mean(np.nanmax(alphas, axis=1) - np.nanmin(alphas, axis=1)))
-            yield Spread(label, len(deviations), extent, float(np.mean(list(deviations.values()))), against)
+            yield Spread(label, len(deviations), extent, float(np.mean(list(deviations.values()))), *against)
 
 
 def agreements(task: Task, published: Sequence[Published]) -> Iterator[Agreement]:
@@ -89,3 +104,7 @@ def _last_deviations(entry: Entry, layers: Sequence[str]) -> dict[int, float]:
     """By seed, how far apart these layers ended, where one of them has an alpha."""
     last = {seed: float(deviations_by_epoch(row, layers)[-1]) for seed, row in entry.rows.items()}
     return {seed: deviation for seed, deviation in last.items() if np.isfinite(deviation)}
+
+
+def _paired_deviations(entry: Entry, cal: Entry | None, layers: Sequence[str]) -> Paired | None:
+    return None if cal is None or not layers else paired(_last_deviations(entry, layers), _last_deviations(cal, layers))

@@ -206,16 +206,20 @@ def _spreads(section: Section) -> Iterator[str]:
     if cells:
         yield (
             "How far apart the balanced layers' alphas ended: the largest minus the smallest, and their standard "
-            "deviation over the layers; means over the seeds. The last column has how much larger the deviation is than "
-            "CAL's, with the 95% interval of a paired t test."
+            "deviation over the layers; means over the seeds. Then how much larger the deviation is than CAL's, with the "
+            "95% interval of a paired t test; and the same over the larger layers alone, of more eigenvalues than the "
+            "median layer: alphas of few eigenvalues scatter most."
         )
-        yield _table(("task", "method", "seeds", "largest - smallest", "deviation", "minus CAL's"), cells)
+        titles = ("task", "method", "seeds", "largest - smallest", "deviation", "minus CAL's", "in larger layers")
+        yield _table(titles, cells)
 
 
 def _spread_cells(task: Task) -> Iterator[list[str]]:
-    for method, seeds, extent, deviation, against in spreads(task):
-        minus = _DASH if against is None else f"{against.difference:+.3f} ({against.low:+.3f} to {against.high:+.3f})"
-        yield [task.label, method, str(seeds), f"{extent:.3f}", f"{deviation:.3f}", minus]
+    for method, seeds, extent, deviation, *against in spreads(task):
+        minus = [
+            _DASH if each is None else f"{each.difference:+.3f} ({each.low:+.3f} to {each.high:+.3f})" for each in against
+        ]
+        yield [task.label, method, str(seeds), f"{extent:.3f}", f"{deviation:.3f}", *minus]
 
 
 def _agreements(section: Section, published: Sequence[Published]) -> Iterator[str]:
