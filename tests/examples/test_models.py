@@ -66,7 +66,7 @@ def shapes_of_kernels(name, **kwargs):
         ("resnet18", 11173962),
         ("resnet34", 21282122),
         ("resnet50", 23520842),
-        pytest.param("resnet101", 42512970, marks=pytest.mark.slow),
+        ("resnet101", 42512970),
         ("vgg16", 14728266),
         ("vgg19", 20040522),
     ],
@@ -111,12 +111,12 @@ def test_width_multiplies_the_channels_of_every_layer(width, least, most):
 
 def test_names_are_those_of_the_papers_code():
     resnet, bottlenecks, wide, vgg = (
-        leaves_by_path(abstract_params(name)) for name in ("resnet18", "resnet50", "wrn28-6", "vgg16")
+        leaves_by_path(abstract_params(name)) for name in ("resnet18", "resnet101", "wrn28-6", "vgg16")
     )
     assert {"conv1/kernel", "layer1/0/conv1/kernel", "layer4/1/bn2/scale", "layer2/0/shortcut/0/kernel"} <= set(resnet)
     assert "linear/kernel" in resnet and "layer1/0/conv1/bias" not in resnet
-    assert {"layer1/0/shortcut/1/scale", "layer3/5/conv3/kernel", "layer4/2/bn3/bias"} <= set(bottlenecks)
-    assert "layer1/1/shortcut/0/kernel" not in bottlenecks and "layer3/5/conv3/bias" not in bottlenecks
+    assert {"layer1/0/shortcut/1/scale", "layer3/22/conv3/kernel", "layer4/2/bn3/bias"} <= set(bottlenecks)
+    assert "layer1/1/shortcut/0/kernel" not in bottlenecks and "layer3/22/conv3/bias" not in bottlenecks
     assert {"conv1/bias", "layer1/0/shortcut/0/bias", "layer3/3/conv2/bias", "layer3/3/bn2/scale", "bn1/scale"} <= set(wide)
     assert "layer3/4/conv1/kernel" not in wide and "layer1/0/shortcut/1/scale" not in wide
     kernels = [int(path.split("/")[1]) for path in vgg if path.startswith("features") and path.endswith("kernel")]
