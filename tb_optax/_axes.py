@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Any, TypeAlias
 
+from tb_optax._compat import parameter_of
 from tb_optax._layers import Path
 
 Axes: TypeAlias = tuple[int, ...]
@@ -66,19 +67,19 @@ def slice_along(weight: Weight, dim: int) -> Weight:
 
 def view(equation: Any, weight: Weight, kernel_shape: tuple[int, ...]) -> Weight:
     """The weight behind one of `VIEWS`."""
-    params, axes = equation.params, weight.axes
+    axes = weight.axes
     before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
     match equation.primitive.name:
         case "transpose":
-            return weight.shows(tuple(axes[dim] for dim in params["permutation"]))
+            return weight.shows(tuple(axes[dim] for dim in parameter_of(equation, "permutation")))
         case "broadcast_in_dim":
-            placed = dict(zip(params["broadcast_dimensions"], axes, strict=True))
+            placed = dict(zip(parameter_of(equation, "broadcast_dimensions"), axes, strict=True))
             return weight.shows(tuple(placed.get(dim, ()) for dim in range(len(after))))
         case "unstack":
-            return slice_along(weight, params["axis"])
+            return slice_along(weight, parameter_of(equation, "axis"))
         case "squeeze" | "reshape":
             # Batching a reshape gives it a transpose of its own.
-            order = params.get("dimensions") if equation.primitive.name == "reshape" else None
+            order = parameter_of(equation, "dimensions", None) if equation.primitive.name == "reshape" else None
             order = tuple(range(len(before))) if order is None else order
             return _reshape(weight, [axes[dim] for dim in order], [before[dim] for dim in order], after, kernel_shape)
         case _ if len(before) != len(after):
@@ -134,20 +135,19 @@ def _product_dimensions(equation: Any, side: int) -> tuple[Axes, Axes, Axes]:
     """Contracted, batch and window dimensions of one operand."""
     match equation.primitive.name:
         case "dot_general":
-            contracted, batch = equation.params["dimension_numbers"]
+            contracted, batch = parameter_of(equation, "dimension_numbers")
             return tuple(contracted[side]), tuple(batch[side]), ()
         case "ragged_dot_general":
-            dimensions = equation.params["ragged_dot_dimension_numbers"]
+            dimensions = parameter_of(equation, "ragged_dot_dimension_numbers")
             contracted, batch = dimensions.dot_dimension_numbers
             groups = dimensions.rhs_group_dimensions if side == 1 else ()
             return tuple(contracted[side]), (*batch[side], *groups), ()
-    _, reduction, *window = equation.params["dimension_numbers"].rhs_spec
+    _, reduction, *window = parameter_of(equation, "dimension_numbers").rhs_spec
     return (reduction,), (), tuple(window)
 
 
 def _stacked_outputs(equation: Any, weight: Weight) -> frozenset[int]:
     """The axes of a stack of kernels: batched over one, a convolution gets groups, with the stack before its outputs."""
-    params = equation.params
-    if params["feature_group_count"] == params["batch_group_count"] == 1:
+    if parameter_of(equation, "feature_group_count") == parameter_of(equation, "batch_group_count") == 1:
         return frozenset()
-    return frozenset(weight.axes[params["dimension_numbers"].rhs_spec[0]][:-1])
+    return frozenset(weight.axes[parameter_of(equation, "dimension_numbers").rhs_spec[0]][:-1])

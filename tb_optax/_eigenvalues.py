@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tb_optax._blas import hold_blas_to_one_thread
+from tb_optax._compat import lapack_target
 
 Solver: TypeAlias = Callable[[Array], Array]
 
@@ -137,11 +138,8 @@ def _values_only(routine: str, portable: Solver, dtype: np.dtype) -> Callable[[F
     The routines are jaxlib's own, which JAX calls in another mode, or with more memory; they are in no public interface,
     hence the fallback. With the values come LAPACK's verdict on them, 0 where they are right, and what else it returns.
     """
-    try:
-        from jaxlib import lapack
-
-        target = lapack.prepare_lapack_call(routine, dtype)
-    except (ImportError, AttributeError, TypeError, NotImplementedError):
+    target = lapack_target(routine, dtype)
+    if target is None:
         return lambda matrix: (portable(matrix), jnp.zeros((), jnp.int32))
 
     def values_only(matrix: Float[Array, "n n"]) -> tuple[Array, ...]:

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from jax.extend import core
 
 from tb_optax._axes import PRODUCTS, VIEWS, Axes, Weight, kernel_axes, slice_along, view
+from tb_optax._compat import called_jaxpr, cond_branches, parameter_of, scan_parts, while_parts
 from tb_optax._layers import Path
 
 # What biases and normalizations are made of. A sum over devices is a layer's output still, in parts until then.
@@ -101,13 +102,13 @@ class JaxprReader:
         if all(value is None for value in values):
             return [None] * outputs
         if name == "scan":
-            return self._scan(equation.params, values)
+            return self._scan(equation, values)
         if name == "while":
-            return self._while(equation.params, values)
+            return self._while(equation, values)
         if name == "cond":
-            branches = [self._run(branch.jaxpr, values[1:]) for branch in equation.params["branches"]]
+            branches = [self._run(branch, values[1:]) for branch in cond_branches(equation)]
             return [_join(*alternatives) for alternatives in zip(*branches, strict=True)]
-        called = _called_jaxpr(equation)
+        called = called_jaxpr(equation)
         if called is not None:
             return self._run(called, values)
         if name in PRODUCTS:
@@ -122,17 +123,17 @@ class JaxprReader:
 
     # Loops: a carry is what it is at the start joined with what an iteration makes of it.
 
-    def _scan(self, params: dict[str, Any], values: list[Value]) -> list[Value]:
-        consts, carry = params["num_consts"], params["num_carry"]
+    def _scan(self, equation: Any, values: list[Value]) -> list[Value]:
+        body, consts, carry = scan_parts(equation)
         slices = [
             slice_along(value, 0) if isinstance(value, Weight) and value.kernel is not None else value
             for value in values[consts + carry :]
         ]
-        return self._loop(params["jaxpr"].jaxpr, values[:consts], values[consts : consts + carry], slices)
+        return self._loop(body, values[:consts], values[consts : consts + carry], slices)
 
-    def _while(self, params: dict[str, Any], values: list[Value]) -> list[Value]:
-        start, end = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-        return self._loop(params["body_jaxpr"].jaxpr, values[start:end], values[end:], [])
+    def _while(self, equation: Any, values: list[Value]) -> list[Value]:
+        body, start, end = while_parts(equation)
+        return self._loop(body, values[start:end], values[end:], [])
 
     def _loop(self, body: Any, consts: list[Value], carry: list[Value], slices: list[Value]) -> list[Value]:
         recording, self._recording = self._recording, False
@@ -210,10 +211,10 @@ class JaxprReader:
         """Slices of a stack, or lookups of rows: an embedding."""
         assert weight.kernel is not None
         before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
-        picked = {dim for dim, size in enumerate(equation.params["slice_sizes"]) if size == 1 < before[dim]}
+        picked = {dim for dim, size in enumerate(parameter_of(equation, "slice_sizes")) if size == 1 < before[dim]}
         places = {dim: dim for dim in range(len(before))}
         if equation.primitive.name == "gather":
-            dimensions = equation.params["dimension_numbers"]
+            dimensions = parameter_of(equation, "dimension_numbers")
             gone = {*dimensions.collapsed_slice_dims, *dimensions.operand_batching_dims}
             picked |= gone
             places = dict(zip(dimensions.offset_dims, (dim for dim in places if dim not in gone), strict=True))
@@ -255,16 +256,6 @@ class JaxprReader:
         if self._recording:
             for path in sorted(weight.paths - {kernel}):
                 self._followed.setdefault(path, {})[kernel] = weight.layer_axes
-
-
-def _called_jaxpr(equation: Any) -> Any:
-    """The jaxpr that an equation calls on its own operands (`jit`, `remat`, `custom_jvp`, `shard_map`, ...), if any."""
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call"):
-        called = equation.params.get(key)
-        called = getattr(called, "jaxpr", called)
-        if hasattr(called, "eqns") and len(called.invars) == len(equation.invars):
-            return called
-    return None
 
 
 def _together(values: Sequence[Value]) -> Weight:

@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from optax.tree_utils import _state_utils
 
 PyTree: TypeAlias = Any
 Path: TypeAlias = str
@@ -186,11 +185,6 @@ def leaves_by_path(params: PyTree) -> dict[Path, Any]:
             raise ValueError(f"params holds two leaves whose path reads {path!r}; rename one of their keys.")
         leaves[path] = leaf
     return leaves
-
-
-def is_placeholder(params: PyTree) -> bool:
-    """Whether `optax.tree.map_params` calls, which asks where in a state the parameters are."""
-    return isinstance(params, _state_utils._ParamsPlaceholder)  # pyright: ignore[reportPrivateUsage]
 
 
 def is_float_array(leaf: Any) -> bool:

@@ -14,12 +14,12 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from tb_optax._checks import check_below_one, check_not_negative, check_params
+from tb_optax._compat import is_placeholder
 from tb_optax._find import find_all_layers
 from tb_optax._layers import (
     KernelShape,
     LayersOrFn,
     PyTree,
-    is_placeholder,
     kernel_shape,
     leaves_by_path,
     path_name,

@@ -10,8 +10,9 @@ import optax
 from jaxtyping import Array, Float
 
 from tb_optax._checks import check_not_negative, check_params, check_state
+from tb_optax._compat import is_placeholder
 from tb_optax._find import find_all_layers
-from tb_optax._layers import Layers, LayersOrFn, Path, PyTree, is_placeholder, kernel_shape, path_name, resolve_layers
+from tb_optax._layers import Layers, LayersOrFn, Path, PyTree, kernel_shape, path_name, resolve_layers
 from tb_optax._sharding import replicated
 
 _STATIC = ("power_iterations", "layers", "seed")

@@ -13,13 +13,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tb_optax._assignments import Assignment, Bound, linear
 from tb_optax._checks import check_arguments, check_params, check_shape, check_state
+from tb_optax._compat import is_placeholder
 from tb_optax._find import find_layers
 from tb_optax._layers import (
     KernelShape,
     Layers,
     LayersOrFn,
     PyTree,
-    is_placeholder,
     kernel_shape,
     path_name,
     resolve_layers,
