@@ -68,8 +68,8 @@ def step(metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: Bo
     known = ~jnp.isnan(metrics)
     ordered = jnp.sort(metrics)  # NaNs last, so that searchsorted counts the known ones only
     below, not_above = (jnp.searchsorted(ordered, metrics, side=side) for side in ("left", "right"))
-    rank = jnp.where(known, (below + not_above - 1) / 2, jnp.nan)
-    return _one_where_equal(metrics, min_scale + rank * (max_scale - min_scale) / (known.sum() - 1))
+    rank = jnp.where(known, (below + not_above - 1).astype(ordered.dtype) / 2, jnp.nan)
+    return _one_where_equal(metrics, min_scale + rank * (max_scale - min_scale) / (known.sum() - 1).astype(ordered.dtype))
 
 
 def _over_mean(metrics: Float[Array, " layers"], values: Float[Array, " layers"]) -> Float[Array, " layers"]:

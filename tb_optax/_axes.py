@@ -19,7 +19,7 @@ Axes: TypeAlias = tuple[int, ...]
 VIEWS = frozenset(
     {
         *("reshape", "transpose", "squeeze", "broadcast_in_dim", "convert_element_type", "reduce_precision"),
-        *("slice", "dynamic_slice", "split", "unstack", "rev", "copy", "copy_p", "optimization_barrier", "stop_gradient"),
+        *("slice", "dynamic_slice", "split", "unstack", "rev", "tile", "copy", "copy_p", "stop_gradient"),
         *("name", "sharding_constraint", "reshard", "mesh_cast", "device_put"),
         *("all_gather", "all_gather_invariant", "pvary", "pcast", "pbroadcast"),
     }
@@ -129,6 +129,27 @@ def kernel_axes(equation: Any, side: int, weight: Weight, kernel_shape: tuple[in
     if sum(map(len, kinds)) != len(kernel_shape) or len(frozenset().union(*kinds)) != len(kernel_shape):
         return None
     return tuple(sorted(reduction)), tuple(sorted(output)), tuple(sorted(layer))
+
+
+def is_matrix(axes: tuple[Axes, Axes, Axes], kernel_shape: tuple[int, ...]) -> bool:
+    """Whether a product sums over axes of a parameter and keeps others: with one of both it would be a vector."""
+    reduction, output, _ = axes
+    return all(math.prod(kernel_shape[axis] for axis in own) > 1 for own in (reduction, output))
+
+
+def output_dim(equation: Any, side: int, dim: int) -> int | None:
+    """Where a product keeps a dimension of one operand; None if it sums over it."""
+    contracted, batch, _ = _product_dimensions(equation, side)
+    match equation.primitive.name:
+        case "dot_general" if dim in batch:
+            return batch.index(dim)
+        case "dot_general" if dim not in contracted:
+            left = len(equation.invars[0].aval.shape) - len(contracted) if side == 1 else len(batch)
+            return left + sum(other not in (*contracted, *batch) for other in range(dim))
+        case "conv_general_dilated":
+            dimensions = parameter_of(equation, "dimension_numbers")
+            return dimensions.out_spec[1] if (side, dim) == (1, dimensions.rhs_spec[0]) else None
+    return None
 
 
 def _product_dimensions(equation: Any, side: int) -> tuple[Axes, Axes, Axes]:

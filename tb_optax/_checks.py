@@ -1,7 +1,7 @@
 """Checks of what the transformations are given, with errors that name the argument, its value and the way out."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from tb_optax._layers import Layers, PyTree
+from tb_optax._layers import Layers, Path, PyTree, is_float_array, leaves_by_path
 from tb_optax._solver import DEFAULT_SOLVER, Solver
 
 _STATIC = ("metric", "assign", "layers")
+_MOST_UPDATES = np.iinfo(np.int32).max
 
 
 def check_arguments(
@@ -32,6 +33,11 @@ def check_arguments(
         value = _known_number("tempbalance", name, number, _STATIC)
         if value is not None and (value != int(value) if math.isfinite(value) else True):
             raise TypeError(f"tempbalance: {name}={number!r} must be a whole number of updates.")
+        if value is not None and value > _MOST_UPDATES:
+            raise ValueError(
+                f"tempbalance: {name}={number!r} must be at most {_MOST_UPDATES}: updates are counted in an int32. To "
+                "balance once only, give any number that no run reaches."
+            )
         if value is not None and value < least:
             raise ValueError(f"tempbalance: {name}={number!r} must be at least {least}; it counts updates.")
     low, high = (
@@ -71,13 +77,46 @@ def check_params(argument_of: str, params: PyTree | None) -> None:
         )
 
 
-def check_state(argument_of: str, names: Collection[str], found: Layers) -> None:
-    """Checks that a state with these layers is of the parameters that `found` is of."""
+def check_state(argument_of: str, names: Any, found: Layers) -> None:
+    """Checks that a state with these layers is of the parameters that `found` is of.
+
+    Without layers it is another transformation's.
+    """
+    if not isinstance(names, Mapping):
+        raise TypeError(
+            f"{argument_of}: state={names!r} is not its state; give what its own init returned. A chain's state holds one "
+            "for each of its transformations, which the chain's own update takes apart."
+        )
     if {layer.name for layer in found} != set(names):
         raise ValueError(
             f"{argument_of}: state has the layers {sorted(names)}, but params has "
             f"{sorted(layer.name for layer in found)}; call init with the same parameters."
         )
+
+
+def check_updates(argument_of: str, updates: PyTree, found: Layers, leaves: Mapping[Path, Any]) -> dict[Path, Any]:
+    """The updates by path, checked to be of the parameters: nothing else, of no other shape, and all that layers have."""
+    given = leaves_by_path(updates)
+    of_layers = [path for layer in found for path in (layer.kernel, *layer.follows)]
+    for path in (*given, *of_layers):
+        if path not in leaves or path not in given:
+            there, missing = ("updates", "params") if path in given else ("params", "updates")
+            raise ValueError(
+                f"{argument_of}: {there} has {path!r}, but {missing} has not; give the gradients of these params, or what "
+                "the transformations before made of them."
+            )
+        if jnp.shape(given[path]) != jnp.shape(leaves[path]):
+            raise ValueError(
+                f"{argument_of}: updates has {path!r} of shape {jnp.shape(given[path])}, but params has it of shape "
+                f"{jnp.shape(leaves[path])}; give updates and params of the same network."
+            )
+    for path in of_layers:
+        if not is_float_array(given[path]):
+            raise TypeError(
+                f"{argument_of}: updates has {path!r} of dtype {jnp.result_type(given[path])}; give floating-point numbers, "
+                "as the gradients of its layer are."
+            )
+    return given
 
 
 def _known_number(argument_of: str, name: str, number: Any, static_args: tuple[str, ...]) -> float | None:

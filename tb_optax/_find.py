@@ -27,7 +27,8 @@ from tb_optax._layers import (
 )
 
 # Biases and norms; stacked, they have two axes and more.
-_VECTOR = re.compile(r"^b(_|\d|$)|(^|_)(bias|biases|scale|offset|gamma|beta|mean|var)(_|\d|$)|[Nn]orm_?\d*$")
+_VECTOR = re.compile(r"(^|_)(bias|biases|scale|offset|gamma|beta|mean|var)(_|\d|$)|[Nn]orm_?\d*$")
+_B = re.compile(r"^b(_|\d|$)")  # a bias, or the second factor of a low-rank update (LoRA)
 _EMBEDDING = re.compile(r"embed|(^|_)emb(_|\d|$)|^wte$|^wpe$", re.IGNORECASE)
 _EMBEDDING_TYPES = frozenset({"Embedding", "Embed"})
 _NORM_TYPES = frozenset({"BatchNorm", "GroupNorm", "LayerNorm", "RMSNorm"})
@@ -115,7 +116,7 @@ class _Tree:
             self._modules.setdefault(module, {})[name] = path
         self._embeddings = _arrays_of(params, _EMBEDDING_TYPES)
         norms = _arrays_of(params, _NORM_TYPES)
-        self._vectors = {path for path in self._shapes if path in norms or _VECTOR.search(split_path(path)[1])}
+        self._vectors = {path for path in self._shapes if path in norms or self._is_vector_by_name(path)}
         kernels = [path for path, shape in self._shapes.items() if len(shape) >= 2 and path not in self._vectors]
         self._biases = {path: bias for path in kernels if (bias := self._find_bias(path)) is not None}
         # Positional biases, and an affine norm's `weight`, which is shaped like its bias.
@@ -125,6 +126,16 @@ class _Tree:
             for path in kernels
             if any(other in self._vectors and self._shapes[other] == self._shapes[path] for other in self._beside(path))
         }
+
+    def _is_vector_by_name(self, path: Path) -> bool:
+        """Whether it is called as biases and norms are; what is called `b` and has two axes must be stacked like another."""
+        name, (*stack, _) = split_path(path)[1], self._shapes[path] or (1,)
+        if not _B.search(name):
+            return _VECTOR.search(name) is not None
+        stacked = [
+            self._shapes[other][: len(stack)] for other in self._beside(path) if len(self._shapes[other]) > len(stack) + 1
+        ]
+        return sum(size > 1 for size in self._shapes[path]) < 2 or tuple(stack) in stacked
 
     def follows(self, kernel: Path) -> tuple[Path, ...]:
         return (self._biases[kernel],) if kernel in self._biases else ()
@@ -173,8 +184,9 @@ class _Tree:
         module, name = split_path(kernel)
         for weight_name, bias_name in _WEIGHT_TO_BIAS:
             candidate = name.replace(weight_name, bias_name, 1)
-            if weight_name in name and candidate in self._modules[module]:
-                return self._modules[module][candidate]
+            bias = self._modules[module].get(candidate) if weight_name in name else None
+            if bias is not None and len(_without_trailing_ones(self._shapes[bias])) < len(self._shapes[kernel]):
+                return bias
         beside = self._beside(kernel)
         if len(beside) == 1 and split_path(beside[0])[1][:1] in tuple("b0123456789"):
             shape, (*stack, size) = self._shapes[kernel], self._shapes[beside[0]] or (0,)

@@ -13,9 +13,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from tb_optax._layers import at_least_float32
+
 # Where in each threshold's tail a first look is taken; memory is this many times the spectrum's length.
 _PLACES = 64
 _HISTOGRAM_BINS = 100
+# 100 * (1 - 0.9) is 9.99..., and its index is to be 10.
+_ROUNDING = 1e-9
 
 
 class PowerLaw(NamedTuple):
@@ -58,7 +62,7 @@ def median(eigenvalues: Float[Array, "*layers n"], *, tail_fraction: float = 0.5
     if not 0 < tail_fraction <= 1:
         raise ValueError(f"tail_fraction={tail_fraction} must be above 0 and at most 1: the share of the spectrum to fit.")
     n = eigenvalues.shape[-1]
-    index = min(int(n * (1 - tail_fraction)), n - 2)
+    index = min(int(n * (1 - tail_fraction) + _ROUNDING), n - 2)
     return _over_layers(_fit_at, eigenvalues, jnp.asarray(index))
 
 
@@ -119,7 +123,7 @@ def check_eigenvalues(eigenvalues: Array) -> None:
 @functools.partial(jax.jit, static_argnums=0)
 def _over_layers(fit: Callable[..., PowerLaw], eigenvalues: Float[Array, "*layers n"], *args: Any) -> PowerLaw:
     flat = eigenvalues.reshape(-1, eigenvalues.shape[-1])
-    flat = flat.astype(jnp.promote_types(flat.dtype, jnp.float32))
+    flat = flat.astype(at_least_float32(flat.dtype))
     fits = jax.vmap(lambda values: fit(values, *args))(flat)
     return jax.tree.map(lambda leaf: leaf.reshape(eigenvalues.shape[:-1]), fits)
 
@@ -129,7 +133,7 @@ def _exponents(logs: Float[Array, " n"]) -> Float[Array, " n"]:
     n = len(logs)
     # Logarithms relative to the largest one, so that the sums of a tail are no larger than its spread.
     relative = logs - logs[-1]
-    return _exponent(jnp.cumsum(relative[::-1])[::-1] / (n - jnp.arange(n)) - relative)
+    return _exponent(jnp.cumsum(relative[::-1])[::-1] / (n - jnp.arange(n)).astype(logs.dtype) - relative)
 
 
 def _exponent(spread: Float[Array, "*thresholds"]) -> Float[Array, "*thresholds"]:
@@ -145,13 +149,14 @@ def _gaps(
 ) -> Float[Array, "thresholds k"]:
     """Between the tail from each threshold and its fit, at `j`: `|1 - (λ_j/λ_i)^(1-alpha) - (j-i)/k|`; 0 below the tail."""
     fitted = 1 - jnp.exp((1 - alpha)[:, None] * (logs[j] - logs[index][:, None]))
-    rank = (j - index[:, None]) / (len(logs) - index)[:, None]
+    # Integers divided by integers would be float64 where that is admitted.
+    rank = (j - index[:, None]).astype(logs.dtype) / (len(logs) - index)[:, None].astype(logs.dtype)
     return jnp.where(rank >= 0, jnp.abs(fitted - rank), 0.0)
 
 
 def _distance(logs: Float[Array, " n"], alpha: Float[Array, ""], index: Int[Array, ""]) -> Float[Array, ""]:
     """Kolmogorov-Smirnov distance of the tail from a threshold: the largest of all gaps."""
-    return _gaps(logs, alpha[None], index[None], jnp.arange(len(logs))).max()
+    return _gaps(logs, alpha[None], index[None], jnp.arange(len(logs))[None]).max()
 
 
 def _safe_logs(values: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -162,7 +167,7 @@ def _fit_at(values: Float[Array, " n"], index: Int[Array, ""]) -> PowerLaw:
     n = len(values)
     logs = _safe_logs(values)
     above = jnp.where(jnp.arange(n) >= index, logs - logs[index], 0.0)
-    alpha = _exponent(above.sum() / (n - index))
+    alpha = _exponent(above.sum() / (n - index).astype(logs.dtype))
     alpha = jnp.where((values[index] > 0) & jnp.isfinite(values[-1]), alpha, jnp.nan)
     return PowerLaw(alpha, values[index], _distance(logs, alpha, index))
 
@@ -174,7 +179,7 @@ def _fit_at_peak(values: Float[Array, " n"]) -> PowerLaw:
     bins = jnp.floor((logs - low) / (high - low) * _HISTOGRAM_BINS)
     bins = jnp.clip(bins, 0, _HISTOGRAM_BINS - 1).astype(jnp.int32)
     counts = jnp.zeros(_HISTOGRAM_BINS, jnp.int32).at[bins].add(positive.astype(jnp.int32))
-    peak = 10 ** (low + counts.argmax() * (high - low) / _HISTOGRAM_BINS)
+    peak = 10 ** (low + counts.argmax().astype(logs.dtype) * (high - low) / _HISTOGRAM_BINS)
     return _best_fit(values, (jnp.log10(0.95 * peak) <= values) & (values <= 1.5 * peak))
 
 
@@ -190,7 +195,7 @@ def _best_fit(values: Float[Array, " n"], candidates: Bool[Array, "#n"]) -> Powe
     ranks = jnp.arange(n)
     candidates = candidates & (values > 0) & jnp.isfinite(values[-1]) & jnp.isfinite(alpha) & (ranks < n - 1)
     fractions = jnp.linspace(0, 1, _PLACES, dtype=logs.dtype)
-    places = ranks[:, None] + jnp.round(fractions * (n - 1 - ranks)[:, None]).astype(ranks.dtype)
+    places = ranks[:, None] + jnp.round(fractions[None] * (n - 1 - ranks)[:, None].astype(logs.dtype)).astype(ranks.dtype)
     bounds = jnp.where(candidates, _gaps(logs, alpha, ranks, places).max(axis=-1), jnp.inf)
 
     def try_most_promising(search: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

@@ -133,7 +133,7 @@ def _quantiles(nodes: Float[Array, "probes k"], weights: Float[Array, "probes k"
     least = jnp.where(positive, nodes, largest).min(axis=1, keepdims=True)
     logs = jnp.log(jnp.where(positive, nodes, least))
     middles = jnp.cumsum(weights, axis=1) - weights / 2
-    ranks = (jnp.arange(count) + 0.5) / count
+    ranks = (jnp.arange(count, dtype=nodes.dtype) + 0.5) / count
     values = jnp.exp(jax.vmap(functools.partial(jnp.interp, ranks))(middles, logs).mean(axis=0))
     zero = jnp.where(positive, 0.0, weights).sum(axis=1).mean()
     values = jnp.where((ranks < zero) | (largest <= 0), 0.0, values)

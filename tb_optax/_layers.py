@@ -67,8 +67,8 @@ layer_axes=())
 class Layers(tuple[Layer, ...]):
     """The layers of a network, and why every other weight of it is not among them.
 
-    A tuple of layers. `left_out` maps the path of each array of two or more axes that is in no layer to the reason;
-    printing the object shows both.
+    A tuple of layers. `left_out` maps the path of each array of two or more axes that is in no layer to the reason, but for
+    stacks of biases where the forward pass shows that they are; printing the object shows both.
     """
 
     left_out: Mapping[Path, str]
@@ -191,6 +191,14 @@ def is_float_array(leaf: Any) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
+def at_least_float32(*dtypes: Any) -> Any:
+    """The widest of these floating dtypes and float32: what is computed from them is computed in it.
+
+    As `jnp.promote_types` has it, which under `jax_numpy_dtype_promotion="strict"` refuses.
+    """
+    return max((jnp.dtype(jnp.float32), *map(jnp.dtype, dtypes)), key=lambda dtype: jnp.finfo(dtype).bits)
+
+
 def select_layers(
     candidates: Iterable[Layer],
     leaves: Mapping[Path, Any],
@@ -242,13 +250,15 @@ def resolve_layers(layers: LayersOrFn, params: PyTree) -> tuple[Layers, dict[Pat
         _check_layer(layer, leaves)
     _check_unique("name", [layer.name for layer in found])
     _check_unique("path", [path for layer in found for path in (layer.kernel, *layer.follows)])
+    if isinstance(found, Layers):
+        return found, leaves
     of_layers = {path for layer in found for path in (layer.kernel, *layer.follows)}
     left_out = {
         path: "not among layers"
         for path, leaf in leaves.items()
         if path not in of_layers and is_float_array(leaf) and len(leaf.shape) >= 2
     }
-    return Layers(found, left_out | dict(getattr(found, "left_out", {}))), leaves
+    return Layers(found, left_out), leaves
 
 
 def _check_layer(layer: Layer, leaves: Mapping[Path, Any]) -> None:

@@ -73,7 +73,8 @@ def alpha_weighted(eigenvalues: Float[Array, "*layers n"], *, fit: Fit = median)
       >>> float(tb_optax.alpha_weighted(jnp.array([0.1, 0.2, 0.3, 1.0])))
       0.0
     """
-    return fit(eigenvalues).alpha * jnp.log10(eigenvalues[..., -1])
+    alpha = fit(eigenvalues).alpha
+    return alpha * jnp.log10(eigenvalues[..., -1].astype(alpha.dtype))
 
 
 _INSENSITIVE = (pl_alpha_hill, spectral_norm, alpha_weighted, median, goodness_of_fit)

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from tb_optax._checks import check_below_one, check_not_negative, check_params
+from tb_optax._checks import check_below_one, check_not_negative, check_params, check_updates
 from tb_optax._compat import is_placeholder
 from tb_optax._find import find_all_layers
 from tb_optax._layers import (
     KernelShape,
     LayersOrFn,
     PyTree,
+    at_least_float32,
     kernel_shape,
-    leaves_by_path,
     path_name,
     resolve_layers,
 )
@@ -191,12 +191,12 @@ def _projected(
         check_params(argument_of, params)
         found, weights = resolve_layers(layers, params)
         shapes = {layer.kernel: kernel_shape(layer, weights[layer.kernel].shape) for layer in found}
-        gradients = leaves_by_path(updates)
+        gradients = check_updates(argument_of, updates, found, weights)
         directions, state = inner.update(updates, state, params)
 
         def projected(key_path: tuple[Any, ...], direction: Array) -> Array:
             path = path_name(key_path)
-            wide = lambda array: array.astype(jnp.promote_types(array.dtype, jnp.float32))
+            wide = lambda array: array.astype(at_least_float32(array.dtype))
             weight, along, ratio = wide(weights[path]), 0.0, 1.0
             if path in shapes:
                 along, found_invariant = _radial_part(
@@ -204,7 +204,7 @@ def _projected(
                 )
                 ratio = jnp.where(found_invariant, weight_decay_ratio, 1.0)
             decay = decay_scale * weight_decay * ratio
-            return (direction + (decay - along) * weight).astype(direction.dtype)
+            return (wide(direction) + (decay - along) * weight).astype(direction.dtype)
 
         return jax.tree_util.tree_map_with_path(projected, directions), state
 

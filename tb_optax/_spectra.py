@@ -15,7 +15,7 @@ from tb_optax._checks import check_solver
 from tb_optax._eigenvalues import gram, squared_singular_values, symmetric_eigenvalues, triangular_factor
 from tb_optax._find import find_layers
 from tb_optax._lanczos import lanczos_spectrum
-from tb_optax._layers import KernelShape, Layers, LayersOrFn, Path, PyTree, kernel_shape, resolve_layers
+from tb_optax._layers import KernelShape, Layers, LayersOrFn, Path, PyTree, at_least_float32, kernel_shape, resolve_layers
 from tb_optax._sharding import device_count, over_devices, partitioned_by_compiler
 from tb_optax._solver import DEFAULT_SOLVER, Solver
 from tb_optax._stacks import alike, solve_in_chunks
@@ -132,7 +132,7 @@ class _Matrices:
             rows, columns = columns, rows
         matrices = self.kernel.transpose(*shape.layer_axes, *shape.pooled_axes, *rows, *columns)
         matrices = matrices.reshape(-1, *sorted((shape.rows, shape.columns)))[own]
-        return matrices.astype(jnp.promote_types(matrices.dtype, jnp.float32))
+        return matrices.astype(at_least_float32(matrices.dtype))
 
     def prepared(self, own: slice) -> Float[Array, "some n k"]:
         return self.method.prepare(self[own])

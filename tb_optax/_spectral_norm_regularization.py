@@ -9,10 +9,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from tb_optax._checks import check_not_negative, check_params, check_state
+from tb_optax._checks import check_not_negative, check_params, check_state, check_updates
 from tb_optax._compat import is_placeholder
 from tb_optax._find import find_all_layers
-from tb_optax._layers import Layers, LayersOrFn, Path, PyTree, kernel_shape, path_name, resolve_layers
+from tb_optax._layers import Layers, LayersOrFn, Path, PyTree, at_least_float32, kernel_shape, path_name, resolve_layers
 from tb_optax._sharding import replicated
 
 _STATIC = ("power_iterations", "layers", "seed")
@@ -106,7 +106,7 @@ def spectral_norm_regularization(
             # Drawn by numpy: by JAX, each shape would cost half a second to compile.
             start = np.random.default_rng((seed, index)).standard_normal(sizes)
             start /= np.linalg.norm(start, axis=shape.output_axes, keepdims=True)
-            vectors[layer.name] = replicated(jnp.asarray(start, jnp.promote_types(kernel.dtype, jnp.float32)))
+            vectors[layer.name] = replicated(jnp.asarray(start, at_least_float32(kernel.dtype)))
         return SpectralNormRegularizationState(vectors)
 
     def update_fn(
@@ -115,13 +115,17 @@ def spectral_norm_regularization(
         del extra_args
         check_params("spectral_norm_regularization", params)
         found, leaves = resolve_layers(layers, params)
-        check_state("spectral_norm_regularization", state.left_singular_vectors, found)
+        check_state("spectral_norm_regularization", getattr(state, "left_singular_vectors", state), found)
+        check_updates("spectral_norm_regularization", updates, found, leaves)
         kernels = {layer.kernel: leaves[layer.kernel] for layer in found}
         gradients, vectors = _power_iteration(found, int(power_iterations), kernels, state.left_singular_vectors)
 
         def regularized(key_path: tuple[Any, ...], update: Array) -> Array:
             path = path_name(key_path)
-            return (update + coefficient * gradients[path]).astype(update.dtype) if path in gradients else update
+            if path not in gradients:
+                return update
+            penalty = coefficient * gradients[path]
+            return (update.astype(penalty.dtype) + penalty).astype(update.dtype)
 
         return jax.tree_util.tree_map_with_path(regularized, updates), SpectralNormRegularizationState(vectors)
 

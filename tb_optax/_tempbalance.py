@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from tb_optax._assignments import Assignment, Bound, linear
-from tb_optax._checks import check_arguments, check_params, check_shape, check_state
+from tb_optax._checks import check_arguments, check_params, check_shape, check_state, check_updates
 from tb_optax._compat import is_placeholder
 from tb_optax._find import find_layers
 from tb_optax._layers import (
@@ -20,6 +20,7 @@ from tb_optax._layers import (
     Layers,
     LayersOrFn,
     PyTree,
+    at_least_float32,
     kernel_shape,
     path_name,
     resolve_layers,
@@ -97,12 +98,14 @@ def tempbalance(
 
     Returns:
       A transformation whose `update` needs `params`. With `optax.inject_hyperparams`, the numbers can be schedules; give
-      `static_args=("metric", "assign", "layers")`.
+      `static_args=("metric", "assign", "layers")`. While a scheduled number is one that could not be given (an interval
+      below 1, a `min_scale` above `max_scale`, a NaN), every scale stays as it is.
 
     Raises:
       ValueError: a number is out of range; from `init`, fewer than two balanced layers, or layers that do not fit the
-        parameters; from `update`, no `params`.
-      TypeError: a number is not one, or `metric`, `assign` or `layers` is not a function (or layers).
+        parameters; from `update`, no `params`, or updates or a state that do not fit them.
+      TypeError: a number is not one, or `metric`, `assign` or `layers` is not a function (or layers); from `update`,
+        another transformation's state, or updates that are not floating-point numbers.
 
     Example:
       >>> import jax, optax, tb_optax
@@ -132,8 +135,9 @@ def tempbalance(
 
     @functools.partial(jax.jit, static_argnums=0)  # Where nothing around it is jitted, it is compiled once all the same.
     def refresh_if_due(found: Layers, state: TempBalanceState, kernels: dict[str, Array]) -> tuple[Any, Any]:
-        since = state.count - _whole(start_step)
-        due = (since >= 0) & (since % jnp.maximum(_whole(update_interval), 1) == 0)
+        interval, start = _whole(update_interval), _whole(start_step)
+        since = state.count - start
+        due = (start >= 0) & (since >= 0) & (interval >= 1) & (since % jnp.maximum(interval, 1) == 0)
 
         names = [layer.name for layer in found]
         before = state.metric, state.scale
@@ -156,7 +160,8 @@ def tempbalance(
         del extra_args
         check_params("tempbalance", params)
         found, leaves = resolve_layers(layers, params)
-        check_state("tempbalance", state.scale, found)
+        check_state("tempbalance", getattr(state, "scale", state), found)
+        check_updates("tempbalance", updates, found, leaves)
         kernels = jax.lax.stop_gradient({layer.kernel: leaves[layer.kernel] for layer in found})
         metrics, scales = refresh_if_due(found, state, kernels)
         new_state = TempBalanceState(jnp.asarray(optax.safe_increment(state.count)), metrics, scales)
@@ -174,10 +179,12 @@ def _refresh(
     max_scale: Bound,
 ) -> tuple[Float[Array, " slices"], Float[Array, " slices"]]:
     """Metrics and the scales assigned to them, each layer's last ones where its spectrum is unusable."""
-    scales = assign(metrics, min_scale, max_scale)
+    low, high = (jnp.asarray(bound).astype(metrics.dtype) for bound in (min_scale, max_scale))
+    scales = assign(metrics, low, high)
     check_shape("assign", assign, "number for each metric", scales, metrics.shape)
-    scales = jnp.clip(scales, min_scale, max_scale)
-    usable = jnp.isfinite(metrics) & jnp.isfinite(scales)
+    in_order = (low >= 0) & (low <= high) & jnp.isfinite(high)
+    usable = jnp.isfinite(metrics) & jnp.isfinite(scales) & in_order
+    scales = jnp.clip(scales, low, high)
     keep = lambda new, old: jnp.where(usable, new.astype(old.dtype), old)
     return keep(metrics, old_metrics), keep(scales, old_scales)
 
@@ -227,9 +234,8 @@ def _scale_updates(updates: PyTree, found: Layers, leaves: dict[str, Any], scale
         along = [update.shape[axis] if axis in shape.layer_axes else 1 for axis in range(update.ndim)]
         order = np.argsort(shape.layer_axes)
         # The product is rounded, not the scale: in bfloat16 that would move the layer's learning rate by up to 0.4%.
-        return (update.astype(jnp.promote_types(update.dtype, scale.dtype)) * scale.transpose(order).reshape(along)).astype(
-            update.dtype
-        )
+        wide = at_least_float32(update.dtype, scale.dtype)
+        return (update.astype(wide) * scale.transpose(order).reshape(along).astype(wide)).astype(update.dtype)
 
     return jax.tree_util.tree_map_with_path(scaled, updates)
 
@@ -247,12 +253,18 @@ def _(axis_size: int, in_batched: list[bool], due: Bool[Array, " batch"]) -> tup
 
 
 def _whole(number: Any) -> Array:
-    """A number of updates as an integer; `inject_hyperparams` gives schedules' values in the parameters' precision."""
-    return jnp.round(jnp.asarray(number)).astype(jnp.int32)
+    """A number of updates as an integer; `inject_hyperparams` gives schedules' values in the parameters' precision.
+
+    Negative where it is none: NaN, or too large for an int32.
+    """
+    number = jnp.asarray(number)
+    if jnp.issubdtype(number.dtype, jnp.floating):
+        number = jnp.where((number >= 0) & (number < 2.0**31), jnp.round(number), -1.0)
+    return number.astype(jnp.int32)
 
 
 def _state_dtype(found: Layers, leaves: dict[str, Any]) -> Any:
-    return jnp.result_type(jnp.float32, *(leaves[layer.kernel].dtype for layer in found))
+    return at_least_float32(*(leaves[layer.kernel].dtype for layer in found))
 
 
 def _check_enough(found: Layers, shapes: dict[str, KernelShape]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from tb_optax._axes import parameter
+from tb_optax._findings import Findings
 from tb_optax._jaxpr import JaxprReader
 from tb_optax._layers import Layer, Layers, Path, PyTree, is_float_array, layer_names, leaves_by_path, select_layers
 
@@ -25,10 +26,16 @@ def trace_layers(
     biases and normalizations follow which layer. Sees through `jit`, `scan` (each slice is a layer of its own), `remat`,
     `cond`, `while`, `shard_map`, `custom_jvp` and `custom_vjp`. A normalization belongs to the layer right before it: not
     behind a nonlinearity or pooling, nor where two branches have been added. A parameter that follows several layers
-    follows none. Kernels joined to one array before their product are not told apart, and are left out.
+    follows none.
 
-    The first and the last layer are left out (Zhou et al., 2023, Section 4.1). An embedding lookup counts as a first
-    layer. A stack of layers that is scanned over is neither, for it holds more than one layer.
+    Kernels joined to one array before their product (`concatenate`, `stack`; Linen's `OptimizedLSTMCell`) are a layer each,
+    and what is joined likewise, or meets its part of the result, follows it. A product of two parameters is the layer of
+    the matrix, if the other is a vector (the query of an attention pool, whose probe is learned) and the matrix is
+    multiplied with nothing else. Two matrices are left out, for either may be the layer, or none (a low-rank adapter).
+
+    The first and the last layer are left out (Zhou et al., 2023, Section 4.1): the first and the last that read data, and
+    all kernels of a joined one. An embedding lookup counts as a first layer. A stack of layers that is scanned over is
+    neither, for it holds more than one layer.
 
     For an NNX network, `graph, params, rest = nnx.split(model, nnx.Param, ...)`, then
     `trace_layers(lambda params, rest, x: nnx.merge(graph, params, rest)(x), params, rest, x)`: as an argument, `rest` can
@@ -44,7 +51,8 @@ def trace_layers(
       first_and_last: balance the first and the last layer too.
 
     Returns:
-      The layers in the order in which `fn` first uses them, with the reasons for what was left out.
+      The layers in the order in which `fn` first uses them, with the reasons for what was left out. Stacks of biases and
+      scales are not among that, though they have two axes and more.
 
     Raises:
       ValueError: a pattern of `exclude` matches nothing, `min_eigenvalues < 2`, or two paths of `params` read alike.
@@ -72,28 +80,29 @@ def trace_layers(
 
     jaxpr = jax.make_jaxpr(of_arrays)(arrays, *args).jaxpr
     weights = [parameter(path, shapes[path]) for path in sorted(shapes)]  # as JAX flattens a dict
-    return _balanced(JaxprReader(jaxpr, weights, shapes), arrays, exclude, min_eigenvalues, first_and_last)
+    return _balanced(JaxprReader(jaxpr, weights, shapes).found, arrays, exclude, min_eigenvalues, first_and_last)
 
 
 def _balanced(
-    reader: JaxprReader, arrays: dict[Path, Any], exclude: Sequence[str], min_eigenvalues: int, first_and_last: bool
+    found: Findings, arrays: dict[Path, Any], exclude: Sequence[str], min_eigenvalues: int, first_and_last: bool
 ) -> Layers:
     left_out: dict[Path, str] = {}
     for path, leaf in arrays.items():
-        if len(leaf.shape) >= 2 and path not in reader.axes:
-            known = "an embedding" if path in reader.embeddings else reader.unclear.get(path)
+        if len(leaf.shape) >= 2 and path not in found.axes and not found.is_vector(path):
+            known = "an embedding" if path in found.embeddings else found.unclear.get(path)
             left_out[path] = known or "no matrix product with it in the forward pass"
-    names = layer_names(reader.axes)
+    names = layer_names(found.axes)
     layers = {}
-    for path, (reduction_axes, output_axes, layer_axes) in reader.axes.items():
+    for path, (reduction_axes, output_axes, layer_axes) in found.axes.items():
         if is_float_array(arrays[path]):
-            follows = reader.followers(path)
+            follows = found.followers(path)
             layers[path] = Layer(names[path], path, follows, reduction_axes, output_axes, layer_axes)
         else:
             left_out[path] = f"its dtype, {arrays[path].dtype}, is no real floating point"
     if not first_and_last:
-        for which, path in zip(("first", "last"), reader.uses[:1] + reader.uses[-1:], strict=False):
-            if path is not None and path in layers and not layers[path].layer_axes:
-                left_out[path] = f"the {which} layer"
-                del layers[path]
+        for which, paths in zip(("first", "last"), found.uses[:1] + found.uses[-1:], strict=False):
+            for path in paths:
+                if path in layers and not layers[path].layer_axes:
+                    left_out[path] = f"the {which} layer"
+                    del layers[path]
     return select_layers(layers.values(), arrays, left_out, exclude, min_eigenvalues, "trace_layers")

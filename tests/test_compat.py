@@ -48,6 +48,14 @@ def unstacked(params, x):
     return x @ first.reshape(64, 64)
 
 
+def joined(params, x):
+    return x @ jnp.concatenate([params["a"], params["c"][:, :7]], 1)
+
+
+def cut_apart(params, x):
+    return [x @ part for part in jnp.split(jnp.concatenate([params["a"], params["c"]]), 2)]
+
+
 def calling(kind):
     def apply(params, x):
         inner = kind(lambda x, w: x @ w)
@@ -107,6 +115,8 @@ def changed(monkeypatch):
         ("conv_general_dilated", "feature_group_count", convolved),
         ("transpose", "permutation", turned),
         ("broadcast_in_dim", "broadcast_dimensions", turned),
+        ("concatenate", "dimension", joined),
+        ("split", "sizes", cut_apart),
         ("gather", "slice_sizes", looked_up),
         ("gather", "dimension_numbers", looked_up),
     ],

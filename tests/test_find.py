@@ -245,6 +245,22 @@ def test_a_dense_layer_in_a_module_named_embed_is_a_layer():
 # What is left out
 
 
+def test_a_factor_called_b_is_a_weight_and_a_stack_of_biases_called_b_is_none():
+    params = {
+        "lora": {"w": (8, 8), "a": (8, 2), "b": (2, 8)},
+        "alone": {"a": (6, 3), "b": (3, 6)},
+        "adapters": {"kernel": (5, 8, 8), "bias": (5, 8), "a": (5, 8, 2), "b": (5, 2, 8)},
+        "gru": {"w_i": (5, 4, 12), "w_h": (5, 6, 12), "b": (5, 12)},
+    }
+    layers = find(arrays(params))
+    assert {layer.kernel for layer in layers} == {
+        *("lora/w", "lora/a", "lora/b", "alone/a", "alone/b"),
+        *("adapters/kernel", "adapters/a", "adapters/b", "gru/w_i", "gru/w_h"),
+    }
+    assert {layer.kernel: layer.follows for layer in layers if layer.follows} == {"adapters/kernel": ("adapters/bias",)}
+    assert layers.left_out == {"gru/b": "a bias or normalization"}
+
+
 def test_only_real_floating_point_arrays_are_layers():
     params = {
         "mask": jnp.ones((4, 4), bool),

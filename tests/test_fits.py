@@ -76,6 +76,16 @@ def test_median_takes_any_share_of_the_spectrum_for_its_tail(eigenvalues, tail_f
     np.testing.assert_allclose(alpha, numpy_alpha(eigenvalues, index), rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("n", "tail_fraction", "index"),
+    [(100, 0.9, 10), (10, 0.9, 1), (10, 0.7, 3), (1000, 0.001, 998), (60, 1, 0), (7, 0.5, 3)],
+)
+def test_the_tail_starts_where_whole_numbers_have_it(n, tail_fraction, index):
+    """1 - 0.9 is a little less than 0.1 in floating point."""
+    eigenvalues = np.arange(1.0, n + 1)
+    assert tb_optax.median(eigenvalues, tail_fraction=tail_fraction).threshold == eigenvalues[index]
+
+
 @pytest.mark.parametrize("fit", FITS[:2], ids=lambda fit: fit.__name__)
 @given(eigenvalues=spectra, exponent=st.integers(-60, 60))
 def test_alpha_does_not_depend_on_scale(fit, eigenvalues, exponent):
@@ -132,9 +142,9 @@ def test_zeros_of_a_low_rank_take_no_part_in_the_tail(fit):
 @pytest.mark.parametrize("n", [2, 3, 129, 257])
 def test_any_length_from_two_is_fitted(fit, n):
     """Also where thresholds are tried in blocks that do not divide the length."""
-    eigenvalues = np.arange(n, 0, -1.0) ** -1.0
+    eigenvalues = np.arange(n, 0, -1, np.float32) ** -1
     result = fit(eigenvalues)
-    assert result.alpha > 1 and 0 <= result.distance <= 1 and result.threshold in eigenvalues.astype(np.float32)
+    assert result.alpha > 1 and 0 <= result.distance <= 1 and result.threshold in eigenvalues
 
 
 @every_fit
@@ -143,6 +153,18 @@ def test_fit_is_in_float32_at_least(fit, dtype):
     with jax.enable_x64(dtype == jnp.float64):
         alpha = fit(jnp.arange(1.0, 9.0, dtype=dtype)).alpha
     assert alpha.dtype == jnp.promote_types(dtype, jnp.float32)
+
+
+@every_fit
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_with_x64_results_are_still_of_the_eigenvalues_precision(fit, dtype):
+    eigenvalues = np.sort(np.random.default_rng(2).lognormal(size=N)).astype(dtype)
+    expected = fit(jnp.asarray(eigenvalues))
+    with jax.enable_x64(True):
+        found = fit(jnp.asarray(eigenvalues))
+    for name, value in found._asdict().items():
+        assert value.dtype == jnp.float32
+        np.testing.assert_allclose(value, getattr(expected, name), rtol=1e-5)
 
 
 def test_double_precision_is_double():

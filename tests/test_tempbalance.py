@@ -143,6 +143,14 @@ def test_whatever_assign_returns_is_clipped():
     assert_scales(state.scale, dict(zip(PARAMS, [0.25, 10.0, 15.0], strict=True)))
 
 
+@pytest.mark.parametrize("odd", [jnp.inf, -jnp.inf, jnp.nan])
+def test_a_layer_whose_assigned_scale_is_no_number_keeps_its_scale(odd):
+    tx = tempbalance(1, assign=lambda metrics, low, high: jnp.array([0.7, odd, 1.2]))
+    _, state = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+    assert_scales(state.scale, dict(zip(PARAMS, [0.7, 1.0, 1.2], strict=True)))
+    assert state.metric["dense1"] == 0 < state.metric["dense0"]
+
+
 def test_own_metric_sees_spectra_and_its_nan_leaves_a_layer_out():
     def metric(eigenvalues):
         return jnp.where(eigenvalues[:, -1] == eigenvalues[:, -1].max(), jnp.nan, eigenvalues.mean(axis=1))
@@ -238,6 +246,92 @@ def test_update_of_other_parameters_is_an_error():
         TX.update(other, state, other)
 
 
+STATES = {
+    "a chain's": optax.chain(optax.sgd(0.1), TX).init(PARAMS),
+    "adam's": optax.adam(0.1).init(PARAMS),
+    "none": None,
+    "empty": optax.EmptyState(),
+}
+
+
+@pytest.mark.parametrize("state", STATES.values(), ids=STATES.keys())
+@pytest.mark.parametrize(
+    "tx", [TX, tb_optax.spectral_norm_regularization(0.1, layers=tiny_layers)], ids=["tempbalance", "snr"]
+)
+def test_state_of_another_transformation_is_an_error(tx, state):
+    with pytest.raises(TypeError, match="is not its state; give what its own init returned"):
+        tx.update(PARAMS, state, PARAMS)
+
+
+def without(path):
+    return {name: {key: x for key, x in leaf.items() if f"{name}/{key}" != path} for name, leaf in PARAMS.items()}
+
+
+TRANSFORMATIONS = {
+    "tempbalance": TX,
+    "spectral_norm_regularization": tb_optax.spectral_norm_regularization(0.1, layers=tiny_layers),
+    "sgdp": tb_optax.sgdp(0.1, layers=tiny_layers),
+    "adamp": tb_optax.adamp(0.1, layers=tiny_layers),
+}
+
+
+@pytest.mark.parametrize(
+    ("updates", "error", "message"),
+    [
+        ({}, ValueError, "params has 'dense0/kernel', but updates has not; give the gradients of these params"),
+        (without("dense1/kernel"), ValueError, "params has 'dense1/kernel', but updates has not"),
+        ({**PARAMS, "other": jnp.ones(3)}, ValueError, "updates has 'other', but params has not"),
+        (list(PARAMS.values()), ValueError, "updates has '0/bias', but params has not"),
+        (jax.tree.map(lambda x: x[..., :3], PARAMS), ValueError, r"'dense0/bias' of shape \(3,\), but .* shape \(12,\)"),
+        (jax.tree.map(lambda x: x.astype(int), PARAMS), TypeError, "'dense0/kernel' of dtype int.*floating-point"),
+    ],
+    ids=["empty", "one missing", "one more", "a list", "sliced", "integers"],
+)
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_updates_that_are_not_of_the_parameters_are_an_error(name, updates, error, message):
+    tx = TRANSFORMATIONS[name]
+    with pytest.raises(error, match=f"{name}: .*{message}"):
+        tx.update(updates, tx.init(PARAMS), PARAMS)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"update_interval": 0},
+        {"update_interval": -2},
+        {"update_interval": float("nan")},
+        {"update_interval": float("inf")},
+        {"update_interval": 2.0**40},
+        {"start_step": -1},
+        {"start_step": float("nan")},
+        {"min_scale": 1.6},
+        {"min_scale": -0.5},
+        {"min_scale": float("nan")},
+        {"max_scale": float("nan")},
+        {"max_scale": float("inf")},
+    ],
+    ids=str,
+)
+def test_a_scheduled_number_that_could_not_be_given_leaves_every_scale_as_it_is_until_it_can(numbers):
+    """From the second update on, and then again what could be given."""
+    scheduled = {
+        name: lambda count, bad=bad, good=DEFAULTS[name]: jnp.where(count == 1, bad, good) for name, bad in numbers.items()
+    }
+    tx = optax.inject_hyperparams(tempbalance, static_args=("metric", "assign", "layers"))(**DEFAULTS | scheduled)
+    params, state, update = PARAMS, tx.init(PARAMS), jax.jit(tx.update)
+    expected = numpy_scales(params)
+    for step in range(3):
+        if step == 2:
+            expected = numpy_scales(params)
+        updates, state = update(ones_like(params), state, params)
+        assert_scales(state.inner_state.scale, expected)
+        assert_scales({name: leaf["kernel"].mean() for name, leaf in updates.items()}, expected)
+        params = moved(params, step)
+
+
+DEFAULTS = dict(update_interval=1, start_step=0, min_scale=0.5, max_scale=1.5)
+
+
 def test_fewer_than_two_layers_are_an_error_that_says_why_each_kernel_is_left_out():
     params = {
         "stem": {"kernel": jnp.ones((3, 64))},
@@ -265,6 +359,9 @@ def test_no_kernel_at_all_is_an_error(params):
     [
         ({"update_interval": 0}, ValueError, "update_interval=0 must be at least 1"),
         ({"update_interval": -3}, ValueError, "update_interval=-3 must be at least 1"),
+        ({"update_interval": 2**40}, ValueError, "update_interval=1099511627776 must be at most 2147483647"),
+        ({"start_step": 2**31}, ValueError, "start_step=2147483648 must be at most 2147483647"),
+        ({"update_interval": float("inf")}, TypeError, "update_interval=inf must be a whole number"),
         ({"update_interval": 2.5}, TypeError, "update_interval=2.5 must be a whole number"),
         ({"update_interval": float("nan")}, TypeError, "update_interval=nan must be a whole number"),
         ({"update_interval": "390"}, TypeError, "update_interval='390' is not a number"),

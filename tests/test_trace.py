@@ -1,5 +1,6 @@
 """`trace_layers` reads layers, their order and what follows them off the forward pass."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +11,13 @@ from flax import nnx
 from jax import lax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from networks import KEY, NETWORKS, TOKENS, filled, linen
+from networks import KEY, NETWORKS, TOKENS, LinenNetwork, filled, linen
 
 import tb_optax
 
 X = jnp.ones((2, 6))
 IMAGES = jnp.ones((2, 8, 8, 3))
+SEQUENCES = jnp.ones((2, 5, 6), jnp.float32)
 SQUARES = {name: jnp.ones((6, 6)) for name in ("w1", "w2", "w3")}
 STACK = {"w": jnp.ones((3, 6, 6)), "b": jnp.ones((3, 6)), "scale": jnp.ones((3, 6))}
 
@@ -325,6 +327,15 @@ def test_a_sharded_product_is_seen_through(devices):
     assert [layer.follows for layer in layers] == [(), ("b",), ()]
 
 
+def test_each_of_several_weights_behind_a_barrier_is_itself():
+    def forward(p, x):
+        w1, w2, b = lax.optimization_barrier((p["w1"], p["w2"], p["b"]))
+        return jnp.tanh(x @ w2.T) @ w1 + b
+
+    assert traced_axes(forward, SQUARES | VECTORS, X) == {"w2": TRANSPOSED, "w1": PLAIN}
+    assert follows(forward, SQUARES | VECTORS, X) == {"w2": set(), "w1": {"b"}}
+
+
 def test_fused_queries_keys_and_values_are_one_layer_however_they_are_cut():
     params = {"qkv": jnp.ones((6, 18)), "b": jnp.ones(18), "out": jnp.ones((6, 6))}
 
@@ -361,29 +372,437 @@ def test_standardized_and_normalized_weights_are_followed_by_their_gains():
     assert follows(forward, params, IMAGES) == {"w": {"gain", "b"}}
 
 
+WITH_PARAMETERS = "it is only multiplied with other parameters; if it is a layer, describe it in a Layer"
+
+
 def test_what_only_meets_other_parameters_is_no_layer_and_says_so():
     params = {**SQUARES, "a": jnp.ones((6, 2)), "b": jnp.ones((2, 6))}
     left_out = trace(lambda p, x: x @ (p["w1"] + p["a"] @ p["b"]), params, X).left_out
-    assert left_out["a"] == left_out["b"] == "it is only multiplied with other parameters"
+    assert left_out["a"] == left_out["b"] == WITH_PARAMETERS
     assert left_out["w2"] == "no matrix product with it in the forward pass"
     both_ways = trace(lambda p, x: x @ p["a"] @ p["b"], params, X)
     assert {layer.name for layer in both_ways} == {"a", "b"}
 
 
-def test_kernels_joined_before_their_product_are_left_out_and_count_as_the_first_layer():
-    forward = lambda p, x: jnp.tanh((x @ jnp.concatenate([p["w1"], p["w2"]], 1))[:, :6]) @ p["w3"] @ p["w4"]
-    layers = tb_optax.trace_layers(forward, {**SQUARES, "w4": jnp.ones((6, 6))}, X, min_eigenvalues=2)
-    assert [layer.name for layer in layers] == ["w3"]
-    assert layers.left_out["w1"] == layers.left_out["w2"] == "only something computed from it is in a matrix product"
-
-
-@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.SimpleCell])
+@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.OptimizedLSTMCell, nn.GRUCell, nn.SimpleCell])
 def test_recurrent_cells_are_seen_through_time(cell):
     model = nn.Sequential([nn.RNN(cell(4)), nn.Dense(3)])
-    params = init(model, jnp.ones((2, 5, 6)))["params"]
-    traced = traced_axes(lambda p, x: model.apply({"params": p}, x), params, jnp.ones((2, 5, 6)))
+    params = init(model, SEQUENCES)["params"]
+    traced = traced_axes(lambda p, x: model.apply({"params": p}, x), params, SEQUENCES)
     kernels = {path for path in tb_optax._layers.leaves_by_path(params) if path.endswith("kernel")}
     assert traced == dict.fromkeys(kernels, PLAIN)
+
+
+def test_what_a_cell_stores_as_one_is_one_layer():
+    cell = eqx.nn.GRUCell(6, 4, dtype=jnp.float32, key=KEY)
+    forward = lambda cell, xs: lax.scan(lambda h, x: (cell(x, h), None), jnp.zeros(4, xs.dtype), xs)[0]
+    assert traced_axes(forward, cell, SEQUENCES[0]) == {"weight_ih": TRANSPOSED, "weight_hh": TRANSPOSED}
+    model = nnx.RNN(nnx.OptimizedLSTMCell(6, 4, rngs=nnx.Rngs(0)))
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    traced = follows(lambda params, rest, x: nnx.merge(graph, params, rest)(x), params, rest, SEQUENCES)
+    assert traced == {"cell/dense_i/kernel": set(), "cell/dense_h/kernel": {"cell/dense_h/bias"}}
+
+
+# Kernels joined before their product
+
+
+def bidirectional(cell):
+    return nn.Sequential([nn.Bidirectional(nn.RNN(cell(4)), nn.RNN(cell(4))), nn.Dense(6), nn.Dense(3)])
+
+
+GATES = {
+    kind: [f"layers_0/{way}_rnn/cell/{kind}{gate}" for way in ("forward", "backward") for gate in "ifgo"] for kind in "ih"
+}
+
+
+@pytest.mark.parametrize("transform", [lambda forward: forward, jax.jit, jax.remat])
+def test_kernels_that_a_cell_joins_are_layers_with_their_biases(transform):
+    model = bidirectional(nn.OptimizedLSTMCell)
+    params = init(model, SEQUENCES)["params"]
+    layers = trace(transform(lambda p, x: model.apply({"params": p}, x)), params, SEQUENCES)
+    dense = ["layers_1", "layers_2"]
+    assert axes(layers) == {f"{name}/kernel": PLAIN for name in (*GATES["i"], *GATES["h"], *dense)}
+    biases = {name: {f"{name}/bias"} for name in (*GATES["h"], *dense)}
+    assert {layer.name: set(layer.follows) for layer in layers} == {name: set() for name in GATES["i"]} | biases
+    assert not layers.left_out
+
+
+def test_a_cell_that_joins_its_kernels_has_the_layers_of_one_that_does_not():
+    params = init(bidirectional(nn.LSTMCell), SEQUENCES)["params"]
+    traced = [
+        follows(lambda p, x, cell=cell: bidirectional(cell).apply({"params": p}, x), params, SEQUENCES)
+        for cell in (nn.LSTMCell, nn.OptimizedLSTMCell)
+    ]
+    assert traced[0] == traced[1]
+
+
+def test_a_stack_of_cells_that_join_their_kernels_is_a_stack():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return nn.RNN(nn.OptimizedLSTMCell(6, name="cell"))(x), None
+
+    model = nn.scan(Block, {"params": 0}, split_rngs={"params": True}, length=3)()
+    params = init(model, SEQUENCES, None)["params"]
+    layers = trace(lambda p, x: model.apply({"params": p}, x, None)[0], params, SEQUENCES)
+    assert axes(layers) == {f"cell/{kind}{gate}/kernel": ((1,), (2,), (0,)) for kind in "ih" for gate in "ifgo"}
+    assert {path for layer in layers for path in layer.follows} == {f"cell/h{gate}/bias" for gate in "ifgo"}
+
+
+def beside(*arrays):
+    return jnp.concatenate(arrays, -1)
+
+
+def halves(h):
+    return jnp.split(h, 2, -1)
+
+
+def gated(first, second):
+    return jax.nn.sigmoid(first) * jnp.tanh(second)
+
+
+def joined_cond(p, x):
+    return lax.cond(x[0, 0] > 0, lambda w: x @ w, lambda w: x @ w + 1.0, beside(p["w1"], p["w2"]))
+
+
+def joined_outside_of_a_loop(p, x):
+    step = lambda h, row: (gated(*halves(row + beside(p["b"], p["scale"]))) + h @ p["w3"], None)
+    return lax.scan(step, jnp.zeros(6), x @ beside(p["w1"], p["w2"]))[0]
+
+
+def joined_in_a_loop(p, x):
+    rows = lax.map(lambda row: row @ beside(p["w1"], p["w2"]), x)
+    return gated(*halves(rows + beside(p["b"], p["scale"])))
+
+
+def joined_stack(p, x, kernels, biases):
+    first, second = jnp.einsum("kbi,kio->kbo", jnp.stack([x, jnp.tanh(x)]), kernels) + biases
+    return gated(first, second)
+
+
+def convolved(p, x):
+    w = jnp.concatenate([p["w1"].reshape(1, 6, 6), p["w2"].reshape(1, 6, 6)], 2)
+    h = lax.conv_general_dilated(x[None], w, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+    return gated(*halves(h + beside(p["b"], p["scale"])))
+
+
+def sharded(p, x):
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    product = lambda w, b, x: x @ w + b
+    specs = {"in_specs": (P(None, "d"), P("d"), P()), "out_specs": P(None, "d")}
+    return jax.shard_map(product, mesh=mesh, **specs)(beside(p["w1"], p["w2"]), beside(p["b"], p["scale"]), x)
+
+
+OWN_BIASES = {"w1": {"b"}, "w2": {"scale"}}
+NO_BIASES = {"w1": set(), "w2": set()}
+JOINED = {
+    "biases joined too": (
+        lambda p, x: gated(*halves(x @ beside(p["w1"], p["w2"]) + beside(p["b"], p["scale"]))),
+        OWN_BIASES,
+    ),
+    "biases behind": (
+        lambda p, x: gated(
+            *(h + b for h, b in zip(halves(x @ beside(p["w1"], p["w2"])), (p["b"], p["scale"]), strict=True))
+        ),
+        OWN_BIASES,
+    ),
+    "sliced": (
+        lambda p, x: gated((h := x @ beside(p["w1"], p["w2"]))[:, :6] + p["b"], h[:, 6:12] * p["scale"]),
+        OWN_BIASES,
+    ),
+    "gates as a dimension": (
+        lambda p, x: gated((h := (x @ beside(p["w1"], p["w2"])).reshape(2, 2, 6))[:, 0] + p["b"], h[:, 1] + p["scale"]),
+        OWN_BIASES,
+    ),
+    "gates in front": (
+        lambda p, x: gated(*(jnp.moveaxis((x @ beside(p["w1"], p["w2"])).reshape(2, 2, 6), 1, 0) + p["b"])),
+        NO_BIASES,
+    ),
+    "biases at other places": (
+        lambda p, x: gated(*halves(x @ beside(p["w1"], p["w2"]) + beside(p["b"][:3], p["scale"], p["b"][3:]))),
+        NO_BIASES,
+    ),
+    "a bias across": (lambda p, x: gated(*halves(x @ beside(p["w1"], p["w2"]) + p["long"])), NO_BIASES),
+    "a norm of both": (
+        lambda p, x: gated(*halves(jax.nn.standardize(x @ beside(p["w1"], p["w2"])) * p["long"])),
+        NO_BIASES,
+    ),
+    "unequal sizes": (
+        lambda p, x: x @ beside(p["w1"][:, :2], p["w2"]) + beside(p["b"][:2], p["scale"]),
+        OWN_BIASES,
+    ),
+    "joined inputs": (lambda p, x: beside(x, jnp.tanh(x)) @ jnp.concatenate([p["w1"], p["w2"]]) + p["b"], NO_BIASES),
+    "with a constant": (
+        lambda p, x: gated((h := x @ beside(jnp.zeros((6, 3)), p["w1"], p["w2"]))[:, 3:9] + p["b"], h[:, 9:]),
+        {"w1": {"b"}, "w2": set()},
+    ),
+    "join of joins": (
+        lambda p, x: (
+            x @ beside(beside(p["w1"], p["w2"]), beside(p["w1"])) + beside(beside(p["b"]), beside(p["scale"], p["b"]))
+        ),
+        OWN_BIASES,
+    ),
+    "cast": (
+        lambda p, x: gated(
+            *halves(
+                x.astype(jnp.bfloat16) @ beside(p["w1"], p["w2"]).astype(jnp.bfloat16)
+                + beside(p["b"], p["scale"]).astype(jnp.bfloat16)
+            )
+        ).astype(x.dtype),
+        OWN_BIASES,
+    ),
+    "masked": (
+        lambda p, x: x @ (beside(p["w1"], p["w2"]) * jax.random.bernoulli(KEY, 0.5, (6, 12))) + beside(p["b"], p["scale"]),
+        OWN_BIASES,
+    ),
+    "stack": (
+        lambda p, x: joined_stack(p, x, jnp.stack([p["w1"], p["w2"]]), jnp.stack([p["b"], p["scale"]])[:, None]),
+        OWN_BIASES,
+    ),
+    "stack under vmap": (
+        lambda p, x: jax.vmap(lambda w, b: x @ w + b)(jnp.stack([p["w1"], p["w2"]]), jnp.stack([p["b"], p["scale"]])).sum(0),
+        OWN_BIASES,
+    ),
+    "flat stack": (
+        lambda p, x: x @ jnp.stack([p["w1"], p["w2"]], 1).reshape(6, 12) + jnp.stack([p["b"], p["scale"]]).reshape(12),
+        OWN_BIASES,
+    ),
+    "vmap": (
+        lambda p, x: jax.vmap(lambda row: row @ beside(p["w1"], p["w2"]) + beside(p["b"], p["scale"]))(x),
+        OWN_BIASES,
+    ),
+    "cond": (lambda p, x: joined_cond(p, x) + beside(p["b"], p["scale"]), OWN_BIASES),
+    "outside of a loop": (joined_outside_of_a_loop, OWN_BIASES | {"w3": set()}),
+    "in a loop": (joined_in_a_loop, OWN_BIASES),
+    "convolution": (convolved, OWN_BIASES),
+}
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_joined_kernels_are_layers_and_keep_what_follows_them_where_it_can_be_told(name):
+    forward, expected = JOINED[name]
+    params = SQUARES | VECTORS | {"long": jnp.ones(12)}
+    for transformed in (forward, jax.jit(jax.remat(forward))):
+        assert follows(transformed, params, X) == expected
+        assert traced_axes(transformed, params, X) == dict.fromkeys(expected, PLAIN)
+
+
+def test_a_transposed_join_is_read_transposed():
+    forward = lambda p, x: gated(*halves(x @ jnp.concatenate([p["w1"], p["w2"]]).T + beside(p["b"], p["scale"])))
+    assert traced_axes(forward, SQUARES | VECTORS, X) == {"w1": TRANSPOSED, "w2": TRANSPOSED}
+    assert follows(forward, SQUARES | VECTORS, X) == OWN_BIASES
+
+
+@pytest.mark.parametrize("shuffled", [lambda w: beside(w, w), lambda w: beside(w[:, 3:], -w[:, :3])])
+def test_a_kernel_joined_with_itself_is_itself(shuffled):
+    forward = lambda p, x: x @ shuffled(p["w1"]) + shuffled(p["b"][None])
+    assert follows(forward, SQUARES | VECTORS, X) == {"w1": {"b"}}
+    assert traced_axes(forward, SQUARES | VECTORS, X) == {"w1": PLAIN}
+
+
+def test_stacks_that_are_joined_are_stacks():
+    forward = lambda p, x: lax.scan(
+        lambda x, s: (gated(*halves(x @ beside(s["w"], s["v"]) + beside(s["b"], s["c"]))), None), x, p
+    )[0]
+    params = {name: jnp.ones((3, 6, 6) if name in "wv" else (3, 6)) for name in "wvbc"}
+    assert traced_axes(forward, params, X) == {"w": ((1,), (2,), (0,)), "v": ((1,), (2,), (0,))}
+    assert follows(forward, params, X) == {"w": {"b"}, "v": {"c"}}
+    slices = lambda p, x: jnp.einsum("kbi,kio->bo", jnp.stack([x] * 3), jnp.stack([p["w"][i] for i in range(3)]))
+    assert traced_axes(slices, params, X) == {"w": ((1,), (2,), (0,))}
+
+
+UNCLEAR = {
+    "blocks": lambda p, x: jnp.tile(x, 2) @ jnp.block([[p["w1"], p["w2"]], [p["w2"], p["w1"]]]),
+    "shuffled": lambda p, x: x @ beside(p["w1"], p["w2"])[:, jnp.array([0, 9, 3])],
+    "strided": lambda p, x: x @ beside(p["w1"], p["w2"])[:, ::2],
+    "cut through": lambda p, x: jnp.einsum("bi,iho->bho", x, beside(p["w1"], p["w2"][:, :2]).reshape(6, 2, 4)),
+    "sorted": lambda p, x: x @ jnp.sort(beside(p["w1"], p["w2"]), -1),
+    "stack in a loop": lambda p, x: lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, jnp.stack([p["w1"], p["w2"]]))[0],
+    "with data": lambda p, x: x @ jnp.concatenate([p["w1"], p["w2"], x]).T,
+    "sharded": sharded,
+}
+
+
+@pytest.mark.parametrize("name", UNCLEAR)
+def test_kernels_that_cannot_be_told_apart_are_left_out_and_said_to_be(name):
+    layers = trace(UNCLEAR[name], SQUARES | VECTORS, X)
+    reason = "only something computed from it is in a matrix product"
+    assert not layers
+    assert layers.left_out["w1"] == layers.left_out["w2"] == reason
+
+
+def test_a_kernel_to_which_joined_ones_are_added_is_the_layer():
+    params = {"w": jnp.ones((6, 12)), **SQUARES}
+    forward = lambda p, x: x @ (beside(p["w1"], p["w2"]) + p["w"])
+    assert traced_axes(forward, params, X) == {"w": PLAIN}
+
+
+def test_all_kernels_of_a_join_are_the_first_layer_and_the_last():
+    def forward(p, x):
+        x = jnp.tanh(gated(*halves(x @ beside(p["w1"], p["w2"]))) @ p["w3"])
+        return x @ beside(p["w4"], p["w5"])
+
+    params = SQUARES | {name: jnp.ones((6, 6)) for name in ("w4", "w5")}
+    layers = tb_optax.trace_layers(forward, params, X, min_eigenvalues=2)
+    assert [layer.name for layer in layers] == ["w3"]
+    ends = {"w1": "the first layer", "w2": "the first layer", "w4": "the last layer", "w5": "the last layer"}
+    assert layers.left_out == ends
+
+
+# Products of two parameters
+
+
+class Pool(nn.Module):
+    """Attention from learned queries to the outputs of a layer."""
+
+    queries: int = 1
+    norm: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(8, name="embed")(x)
+        probe = self.param("probe", nn.initializers.ones, (1, self.queries, 8), jnp.float32)
+        probe = nn.LayerNorm(name="ln_probe")(probe) if self.norm else probe
+        y = nn.MultiHeadDotProductAttention(2, name="attn")(jnp.tile(probe, [x.shape[0], 1, 1]), x)
+        y = y + nn.Dense(8, name="mlp")(nn.LayerNorm(name="ln")(y))
+        return nn.Dense(3, name="head")(y[:, 0])
+
+
+INTO_HEADS = ((0,), (1, 2), ())
+LEARNED = "a learned vector, to which a layer is applied"
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("transform", [lambda forward: forward, jax.jit, jax.remat])
+def test_the_query_of_a_learned_probe_is_a_layer(norm, transform):
+    model = Pool(norm=norm)
+    params = init(model, SEQUENCES)["params"]
+    layers = trace(transform(lambda p, x: model.apply({"params": p}, x)), params, SEQUENCES)
+    assert [layer.name for layer in layers] == [
+        "embed",
+        *(f"attn/{own}" for own in ("query", "key", "value", "out")),
+        "mlp",
+        "head",
+    ]
+    assert axes(layers)["attn/query/kernel"] == axes(layers)["attn/key/kernel"] == INTO_HEADS
+    assert layers[1].follows == ("attn/query/bias",)
+    assert layers.left_out == {"probe": LEARNED}
+
+
+@pytest.mark.parametrize("transform", [nn.scan, nn.vmap])
+def test_a_stack_of_pools_is_a_stack(transform):
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            probe = self.param("probe", nn.initializers.ones, (1, 1, 6), jnp.float32)
+            probe = jnp.broadcast_to(probe, (x.shape[0], 1, 6))
+            return x + nn.MultiHeadDotProductAttention(2, name="attn")(probe, x), None
+
+    options = {"length": 3} if transform is nn.scan else {"in_axes": 0, "axis_size": 3}
+    model = transform(Block, variable_axes={"params": 0}, split_rngs={"params": True}, **options)()
+    x = SEQUENCES if transform is nn.scan else jnp.stack([SEQUENCES] * 3)
+    params = init(model, x, None)["params"] if transform is nn.scan else init(model, x, jnp.ones(3))["params"]
+    layers = trace(lambda p, x: model.apply({"params": p}, x, None if transform is nn.scan else jnp.ones(3))[0], params, x)
+    assert axes(layers)["attn/query/kernel"] == ((1,), (2, 3), (0,))
+    assert {path for layer in layers for path in layer.follows} == {
+        f"attn/{own}/bias" for own in ("query", "key", "value", "out")
+    }
+    assert layers.left_out == {"probe": LEARNED}
+
+
+def test_what_becomes_of_a_learned_vector_is_a_layers_output():
+    def forward(p, x):
+        style = jnp.tanh(p["b"] @ p["w1"] + p["scale"]) @ p["w2"]
+        query, key = halves((style @ beside(p["w3"], p["w4"]) + beside(p["shift"], p["shift"]))[None])
+        return x @ p["w5"] * query + key
+
+    params = SQUARES | VECTORS | {"w4": jnp.ones((6, 6)), "w5": jnp.ones((6, 6))}
+    assert traced_axes(forward, params, X) == {f"w{i}": PLAIN for i in range(1, 6)}
+    assert follows(forward, params, X)["w1"] == {"scale"}
+    fused = lambda p, x: gated(*halves(p["b"] @ beside(p["w1"], p["w2"]) + beside(p["scale"], p["shift"]))) + x @ p["w3"]
+    assert follows(fused, params, X) == {"w1": {"scale"}, "w2": {"shift"}, "w3": set()}
+
+
+def test_the_first_layer_is_one_that_reads_data():
+    forward = lambda p, x: jnp.tanh(jnp.tanh(p["b"] @ p["w1"]) + x @ p["w2"]) @ p["w3"]
+    layers = tb_optax.trace_layers(forward, SQUARES | VECTORS, X, min_eigenvalues=2)
+    assert [layer.name for layer in layers] == ["w1"]
+    assert layers.left_out == {"w2": "the first layer", "w3": "the last layer"}
+
+
+ONLY_KERNELS = {
+    "the kernel meets data too": lambda p, x: jnp.tanh(x @ p["w1"]) + p["b"] @ p["w1"],
+    "the product is part of a kernel": lambda p, x: x @ (p["w1"] * (p["w2"] @ p["b"])),
+    "the product is part of a kernel, reshaped": lambda p, x: x @ (p["w1"] + (p["b"] @ p["deep"]).reshape(6, 6)),
+    "a spectral norm": lambda p, x: x @ (p["w1"] / (p["b"] @ p["w1"] @ p["scale"])),
+    "an initial state": lambda p, x: lax.scan(lambda h, row: (jnp.tanh(row + h @ p["w1"]), None), p["b"], x)[0],
+}
+
+
+@pytest.mark.parametrize("name", ONLY_KERNELS)
+def test_a_matrix_that_is_also_something_else_is_no_layer_by_its_product_with_a_vector(name):
+    layers = trace(ONLY_KERNELS[name], SQUARES | VECTORS | {"deep": jnp.ones((6, 36))}, X)
+    assert axes(layers) == {"w1": PLAIN}
+
+
+def test_several_learned_queries_are_left_out_with_their_kernel_for_they_might_be_a_factored_one():
+    model = Pool(queries=2)
+    params = init(model, SEQUENCES)["params"]
+    layers = trace(lambda p, x: model.apply({"params": p}, x), params, SEQUENCES)
+    assert [layer.name for layer in layers] == ["embed", "attn/key", "attn/value", "attn/out", "mlp", "head"]
+    assert layers.left_out["probe"] == layers.left_out["attn/query/kernel"] == WITH_PARAMETERS
+    factored = trace(lambda p, x: x @ (p["w1"][:, :2] @ p["w2"][:2]) @ p["w3"], SQUARES, X)
+    assert axes(factored) == {"w3": PLAIN}
+    assert factored.left_out == {"w1": WITH_PARAMETERS, "w2": WITH_PARAMETERS}
+
+
+# Stacks of biases are not listed
+
+
+def test_stacks_of_biases_and_scales_are_not_said_to_be_left_out_and_positions_are():
+    model = LinenNetwork()
+    params = init(model, TOKENS)["params"]
+    every = tb_optax.trace_layers(
+        lambda p, t: model.apply({"params": p}, t), params, TOKENS, exclude=("*",), min_eigenvalues=2
+    )
+    assert not every
+    kernels = {path for path in tb_optax._layers.leaves_by_path(params) if path.endswith("kernel")}
+    assert every.left_out.keys() == kernels | {"tok/embedding", "pos_embedding"}
+    assert every.left_out["pos_embedding"] == "no matrix product with it in the forward pass"
+
+
+def test_a_vector_that_several_stacks_share_is_not_listed_and_what_is_more_than_a_bias_is():
+    def block(x, s):
+        x = jnp.tanh(x @ s["w"] + s["b"])
+        return jnp.tanh(x @ s["v"] + s["b"]) + s["token"] * s["mask"], None
+
+    def forward(p, x):
+        x, _ = lax.scan(block, x, {name: p[name] for name in ("w", "v", "b", "token", "mask")})
+        return jnp.concatenate([x, p["row"]]) + p["table"]
+
+    params = {"w": jnp.ones((3, 6, 6)), "v": jnp.ones((3, 6, 6)), "b": jnp.ones((3, 6)), "token": jnp.ones((3, 2, 6))}
+    params |= {"mask": jnp.ones((3, 1, 6)), "row": jnp.ones((1, 6)), "table": jnp.ones((3, 6)), "unused": jnp.ones((2, 6))}
+    layers = trace(forward, params, X)
+    assert [layer.follows for layer in layers] == [(), ()]
+    assert set(layers.left_out) == {"token", "mask", "row", "table", "unused"}
+
+
+def test_joined_layers_and_those_of_learned_vectors_are_scaled_with_their_biases():
+    model = nn.Sequential([nn.RNN(nn.OptimizedLSTMCell(6)), Pool()])
+    params = init(model, SEQUENCES)["params"]
+    layers = trace(lambda p, x: model.apply({"params": p}, x), params, SEQUENCES)
+    tx = tb_optax.tempbalance(1, layers=layers)
+    updates, state = jax.jit(tx.update)(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    scales = {layer.name: float(state.scale[layer.name]) for layer in layers}
+    cell = {name: scale for name, scale in scales.items() if "cell/" in name}
+    assert len(cell) == len(set(cell.values())) == 8
+    for name, scale in {**cell, "layers_1/attn/query": scales["layers_1/attn/query"]}.items():
+        of_layer = updates
+        for own in name.split("/"):
+            of_layer = of_layer[own]
+        for update in jax.tree.leaves(of_layer):
+            np.testing.assert_allclose(update, scale, rtol=1e-6)
+    np.testing.assert_array_equal(updates["layers_1"]["probe"], 1.0)
 
 
 # Stacks
@@ -421,6 +840,11 @@ def test_a_stack_is_a_stack_however_it_is_run_through(name):
     (layer,) = trace(STACKED[name], STACK, X)
     assert axes([layer]) == {"w": ((1,), (2,), (0,))}
     assert set(layer.follows) == {"b", "scale"}
+
+
+def test_weights_that_a_loop_makes_are_a_stack():
+    forward = lambda p, x: jax.vmap(lambda w: x @ w)(lax.map(jnp.tanh, p["w"]))
+    assert traced_axes(forward, STACK, X) == {"w": ((1,), (2,), (0,))}
 
 
 def test_a_scanned_stack_is_neither_the_first_layer_nor_the_last():
