@@ -1,5 +1,7 @@
 # Everything runs in .venv, which the first command makes. PYTHON is any Python from 3.11 on.
 PYTHON ?= python3
+# What test-newest runs on: a Python whose newest JAX is newer than the one that Python 3.11 gets.
+NEWEST_PYTHON ?= $(shell .ci/find-python 3.13)
 BIN := .venv/bin
 DEMO_EPOCHS ?= 16
 # OpenBLAS's threads spin while they wait: on a busy machine they make eigenvalue problems crawl, alone they gain little.
@@ -8,7 +10,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 COMPILE_FAST := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=1"
 DEMO := --dataset digits --model resnet18 --width 0.125 --epochs $(DEMO_EPOCHS)
 
-.PHONY: demo test test-slow test-lowest bench docs clean
+.PHONY: demo test test-slow test-lowest test-newest test-x64 bench docs clean
 
 # Trains a small ResNet-18 on handwritten digits with and without TempBalance.
 demo: .venv/installed-examples
@@ -29,6 +31,14 @@ test-slow: .venv/installed-test
 # The library's own tests on the oldest versions that pyproject.toml admits.
 test-lowest: .venv-lowest/installed
 	$(COMPILE_FAST) .venv-lowest/bin/python -m pytest -n 2 -m "not slow" tb_optax tests --ignore=tests/examples
+
+# All fast tests on the newest versions that any Python gets.
+test-newest: .venv-newest/installed
+	$(COMPILE_FAST) .venv-newest/bin/python -m pytest -n 2 -m "not slow"
+
+# The library's own tests with float64 admitted; examples in docstrings print what they do without.
+test-x64: .venv/installed-test
+	JAX_ENABLE_X64=1 $(COMPILE_FAST) $(BIN)/python -m pytest -n 2 -m "not slow" tests --ignore=tests/examples
 
 # Every benchmark that suits this machine's device, with the threads that users get; results go to benchmarks/results/.
 bench: .venv/installed-bench
@@ -52,5 +62,11 @@ docs: .venv/installed-docs
 	.venv-lowest/bin/python -m pip install --quiet --editable ".[test]" --constraint constraints-lowest.txt
 	touch $@
 
+.venv-newest/installed: pyproject.toml
+	$(or $(NEWEST_PYTHON),$(error no Python 3.13 is found; name one: make test-newest NEWEST_PYTHON=/path/to/python3.13)) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade pip
+	.venv-newest/bin/python -m pip install --quiet --upgrade --editable ".[test]"
+	touch $@
+
 clean:
-	rm -rf .venv .venv-lowest runs
+	rm -rf .venv .venv-lowest .venv-newest runs

@@ -79,7 +79,9 @@ def training(case: Case) -> Prepared:
     create_tx = functools.partial(_scheduled, case["method"])
     mesh = create_mesh(1, case["batch_size"])
     create_seeded = lambda seed: model(jax.random.key(seed, impl="rbg"))
-    program = compile_program(create_seeded, create_tx, place(dataset, mesh), case["batch_size"], mesh)
+    program = compile_program(
+        create_seeded, create_tx, tb_optax.pl_alpha_hill, place(dataset, mesh), case["batch_size"], mesh
+    )
     state = program.start([0])
 
     def run(update_interval: int = NEVER) -> None:

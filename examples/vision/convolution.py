@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -24,8 +25,17 @@ def conv_general_dilated(
     padding: Any,
     **kwargs: Any,
 ) -> Float[Array, "batch height2 width2 outputs"]:
-    """`jax.lax.conv_general_dilated` as `nnx.Conv` calls it for 2-D images, undilated and ungrouped."""
-    del kwargs
+    """`jax.lax.conv_general_dilated` as `nnx.Conv` calls it for 2-D images, undilated and ungrouped.
+
+    Raises:
+      NotImplementedError: it is dilated or grouped.
+    """
+    for name in ("lhs_dilation", "rhs_dilation", "feature_group_count", "batch_group_count"):
+        value = kwargs.get(name)
+        if value is not None and np.any(np.asarray(value) != 1):
+            raise NotImplementedError(
+                f"{name}={value}: this convolution is written for 1; without conv_general_dilated, nnx.Conv takes JAX's own."
+            )
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
     return _convolve(tuple(window_strides), tuple(map(tuple, padding)), lhs, rhs)

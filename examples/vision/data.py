@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ _NORMALIZATION = {
     "svhn_cropped": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
     "tiny_imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-# A mirrored digit is another one, or none. The paper's code mirrors SVHN all the same; here it is left as it is.
-_NOT_FLIPPED = ("digits", "svhn", "mnist")
+# A mirrored digit or letter is another one, or none; clothes (`fashion_mnist`) may be. The paper's code mirrors SVHN all the
+# same; here it is left as it is.
+_NOT_FLIPPED = re.compile(r"^(digits|svhn|omniglot|cmaterdb)|^(?!fashion_).*mnist")
 _DIGITS_TEST = 360
 _DIGITS_SCALE = 4
 
@@ -76,7 +78,7 @@ def load_dataset(name: str, data_dir: Path | None, train_split: str, test_split:
     train_images, train_labels = _read(builder, train_split)
     test_images, test_labels = _read(builder, test_split)
     mean, std = _normalization(builder.name, train_images)
-    flip = not builder.name.startswith(_NOT_FLIPPED)
+    flip = not _NOT_FLIPPED.search(builder.name)
     return Dataset(builder.name, train_images, train_labels, test_images, test_labels, num_classes, mean, std, flip)
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import rich.console
@@ -14,23 +14,37 @@ class UserError(Exception):
 
 
 @contextlib.contextmanager
-def telling_errors(where: Path, then: str = "") -> Iterator[None]:
+def telling_errors(where: Path) -> Iterator[None]:
     """Ends the command with one line where a user can put something right.
 
     Args:
       where: the command writes to, for errors that do not say.
-      then: what stands, and how to go on, when writing failed.
+    """
+    try:
+        with naming_write_errors(where):
+            yield
+    except UserError as error:
+        _fail(str(error))
+
+
+@contextlib.contextmanager
+def naming_write_errors(where: Path, then: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Raises what went wrong with a file or the disk as a UserError.
+
+    Args:
+      where: is written to, for errors that do not say.
+      then: what stands by now, and how to go on.
     """
     try:
         yield
-    except UserError as error:
-        _fail(str(error))
+    except UserError:
+        raise
     except OSError as error:
-        _fail(f"{error.strerror or error}: {error.filename or where}{then}")
+        raise UserError(f"{error.strerror or error}: {error.filename or where}{then()}") from error
     except Exception as error:
         if "No space left" not in str(error):
             raise
-        _fail(f"no space left to write {where}{then}")
+        raise UserError(f"no space left to write {where}{then()}") from error
 
 
 def _fail(message: str) -> None:

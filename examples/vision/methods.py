@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import optax
 
 import tb_optax
-from examples.vision.settings import Settings
+from examples.vision.settings import METHODS, Settings
 
 _METRICS = {
     "pl_alpha_hill": tb_optax.pl_alpha_hill,
     "spectral_norm": tb_optax.spectral_norm,
     "alpha_weighted": tb_optax.alpha_weighted,
 }
-_FITS = {
+FITS = {
     "median": tb_optax.median,
     "goodness_of_fit": tb_optax.goodness_of_fit,
     "fix_finger": tb_optax.fix_finger,
@@ -35,7 +35,7 @@ def create_schedule(settings: Settings, steps_per_epoch: int) -> optax.Schedule:
     SGDR (Loshchilov and Hutter, 2017) as in the paper's runs: every cycle is as long as the first.
     """
     cycle = settings.epochs
-    if settings.method == "sgdr":
+    if METHODS[settings.method].base == "sgdr":
         cycle = settings.restart_epochs or -(-settings.epochs // 2)
     rate = settings.resolved().learning_rate
     assert rate is not None
@@ -61,15 +61,15 @@ def create_optimizer(
       balanced: the layers that TempBalance balances.
       weights: all weights of two or more axes, for SNR and for the projections of SGDP and AdamP.
     """
-    base = settings.method.removeprefix("tb+") if settings.method != "tb" else "cal"
-    optimizer = _OPTIMIZERS[base](settings, schedule, weights)
-    if not settings.method.startswith("tb"):
+    method = METHODS[settings.method]
+    optimizer = _OPTIMIZERS[method.base](settings, schedule, weights)
+    if not method.balanced:
         return optax.with_extra_args_support(optimizer)
     balance = tb_optax.tempbalance(
         steps_per_epoch if settings.update_interval is None else settings.update_interval,
         min_scale=settings.min_scale,
         max_scale=settings.max_scale,
-        metric=_metric(settings),
+        metric=create_metric(settings.metric, settings.fit),
         assign=_ASSIGNMENTS[settings.assignment],
         layers=balanced,
         start_step=settings.start_epoch * steps_per_epoch,
@@ -77,9 +77,9 @@ def create_optimizer(
     return optax.chain(optimizer, balance)
 
 
-def _metric(settings: Settings) -> Callable[..., jax.Array]:
-    metric = _METRICS[settings.metric]
-    return metric if settings.metric == "spectral_norm" else functools.partial(metric, fit=_FITS[settings.fit])
+def create_metric(metric: str, fit: str) -> Callable[..., jax.Array]:
+    """What is read off a spectrum, by its name and that of the fit it takes, if it takes one."""
+    return _METRICS[metric] if metric == "spectral_norm" else functools.partial(_METRICS[metric], fit=FITS[fit])
 
 
 _Optimizer = optax.GradientTransformation

@@ -1,12 +1,11 @@
 """The processes and the devices of a run: all do the same, each on its share of every batch."""
 
-import contextlib
 import os
 import sys
 import traceback
 import zlib
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -113,19 +112,24 @@ def check_same(what: str, value: bytes) -> None:
         raise UserError(f"process {other} has other {what} than process 0; start all with the same flags and data.")
 
 
-@contextlib.contextmanager
-def leaving_at_once() -> Iterator[None]:
-    """Lets one of several processes that fails end there and then, and so the others, which the runtime tells.
+def run_command(main: Callable[[], None]) -> NoReturn:
+    """Runs a command as all of a process: it ends when `main` does, or there and then at an error.
 
-    In the usual way it would wait at its exit for the others, minutes long, and they for its part of the work.
+    In the usual way it would wait at its exit for threads that wait for others, and one of several processes for the other
+    ones, minutes long, and they for its part of the work.
     """
+    code = 0
     try:
-        yield
-    except BaseException as error:
-        if not jax.distributed.is_initialized():
-            raise
-        if not isinstance(error, SystemExit):
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+        main()
+    except KeyboardInterrupt:
+        code = 130
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else error.code is not None
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    if code == 0:
+        sys.exit()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -54,7 +54,7 @@ class Program(NamedTuple):
     """An epoch; its last result are the gradient norms of `weights`."""
     test: Callable[[TrainState], EpochMetrics]
     measure: Callable[[TrainState], dict[str, Array]]
-    """PL_Alpha_Hill of each of `weights`, balanced or not; NaN where there is none."""
+    """The alpha of each of `weights`, balanced or not; NaN where there is none."""
     balanced: tb_optax.Layers
     weights: tb_optax.Layers
     """Every weight with two eigenvalues or more, the first and the last layer too."""
@@ -65,6 +65,7 @@ class Program(NamedTuple):
 def compile_program(
     create_model: Callable[[int], nnx.Module],
     create_optimizer: CreateOptimizer,
+    alpha: Callable[..., Array],
     dataset: PlacedDataset,
     batch_size: int,
     mesh: Mesh,
@@ -80,6 +81,7 @@ def compile_program(
     Args:
       create_model: makes a model from a seed.
       create_optimizer: makes the optimizer from the layers to balance and from all weights of two or more axes.
+      alpha: how a layer's alpha is measured, from its eigenvalues.
       dataset: what to train and test on, on the mesh.
       batch_size: images a step.
       mesh: the devices.
@@ -111,7 +113,7 @@ def compile_program(
         state = jax.tree.map(abstract, jax.eval_shape(partial(_initial_state, params, batch_stats, tx, 0)))
         train = compiled(over_seeds(one_epoch, (0, None)), donate_argnums=0).lower(state, dataset.train).compile()
         test = compiled(over_seeds(partial(evaluate, network, batch_size), (0, None))).lower(state, dataset.test).compile()
-        measure = compiled(over_seeds(partial(measure_alphas, weights), 0)).lower(state.params).compile()
+        measure = compiled(over_seeds(partial(measure_alphas, alpha, weights), 0)).lower(state.params).compile()
     return Program(
         start,
         lambda state: train(state, dataset.train),

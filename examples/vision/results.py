@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from examples.vision.errors import UserError
 from examples.vision.run_directory import RunDirectory, write_whole
 from examples.vision.settings import Settings
@@ -24,7 +26,10 @@ _OVER_LAYERS = ("alpha", "scale", "gradient_norm")
 
 def run_key(settings: Settings | Mapping[str, Any]) -> str:
     """What a run is known by: every setting but the place of its data, as text."""
-    values = dataclasses.asdict(settings.resolved()) if isinstance(settings, Settings) else _DEFAULTS | dict(settings)
+    if not isinstance(settings, Settings):
+        known = {name: value for name, value in settings.items() if name in _DEFAULTS}
+        settings = Settings(**known)
+    values = dataclasses.asdict(settings.resolved())
     return json.dumps({name: value for name, value in sorted(values.items()) if name != "data_dir"})
 
 
@@ -65,10 +70,11 @@ def read_results(paths: Iterable[Path]) -> list[Row]:
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Adds a line; what a kill left of another before it is cut off first."""
+    """Adds a line; what a kill left of another before it is cut off first. Others that add one meanwhile wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = "".join(json.dumps(other) + "\n" for other in _read(path)) if path.exists() else ""
-    write_whole(path, kept + json.dumps(row) + "\n")
+    with filelock.FileLock(path.with_suffix(".lock")):
+        kept = "".join(json.dumps(other) + "\n" for other in _read(path)) if path.exists() else ""
+        write_whole(path, kept + json.dumps(row) + "\n")
 
 
 def _read(file: Path) -> list[Row]:

@@ -1,12 +1,19 @@
 """The files of a run: its settings, its log, and where the rest goes."""
 
+import contextlib
 import dataclasses
+import datetime
 import json
 import math
 import os
-from collections.abc import Mapping
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from examples.vision.errors import UserError
 from examples.vision.settings import Settings
@@ -21,6 +28,8 @@ class RunDirectory:
         self._settings = path / "settings.json"
         self._log = path / "log.jsonl"
         self._summary = path / "summary.json"
+        self._lock = path / "lock"
+        self._holder = path / "lock-holder"
 
     def exists(self) -> bool:
         """Whether it holds a run."""
@@ -44,6 +53,27 @@ class RunDirectory:
                 flags = ", ".join(f"--{name.replace('_', '-')} {found.get(name)}" for name in different)
                 raise UserError(f"--resume: the run in {self.path} has {flags}; give the same, or another --out.")
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Makes the folder, and keeps every other process from training in it meanwhile.
+
+        The system lets go of the lock when the process ends in whatever way. Between hosts it holds where their file system
+        has locks (NFS from version 4, Lustre mounted with `flock`).
+
+        Raises:
+          UserError: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with filelock.FileLock(self._lock, blocking=False):
+                now = datetime.datetime.now().astimezone().isoformat(" ", timespec="seconds")
+                write_whole(self._holder, f"process {os.getpid()} on {socket.gethostname()} since {now}")
+                yield
+        except filelock.Timeout as error:
+            time.sleep(0.5)  # it may have got the lock this moment, and be about to say so
+            holder = self._holder.read_text() if self._holder.exists() else "another process"
+            raise UserError(f"{self.path} is being trained by {holder}; wait for it, or give another folder.") from error
+
     def start(self, settings: Settings) -> None:
         """Makes the folder and writes down the settings."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -53,21 +83,23 @@ class RunDirectory:
         """As JSON; those that there were not yet when the run was started have their defaults."""
         if not self.exists():
             raise UserError(f"{self.path} holds no run.")
-        return _as_json(Settings().resolved()) | json.loads(self._settings.read_text())
+        return _as_json(Settings().resolved()) | _read_object(self._settings)
 
     def log(self) -> list[dict[str, Any]]:
-        """The lines of the log; a last one that was cut off is left out."""
+        """The lines of the log, one for each epoch from the first; what is cut off, or in disorder, ends it."""
         lines = []
-        for line in self._log.read_text().splitlines() if self._log.exists() else []:
+        for line in self._log.read_text(errors="replace").splitlines() if self._log.exists() else []:
             try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
+                if json.loads(line)["epoch"] != len(lines) + 1:
+                    break
+            except (ValueError, KeyError, TypeError):
                 break
+            lines.append(json.loads(line))
         return lines
 
     def cut_log(self, epoch: int) -> None:
         """Drops what was logged after an epoch: a resumed run will log it again."""
-        write_whole(self._log, "".join(json.dumps(line) + "\n" for line in self.log() if line["epoch"] <= epoch))
+        write_whole(self._log, "".join(json.dumps(line) + "\n" for line in self.log()[:epoch]))
 
     def write_log(self, line: Mapping[str, Any]) -> None:
         with self._log.open("a") as file:
@@ -80,7 +112,14 @@ class RunDirectory:
         write_whole(self._summary, json.dumps(_finite(summary)) + "\n")
 
     def summary(self) -> dict[str, Any]:
-        return json.loads(self._summary.read_text())
+        return _read_object(self._summary)
+
+    def put_aside(self, path: Path) -> Path:
+        """Moves something to where it is out of the way, in the place of what was put aside of that name before."""
+        aside = self.path / "put_aside" / path.name
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
+        return path.rename(aside)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -88,6 +127,16 @@ def write_whole(path: Path, text: str) -> None:
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(text)
     unfinished.rename(path)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: it is not JSON ({error}). Put it back, or give another folder.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object. Put it back, or give another folder.")
+    return content
 
 
 def _as_json(settings: Settings) -> dict[str, Any]:

@@ -2,27 +2,47 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import tyro
 
 from examples.vision.errors import UserError
 
-# What the paper's runs of each method started from; 0.1 for the others.
-_LEARNING_RATES = {"lars": 28.0, "lamb": 0.01, "adam": 0.001, "adamw": 0.001, "adamp": 0.001}
-# The parts of a method's name that read a setting.
-_USED_BY = {
-    **dict.fromkeys(("metric", "fit", "assignment", "min_scale", "max_scale"), ("tb",)),
-    **dict.fromkeys(("update_interval", "start_epoch", "first_and_last"), ("tb",)),
-    **dict.fromkeys(("lookahead_steps", "lookahead_step_size"), ("lookahead",)),
-    "snr_coefficient": ("snr",),
-    "restart_epochs": ("sgdr",),
+
+class Method(NamedTuple):
+    """An optimizer, and whether TempBalance follows it."""
+
+    base: str
+    balanced: bool = False
+
+
+# What the paper's runs of each optimizer started from.
+_LEARNING_RATES = {
+    **dict.fromkeys(("cal", "snr", "sgdr", "lookahead", "sgdp"), 0.1),
+    **{"lars": 28.0, "lamb": 0.01},
+    **dict.fromkeys(("adam", "adamw", "adamp"), 0.001),
+}
+METHODS = {
+    **{base: Method(base) for base in _LEARNING_RATES},
+    "tb": Method("cal", balanced=True),
+    **{f"tb+{base}": Method(base, balanced=True) for base in ("snr", "sgdp", "adam", "adamw")},
+}
+_READ_BY_BASE = {
+    "snr": {"snr_coefficient"},
+    "sgdr": {"restart_epochs"},
+    "lookahead": {"lookahead_steps", "lookahead_step_size"},
+}
+_READ_BY_BALANCE = {
+    *("metric", "fit", "assignment", "min_scale", "max_scale", "update_interval", "start_epoch", "first_and_last"),
 }
 
 
-def unused_by(method: str) -> set[str]:
-    """The settings that a method does not read."""
-    return {name for name, readers in _USED_BY.items() if not set(readers) & set(method.split("+"))}
+def unused_by(method: str, metric: str) -> set[str]:
+    """The settings that a method with this metric does not read."""
+    unused = set().union(*(names for base, names in _READ_BY_BASE.items() if base != METHODS[method].base))
+    if not METHODS[method].balanced:
+        return unused | _READ_BY_BALANCE
+    return unused | {"fit"} if metric == "spectral_norm" else unused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +88,8 @@ class Settings:
     seed: int = 43
     """Of the initialization, the order of the images and their augmentation."""
     learning_rate: float | None = None
-    """At the start; annealed to zero. By default 0.1; 28 for lars, 0.01 for lamb, 0.001 for adam, adamw, adamp."""
+    """At the start; annealed to zero. By default 0.1; 28 for lars, 0.01 for lamb, 0.001 for adam, adamw, adamp, and for
+    tb what the method that it follows has."""
     weight_decay: float = 5e-4
     """On every parameter, norms and biases too."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -114,8 +135,9 @@ class Settings:
 
     def resolved(self) -> "Settings":
         """The same run, said in one way: with its method's learning rate, and defaults for what the method does not use."""
-        rate = _LEARNING_RATES.get(self.method, 0.1) if self.learning_rate is None else self.learning_rate
-        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in unused_by(self.method)}
+        rate = _LEARNING_RATES[METHODS[self.method].base] if self.learning_rate is None else self.learning_rate
+        unused = unused_by(self.method, self.metric)
+        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in unused}
         return dataclasses.replace(self, learning_rate=rate, **defaults)
 
 

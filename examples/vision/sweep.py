@@ -1,9 +1,10 @@
 """Runs a grid: `python -m examples.vision.sweep table1`."""
 
+import contextlib
 import dataclasses
 import logging
 import os
-import re
+import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -16,9 +17,10 @@ from jax.sharding import Mesh
 
 from examples.vision.checkpoints import last_saved
 from examples.vision.data import Dataset
-from examples.vision.errors import UserError, telling_errors
+from examples.vision.errors import UserError, naming_write_errors, telling_errors
 from examples.vision.grids import Grid, load_grid, parse_changes, ready_grids
-from examples.vision.parallel import create_mesh
+from examples.vision.parallel import create_mesh, run_command
+from examples.vision.recovery import recover
 from examples.vision.results import append_row, read_results, row_of, run_key
 from examples.vision.run_directory import RunDirectory
 from examples.vision.settings import Settings
@@ -60,7 +62,7 @@ class Sweep:
 def main() -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     command = tyro.cli(Sweep)
-    with telling_errors(command.runs, "; checkpoints stand: the same command goes on from them."):
+    with telling_errors(command.runs):
         sweep(command)
 
 
@@ -98,19 +100,24 @@ def _train_setting(
     runs = {seed: dataclasses.replace(settings, seed=seed) for seed in seeds}
     directories = {seed: RunDirectory(command.runs / f"{_name(settings)},seed={seed}") for seed in seeds}
     trainer = Trainer(settings, dataset, mesh, console)
-    try:
-        together = min(len(seeds), command.together or _how_many(trainer, len(seeds), mesh, console))
-        for seed, directory in directories.items():
-            directory.check(runs[seed], resume=directory.exists())
-            if not directory.exists():
-                directory.start(runs[seed])
-        for group in _groups(directories, together):
-            trainer.train(group)
-            for directory in group.values():
-                append_row(command.results, row_of(directory))
-    except KeyboardInterrupt:
-        console.print("stopped; the same command goes on from the last checkpoints")
-        os._exit(130)  # an epoch may still be running on the device, and leaving in the usual way would wait for it
+    any_saved = lambda: any(last_saved(directory.checkpoints) >= 0 for directory in directories.values())
+    goes_on = lambda: "; the same command goes on from the last checkpoints" if any_saved() else ""
+    with contextlib.ExitStack() as held, naming_write_errors(command.runs, goes_on):
+        try:
+            together = min(len(seeds), command.together or _how_many(trainer, len(seeds), mesh, console))
+            for seed, directory in directories.items():
+                held.enter_context(directory.held())
+                directory.check(runs[seed], resume=directory.exists())
+                if not directory.exists():
+                    directory.start(runs[seed])
+                recover(directory, lambda line: console.print(line, style="yellow", soft_wrap=True))
+            for group in _groups(directories, together):
+                trainer.train(group)
+                for directory in group.values():
+                    append_row(command.results, row_of(directory))
+        except KeyboardInterrupt:
+            console.print(f"stopped{goes_on()}")
+            os._exit(130)  # an epoch may still be running on the device, and leaving in the usual way would wait for it
 
 
 def _by_setting(
@@ -171,14 +178,17 @@ def _without_seed(settings: Settings) -> Settings:
 
 
 def _name(settings: Settings) -> str:
-    """Of a setting: data, model, method, and every other that is not the default; of a run's folder with its seed."""
+    """Of a setting: data, model, method, and every other that is not the default; of a run's folder with its seed.
+
+    What a file system or a shell might take for something else is written as in addresses: `train%5B%3A10000%5D`.
+    """
     defaults = Settings(method=settings.method).resolved()
     named = ("dataset", "model", "method", "seed", "data_dir")
     others = [field.name for field in dataclasses.fields(settings) if field.name not in named]
     changed = {name: getattr(settings, name) for name in others if getattr(settings, name) != getattr(defaults, name)}
     parts = [settings.dataset, settings.model, settings.method]
     parts += [f"{name.replace('_', '-')}={value}" for name, value in changed.items()]
-    return re.sub(r"[^\w.,=+-]", "", ",".join(parts))
+    return urllib.parse.quote(",".join(parts), safe=",=+")
 
 
 def _list_grids() -> rich.table.Table:
@@ -192,4 +202,4 @@ def _list_grids() -> rich.table.Table:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

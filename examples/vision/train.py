@@ -1,5 +1,6 @@
 """Trains one network: `python -m examples.vision.train --help`."""
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -11,15 +12,16 @@ import tyro
 
 from examples.vision.checkpoints import last_saved
 from examples.vision.data import Dataset, load_dataset
-from examples.vision.errors import UserError, telling_errors
+from examples.vision.errors import UserError, naming_write_errors, telling_errors
 from examples.vision.parallel import (
     check_same,
     create_mesh,
     first_process_first,
     is_first_process,
     join_processes,
-    leaving_at_once,
+    run_command,
 )
+from examples.vision.recovery import recover
 from examples.vision.run_directory import RunDirectory
 from examples.vision.settings import Command, Devices, Settings
 from examples.vision.trainer import Trainer
@@ -28,8 +30,7 @@ from examples.vision.trainer import Trainer
 def main() -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # TFDS and Orbax report their every step, and all that they raise
     command = tyro.cli(Command, config=(tyro.conf.OmitArgPrefixes,))
-    out = command.out or Path("runs")
-    with leaving_at_once(), telling_errors(out, "; checkpoints stand: --resume goes on from the last."):
+    with telling_errors(command.out or Path("runs")):
         train(command.settings, command.out, command.resume, command.devices)
 
 
@@ -55,15 +56,19 @@ def train(
     check_same("flags", repr(dataclasses.replace(settings, data_dir=None)).encode())
     check_same("training images", dataset.train_images.tobytes())
     trainer = Trainer(settings, dataset, mesh, console)
-    first_process_first(lambda: _start(directory, settings))
-    if mesh.size > 1:
-        where = f"{mesh.size} devices" + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
-        console.print(f"{settings.batch_size // mesh.size} images a step on each of {where}", soft_wrap=True)
-    try:
-        trainer.train({settings.seed: directory})
-    except KeyboardInterrupt:
-        console.print(f"stopped after epoch {last_saved(directory.checkpoints)}; --resume goes on from there")
-        os._exit(130)  # an epoch may still be running on the device, and leaving in the usual way would wait for it
+    with contextlib.ExitStack() as held:
+        first_process_first(lambda: _start(directory, settings, resume, held, console))
+        if mesh.size > 1:
+            where = f"{mesh.size} devices" + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
+            console.print(f"{settings.batch_size // mesh.size} images a step on each of {where}", soft_wrap=True)
+        held.enter_context(naming_write_errors(directory.path, lambda: _what_stands(directory)))
+        try:
+            trainer.train({settings.seed: directory})
+        except KeyboardInterrupt:
+            epoch = last_saved(directory.checkpoints)
+            done = f"after epoch {epoch}; --resume goes on from there" if epoch >= 0 else "before anything was saved"
+            console.print(f"stopped {done}", soft_wrap=True)
+            os._exit(130)  # an epoch may still be running on the device, and leaving in the usual way would wait for it
     return directory
 
 
@@ -84,12 +89,23 @@ def open_dataset(settings: Settings) -> Dataset:
     return dataset
 
 
-def _start(directory: RunDirectory, settings: Settings) -> None:
+def _start(
+    directory: RunDirectory, settings: Settings, resume: bool, held: contextlib.ExitStack, console: rich.console.Console
+) -> None:
+    """Readies the folder, which stays this run's until `held` is closed."""
     if is_first_process():
+        held.enter_context(directory.held())
+        directory.check(settings, resume)  # once more: it may have been another's until now
         directory.start(settings)
+        recover(directory, lambda line: console.print(line, style="yellow", soft_wrap=True))
     elif not directory.exists():
         raise UserError(f"--out {directory.path}: not the folder of process 0; give one on a file system that all share.")
 
 
+def _what_stands(directory: RunDirectory) -> str:
+    epoch = last_saved(directory.checkpoints)
+    return f"; the checkpoint of epoch {epoch} stands: --resume goes on from it." if epoch >= 0 else ""
+
+
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -1,5 +1,6 @@
 """Trains a setting: the epochs of one seed, or of several together, and what is written of each."""
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,15 +17,14 @@ import tb_optax
 from examples.vision.checkpoints import Checkpoints
 from examples.vision.data import Dataset
 from examples.vision.epoch_reports import epoch_reports
-from examples.vision.errors import UserError
-from examples.vision.methods import create_optimizer, create_schedule
+from examples.vision.methods import FITS, create_metric, create_optimizer, create_schedule
 from examples.vision.models import create_model
 from examples.vision.parallel import is_first_process
 from examples.vision.plots import plot_run
 from examples.vision.program import Program, compile_program, place, stack, unstack
 from examples.vision.provenance import provenance
 from examples.vision.run_directory import RunDirectory
-from examples.vision.settings import Settings
+from examples.vision.settings import METHODS, Settings
 from examples.vision.training import TrainState
 
 _BINS = 50
@@ -45,10 +45,7 @@ class Trainer:
         self._mesh, self._console = mesh, console
         self._create_model = _model_creator(settings, dataset)
         self._programs: dict[int, Program] = {}
-        try:
-            jax.eval_shape(lambda: nnx.state(self._create_model(0)))
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        jax.eval_shape(lambda: nnx.state(self._create_model(0)))  # what it refuses it refuses before anything is written
 
     def program(self, together: int) -> Program:
         """The compiled functions for so many seeds."""
@@ -57,6 +54,7 @@ class Trainer:
                 self._programs[together] = compile_program(
                     self._create_model,
                     lambda balanced, weights: create_optimizer(self.settings, self._schedule, self.steps, balanced, weights),
+                    create_metric("pl_alpha_hill", self.settings.fit),
                     self._data,
                     self.settings.batch_size,
                     self._mesh,
@@ -72,12 +70,9 @@ class Trainer:
           KeyboardInterrupt: after the checkpoints are whole.
         """
         program = self.program(len(directories))
-        checkpoints = [Checkpoints(directory.checkpoints) for directory in directories.values()]
-        try:
+        with contextlib.ExitStack() as opened:
+            checkpoints = [opened.enter_context(Checkpoints(directory.checkpoints)) for directory in directories.values()]
             state = self._train_epochs(program, tuple(directories), tuple(directories.values()), checkpoints)
-        finally:
-            for each in checkpoints:
-                each.close()
         if is_first_process():
             for seed_state, (seed, directory) in zip(unstack(state, len(directories)), directories.items(), strict=True):
                 self._finish(program, seed_state, seed, directory)
@@ -111,10 +106,10 @@ class Trainer:
     ) -> tuple[TrainState, list[dict[str, Any]]]:
         """One epoch, and what the logs say of it.
 
-        Scales are those of the balanced layers in force at the epoch's end, alphas those of the weights after it. A
-        refresh inside the compiled epoch cannot be timed there: its time is that of measuring alpha behind the epoch,
-        by a refresh that takes in the few layers that are not balanced. Where seeds train together, each one's times
-        are its share.
+        Scales are those of the balanced layers in force at the epoch's end, and metrics what they were assigned from;
+        alphas are those of the weights after it, by the fit that the metric has. A refresh inside the compiled epoch
+        cannot be timed there: its time is that of measuring alpha behind the epoch, by a refresh that takes in the few
+        layers that are not balanced. Where seeds train together, each one's times are its share.
         """
         start = time.perf_counter()
         state, train_metrics, norms = program.train(state)
@@ -139,18 +134,19 @@ class Trainer:
             "test_accuracy": test_metrics.accuracy,
             "alpha": alphas,
             "scale": {} if balance is None else balance.scale,
+            "metric": {} if balance is None else balance.metric,
             "gradient_norm": norms,
         }
         lines = []
         for one in unstack(jax.device_get(found), together):
             one["scale"] = one["scale"] or {layer.name: 1.0 for layer in program.balanced}
-            ordered = {name: _in_order(program, one[name]) for name in ("alpha", "scale", "gradient_norm")}
+            ordered = {name: _in_order(program, one[name]) for name in ("alpha", "metric", "scale", "gradient_norm")}
             lines.append(jax.tree.map(float, one | ordered) | common)
         return state, lines
 
     def _refreshes(self, epoch: int) -> int:
         """How many refreshes fall in an epoch, the first being 1."""
-        if not self.settings.method.startswith("tb"):
+        if not METHODS[self.settings.method].balanced:
             return 0
         begin, interval = self.settings.start_epoch * self.steps, self.settings.update_interval or self.steps
         before = lambda epoch: len(range(begin, epoch * self.steps, interval))
@@ -159,7 +155,8 @@ class Trainer:
     def _finish(self, program: Program, state: TrainState, seed: int, directory: RunDirectory) -> None:
         """What is left of a run behind its last epoch."""
         params = jax.device_get(state.params)  # alone: the other processes are not here
-        directory.write_summary({"spectra": _spectra(program, params), "provenance": provenance()})
+        spectra = _spectra(program, params, FITS[self.settings.fit])
+        directory.write_summary({"spectra": spectra, "provenance": provenance()})
         log = directory.log()
         title = f"{self.settings.model} x{self.settings.width:g}, {self._name}, {self.settings.method}"
         plots = plot_run(log, f"{title}, seed {seed}", directory.path)
@@ -198,11 +195,11 @@ def _in_order(program: Program, values: Mapping[str, Any]) -> dict[str, Any]:
     return {layer.name: values[layer.name] for layer in program.weights if layer.name in values}
 
 
-def _spectra(program: Program, params: nnx.State) -> dict[str, Any]:
-    """A histogram of the logarithm of each layer's eigenvalues, and the tail that the median fit finds in them."""
+def _spectra(program: Program, params: nnx.State, fit_tail: Callable[..., tb_optax.PowerLaw]) -> dict[str, Any]:
+    """A histogram of the logarithm of each layer's eigenvalues, and the tail that a fit finds in them."""
     found = {}
     for name, eigenvalues in tb_optax.spectra(params, layers=program.weights).items():
-        fit, values = tb_optax.median(eigenvalues), np.asarray(eigenvalues)
+        fit, values = fit_tail(eigenvalues), np.asarray(eigenvalues)
         logs = np.log10(values[values > 0])
         if len(logs):
             counts, edges = np.histogram(logs, _BINS)

@@ -1,6 +1,7 @@
 """One training run as pure functions: a state, an epoch, an evaluation, a measurement of the spectra."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -137,9 +138,9 @@ def evaluate(network: Network, batch_size: int, state: TrainState, dataset: Imag
     return jax.tree.map(lambda values: values.sum() / count, jax.lax.map(totals, rows))
 
 
-def measure_alphas(layers: tb_optax.Layers, params: nnx.State) -> dict[str, Float[Array, ""]]:
-    """PL_Alpha_Hill of each of `layers`, by a refresh of TempBalance; NaN where there is none."""
-    refresh = tb_optax.tempbalance(1, layers=layers)
-    _, refreshed = refresh.update({}, refresh.init(params), params)
+def measure_alphas(alpha: Callable[..., Array], layers: tb_optax.Layers, params: nnx.State) -> dict[str, Float[Array, ""]]:
+    """PL_Alpha_Hill of each of `layers` as `alpha` computes it, by a refresh of TempBalance; NaN where there is none."""
+    refresh = tb_optax.tempbalance(1, metric=alpha, layers=layers)
+    _, refreshed = refresh.update(params, refresh.init(params), params)
     alphas = optax.tree_utils.tree_get(refreshed, "metric")
     return {name: jnp.where(alpha > 0, alpha, jnp.nan) for name, alpha in alphas.items()}

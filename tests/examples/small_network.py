@@ -7,6 +7,7 @@ from flax import nnx
 
 from examples.vision import train, trainer
 from examples.vision.convolution import conv_general_dilated
+from examples.vision.parallel import run_command
 
 
 class SmallNetwork(nnx.Module):
@@ -36,4 +37,4 @@ def create_small_network(name="small", *, num_classes, image_shape, rngs, **_):
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # heard even where the tests were started to ignore it
     trainer.create_model = create_small_network
-    train.main()
+    run_command(train.main)

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from examples.vision.convolution import conv_general_dilated
 
@@ -33,3 +34,12 @@ def test_gradients_in_a_loop_are_in_the_layout_of_the_cpu_compilers_fast_routine
     lowered = jax.jit(loop).lower(kernel).compile().as_text()
     layouts = {line.split("dim_labels=")[1].split(",")[0] for line in lowered.splitlines() if "dim_labels=" in line}
     assert layouts == {"b01f_01io->b01f"}
+
+
+@pytest.mark.parametrize(
+    "changes", [dict(kernel_dilation=2), dict(input_dilation=(1, 2)), dict(feature_group_count=2)], ids=str
+)
+def test_what_it_is_not_written_for_is_an_error(changes):
+    conv = nnx.Conv(4, 4, (3, 3), conv_general_dilated=conv_general_dilated, rngs=nnx.Rngs(0), **changes)
+    with pytest.raises(NotImplementedError, match=r"=.*2.* this convolution is written for 1"):
+        conv(jnp.ones((2, 8, 8, 4)))

@@ -106,3 +106,15 @@ def test_normalized_pixels_have_no_mean_and_unit_deviation(prepared):
     pixels = normalize(dataset.train_images, dataset.mean, dataset.std)
     np.testing.assert_allclose(pixels.mean(axis=(0, 1, 2)), 0, atol=1e-4)
     np.testing.assert_allclose(pixels.std(axis=(0, 1, 2)), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["digits", "mnist", "emnist", "kmnist", "mnist_corrupted", "binarized_mnist", "svhn_cropped"]
+)
+def test_letters_and_digits_are_not_mirrored(name):
+    assert data._NOT_FLIPPED.search(name)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar10_jpeg", "tiny_imagenet", "fashion_mnist", "oxford_flowers102"])
+def test_what_may_be_mirrored_is(name):
+    assert not data._NOT_FLIPPED.search(name)

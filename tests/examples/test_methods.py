@@ -1,6 +1,7 @@
 """Each method against its formula, written out in NumPy."""
 
 import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from test_projected import numpy_project
 
 import tb_optax
 from examples.vision.methods import create_optimizer, create_schedule
-from examples.vision.settings import Settings
+from examples.vision.settings import METHODS, Method, Settings
 
 STEPS_PER_EPOCH = 2
 WEIGHTS = lambda params: tb_optax.find_layers(params, min_eigenvalues=2)
@@ -227,3 +228,22 @@ def test_scales_are_refreshed_at_the_interval_from_the_start_epoch_on():
 def test_settings_that_a_method_does_not_use_do_not_make_another_run():
     assert Settings(method="cal", min_scale=0.2, snr_coefficient=1.0).resolved() == Settings(method="cal").resolved()
     assert Settings(method="tb+snr", snr_coefficient=1.0).resolved() != Settings(method="tb+snr").resolved()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_starts_at_the_rate_of_what_it_is_made_of_and_balances_where_its_name_says(name):
+    parts = name.split("+")
+    alone = [part for part in parts if part != "tb"] or ["cal"]
+    assert METHODS[name] == Method(alone[0], balanced="tb" in parts)
+    assert Settings(method=name).resolved().learning_rate == Settings(method=alone[0]).resolved().learning_rate
+    assert Settings(method=name, learning_rate=0.3).resolved().learning_rate == 0.3
+
+
+def test_every_method_of_the_command_is_known():
+    assert set(METHODS) == set(typing.get_args(typing.get_type_hints(Settings)["method"]))
+    assert {
+        name: Settings(method=name).resolved().learning_rate for name in ("cal", "lars", "lamb", "tb+adam", "tb+adamw")
+    } == {
+        **{"cal": 0.1, "lars": 28.0, "lamb": 0.01},
+        **{"tb+adam": 0.001, "tb+adamw": 0.001},
+    }

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from examples.vision.errors import UserError
 from examples.vision.models import MODELS, create_model
 from examples.vision.models.resnet import Bottleneck
 from examples.vision.models.wide_resnet import WideBlock
@@ -214,12 +215,12 @@ def test_bfloat16_is_what_the_network_computes_in_not_what_it_keeps():
 
 @pytest.mark.parametrize(("name", "size"), [("vgg16", 28), ("resnet18", 4), ("wrn16-8", 3)])
 def test_images_too_small_are_refused_by_name_and_size(name, size):
-    with pytest.raises(ValueError, match=rf"{name}.*{size}x{size}"):
+    with pytest.raises(UserError, match=rf"{name}.*{size}x{size}"):
         create_model(name, num_classes=10, image_shape=(size, size, 1), rngs=nnx.Rngs(0))
 
 
 def test_what_is_no_model_or_has_no_channels_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"'resnet20'.*resnet18, .*wrn28-6"):
+    with pytest.raises(UserError, match=r"'resnet20'.*resnet18, .*wrn28-6"):
         build("resnet20")
-    with pytest.raises(ValueError, match=r"width=0.03 leaves wrn16-8 without channels; give at least 0.0625"):
+    with pytest.raises(UserError, match=r"width=0.03 leaves wrn16-8 without channels; give at least 0.0625"):
         build("wrn16-8", width=0.03)

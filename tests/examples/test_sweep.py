@@ -285,6 +285,26 @@ def test_a_run_is_known_by_its_settings_wherever_its_data_lie(tmp_path):
     assert run_key(old) == run_key(settings)  # a row from before there was this setting
 
 
+def test_a_fit_that_the_metric_does_not_take_makes_no_other_run():
+    runs = {
+        run_key(Settings(method="tb", metric="spectral_norm", fit=fit))
+        for fit in ("median", "goodness_of_fit", "fix_finger")
+    }
+    assert len(runs) == 1
+    row = dataclasses.asdict(Settings(method="tb", metric="spectral_norm").resolved()) | {"fit": "fix_finger"}
+    assert {run_key(row)} == runs  # one of before
+    assert run_key(Settings(method="tb", fit="fix_finger")) != run_key(Settings(method="tb"))
+
+
+def test_settings_that_differ_have_folders_that_differ():
+    different = [
+        Settings(train_split=split).resolved() for split in ("train", "train[:10000]", "train[10000:]", "train10000")
+    ]
+    different += [Settings(test_split=split).resolved() for split in ("test", "test[:1]", "te/st", "te%2Fst")]
+    names = [sweep_module._name(settings) for settings in different]
+    assert len(set(names)) == len(names) and not any("/" in name for name in names)
+
+
 def test_a_dry_run_trains_nothing(command, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sweep", "table1", "--results", str(command.results), "--dry-run"])
     sweep_module.main()

@@ -3,6 +3,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from outcomes import final_arrays
 from processes import TESTS
 from small_network import create_small_network
 
+import tb_optax
 from examples.vision import train as train_module
 from examples.vision import trainer as trainer_module
 from examples.vision.checkpoints import Checkpoints
@@ -163,6 +165,34 @@ def test_every_choice_of_method_model_and_dtype_trains(settings, tmp_path, chang
     assert last["train_loss"] < first["train_loss"]
     if changes == dict(method="cal"):
         assert set(last["scale"].values()) == {1.0} and last["refreshes"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", ["pl_alpha_hill", "spectral_norm"])
+def test_the_log_tells_the_metric_that_set_the_scales_and_alphas_by_its_fit(settings, small, tmp_path, metric):
+    own = dataclasses.replace(settings, epochs=1, metric=metric, fit="goodness_of_fit")
+    directory = train(own, tmp_path / "run")
+    (line,) = directory.log()
+    kernel = lambda epoch, name: next(
+        array for path, array in final_arrays(tmp_path / "run", epoch).items() if f"params{name}" in path_text(path)
+    )
+    for layer in ("convs/1", "convs/2"):
+        before, after = (spectrum(kernel(epoch, f"/{layer}/kernel")) for epoch in (0, 1))
+        fit = tb_optax.goodness_of_fit if metric == "pl_alpha_hill" else tb_optax.median
+        np.testing.assert_allclose(line["alpha"][layer], fit(after).alpha, rtol=1e-3)
+        used = fit(before).alpha if metric == "pl_alpha_hill" else before[-1]
+        np.testing.assert_allclose(line["metric"][layer], used, rtol=1e-3)
+
+
+def path_text(path):
+    """`params/convs/1/kernel` of `['params']['convs']['1']['kernel']`."""
+    return "/".join(re.findall(r"\w+", path))
+
+
+def spectrum(kernel):
+    """Of a convolution's kernel, as the paper has it: of every place of the window, all together."""
+    matrices = np.asarray(kernel, np.float64).reshape(-1, *kernel.shape[2:]) * np.sqrt(0.5)
+    return np.sort(np.linalg.svd(matrices, compute_uv=False).ravel() ** 2).astype(np.float32)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from examples.vision.errors import UserError
 from examples.vision.models.resnet import BasicBlock, Bottleneck, ResNet
 from examples.vision.models.vgg import VGG
 from examples.vision.models.wide_resnet import WideResNet
@@ -48,15 +49,15 @@ def create_model(
       rngs: its `params` stream initializes the weights.
 
     Raises:
-      ValueError: no such model, images too small for its strides, or a width that leaves it without channels.
+      UserError: no such model, images too small for its strides, or a width that leaves it without channels.
     """
     if name not in _MODELS:
-        raise ValueError(f"name={name!r} is no model; give one of {', '.join(MODELS)}.")
+        raise UserError(f"name={name!r} is no model; give one of {', '.join(MODELS)}.")
     family, shape = _MODELS[name]
     height, breadth, channels = image_shape
     least = 2**family.halvings
     if min(height, breadth) < least:
-        raise ValueError(f"{name} halves its images down from {least}x{least} at least; these are {height}x{breadth}.")
+        raise UserError(f"{name} halves its images down from {least}x{least} at least; these are {height}x{breadth}.")
     if round(family.narrowest * width) < 1:
-        raise ValueError(f"width={width} leaves {name} without channels; give at least {1 / family.narrowest}.")
+        raise UserError(f"width={width} leaves {name} without channels; give at least {1 / family.narrowest}.")
     return family(*shape, width=width, in_channels=channels, num_classes=num_classes, dtype=dtype, rngs=rngs)

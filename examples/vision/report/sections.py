@@ -9,6 +9,7 @@ from examples.vision.grids import Grid
 from examples.vision.report.statistics import Paired, paired
 from examples.vision.report.wording import TASK, method_label, task_label
 from examples.vision.results import Row, run_key, setting_key
+from examples.vision.settings import METHODS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Entry:
         return {seed: 100 * row["test_accuracy"] for seed, row in self.rows.items()}
 
     def is_tempbalance(self) -> bool:
-        return self.settings["method"].split("+")[0] == "tb"
+        return METHODS[self.settings["method"]].balanced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +117,7 @@ def comparisons(section: Section) -> list[Comparison]:
 def _comparisons(task: Task) -> Iterator[Comparison]:
     labels = {id(entry): label for label, entry in task.entries.items()}
     for label, entry in task.entries.items():
-        alone = entry.settings["method"].removeprefix("tb+")
+        alone = METHODS[entry.settings["method"]].base
         for method in dict.fromkeys(("cal", alone)):
             others = [other for other in task.entries.values() if other.settings["method"] == method]
             against = None if entry.settings["method"] in ("cal", method) else closest(entry, others)

@@ -29,7 +29,7 @@ def method_name(method: str) -> str:
 
 def columns(settings: Mapping[str, Any]) -> dict[str, str]:
     """The text of each choice that the setting's method reads; the two ends of the scales are one choice."""
-    reads = _read_by(settings["method"])
+    reads = _read_by(settings["method"], settings["metric"])
     texts = {name: _text(name, settings[name]) for name in TASK}
     texts |= {name: _text(name, settings[name]) for name in reads if name not in TASK}
     if "min_scale" in texts:
@@ -77,9 +77,9 @@ def _texts(among: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     return {name: list(texts) for name, texts in found.items()}
 
 
-def _read_by(method: str) -> list[str]:
-    """The settings that a run of this method depends on, but the method itself, the seed and the place of the data."""
-    others = {"method", "seed", "data_dir"} | unused_by(method)
+def _read_by(method: str, metric: str) -> list[str]:
+    """The settings that such a run depends on, but the method itself, the seed and the place of the data."""
+    others = {"method", "seed", "data_dir"} | unused_by(method, metric)
     return [field.name for field in dataclasses.fields(Settings) if field.name not in others]
 
 

@@ -1,0 +1,36 @@
+"""What of a run's folder can be believed: the last epoch on which its checkpoints and its log agree."""
+
+from collections.abc import Callable
+
+from examples.vision.checkpoints import find_damage, saved
+from examples.vision.errors import UserError
+from examples.vision.run_directory import RunDirectory
+
+
+def recover(directory: RunDirectory, tell: Callable[[str], None]) -> None:
+    """Leaves the run at the last epoch whose checkpoint is whole and that is in the log, so that it goes on from there.
+
+    Later checkpoints are put aside, and a line tells what was wrong with them. Nothing happens to the folder of a run that
+    has none yet.
+
+    Raises:
+      UserError: there are checkpoints, and none can be gone on from.
+    """
+    epochs, logged = saved(directory.checkpoints), len(directory.log())
+    problems: dict[int, str] = {}
+    for epoch in reversed(epochs):
+        damaged = find_damage(directory.checkpoints / str(epoch))
+        if damaged is not None:
+            problems[epoch] = f"{damaged.relative_to(directory.path.absolute())} is damaged"
+        elif epoch > logged:
+            problems[epoch] = f"the log ends with epoch {logged}, before checkpoint {epoch}"
+        else:
+            break
+    else:
+        if epochs:
+            found = "; ".join(problems.values())
+            raise UserError(f"{directory.path} cannot be resumed: {found}. Put back what is missing, or give another --out.")
+        return
+    for later, problem in problems.items():
+        aside = directory.put_aside(directory.checkpoints / str(later))
+        tell(f"{problem}; put into {aside}, going on from epoch {epoch}")
