@@ -28,9 +28,9 @@ test: .venv/installed-test
 test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -n 2 -m slow
 
-# The library's own tests on the oldest versions that pyproject.toml admits.
+# All fast tests on the oldest versions that pyproject.toml admits, where what was deprecated later says nothing.
 test-lowest: .venv-lowest/installed
-	$(COMPILE_FAST) .venv-lowest/bin/python -m pytest -n 2 -m "not slow" tb_optax tests --ignore=tests/examples
+	$(COMPILE_FAST) .venv-lowest/bin/python -m pytest -n 2 -m "not slow" -o filterwarnings=default
 
 # All fast tests on the newest versions that any Python gets.
 test-newest: .venv-newest/installed

@@ -250,15 +250,13 @@ def resolve_layers(layers: LayersOrFn, params: PyTree) -> tuple[Layers, dict[Pat
         _check_layer(layer, leaves)
     _check_unique("name", [layer.name for layer in found])
     _check_unique("path", [path for layer in found for path in (layer.kernel, *layer.follows)])
-    if isinstance(found, Layers):
-        return found, leaves
     of_layers = {path for layer in found for path in (layer.kernel, *layer.follows)}
     left_out = {
         path: "not among layers"
         for path, leaf in leaves.items()
         if path not in of_layers and is_float_array(leaf) and len(leaf.shape) >= 2
     }
-    return Layers(found, left_out), leaves
+    return Layers(found, left_out | dict(getattr(found, "left_out", {}))), leaves
 
 
 def _check_layer(layer: Layer, leaves: Mapping[Path, Any]) -> None:
