@@ -34,10 +34,8 @@ def create_schedule(settings: Settings, steps_per_epoch: int) -> optax.Schedule:
 
     SGDR (Loshchilov and Hutter, 2017) as in the paper's runs: every cycle is as long as the first.
     """
-    cycle = settings.epochs
-    if METHODS[settings.method].base == "sgdr":
-        cycle = settings.restart_epochs or -(-settings.epochs // 2)
-    rate = settings.resolved().learning_rate
+    settings = settings.resolved()
+    cycle, rate = settings.restart_epochs or settings.epochs, settings.learning_rate
     assert rate is not None
     cosine = optax.cosine_decay_schedule(rate, cycle)
     return lambda count: cosine(jnp.asarray(count) // steps_per_epoch % cycle)

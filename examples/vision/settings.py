@@ -136,9 +136,10 @@ class Settings:
     def resolved(self) -> "Settings":
         """The same run, said in one way: with its method's learning rate, and defaults for what the method does not use."""
         rate = _LEARNING_RATES[METHODS[self.method].base] if self.learning_rate is None else self.learning_rate
+        restart = -(-self.epochs // 2) if self.restart_epochs is None else self.restart_epochs
         unused = unused_by(self.method, self.metric)
         defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in unused}
-        return dataclasses.replace(self, learning_rate=rate, **defaults)
+        return dataclasses.replace(self, **{"learning_rate": rate, "restart_epochs": restart} | defaults)
 
 
 @dataclasses.dataclass(frozen=True)

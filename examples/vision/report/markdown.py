@@ -72,7 +72,11 @@ def report(command: Report) -> Path:
     for section in sections:
         if section.rows():
             parts += [f"## {section.title}", *_section(section, published, out, drawn)]
-    parts += [*_figure10(), *_not_run(sections), *_provenance(rows)]
+    parts += _figure10()
+    for section in sections:
+        if not section.rows():
+            parts += _published_only(section, published)
+    parts += [*_not_run(sections), *_provenance(rows)]
     if others:
         parts.append(f"{_number(len(others), 'more run')} {'is' if len(others) == 1 else 'are'} in none of these grids.")
     path = out / "README.md"
@@ -97,9 +101,10 @@ def _introduction(sections: Iterable[Section]) -> Iterator[str]:
         "number: between equals, one in twenty would be told apart by chance."
     )
     yield (
-        f"*Published* has what `{PUBLISHED.name}` holds for a setting. The paper's own figures are not in it: there was no "
-        "copy of the paper to check them against. To add one, append a line with its source, the settings that make out "
-        "the run, mean, deviation and number of seeds."
+        f"*Published* has what `{PUBLISHED.name}` holds for a setting: the paper's Tables 1 to 6, means and deviations over "
+        "five seeds, and what the authors' code gave in a setting that was run with it. Grids of which nothing has been run "
+        "have their tables below ours. To add a figure, append a line with its source, the settings that make out the run, "
+        "mean, deviation and number of seeds."
     )
 
 
@@ -137,7 +142,8 @@ def _accuracies(section: Section, published: Sequence[Published]) -> Iterator[st
     yield _table((*map(column_title, names), "method", "runs", "test accuracy", "published", "ours - published"), cells)
     if sources:
         listed = "; ".join(f"[{mark}] {source}" for source, mark in sources.items())
-        yield f"Published: {listed}. The differences' p is Welch's t test's, uncorrected."
+        welch = " The differences' p is Welch's t test's, uncorrected." if section.rows() else ""
+        yield f"Published: {listed}.{welch}"
 
 
 def _accuracy(entry: Entry) -> str:
@@ -254,6 +260,14 @@ def _figure10() -> Iterator[str]:
     yield "## Figure 10: the three fits on synthetic spectra"
     yield "Eigenvalues that decay as `i^-s` have a tail of exponent `1 + 1/s`; 1,000 of them, computed with this report."
     yield "![Alpha by the three fits against the decay s of synthetic spectra, beside the theory's 1 + 1/s](figure10.png)"
+
+
+def _published_only(section: Section, published: Sequence[Published]) -> Iterator[str]:
+    """The table of a grid of which nothing has been run, where something of it is published."""
+    if any(figures_of(entry.settings, published) for entry in section.entries):
+        yield f"## {section.title}: published, not run here"
+        yield f"In all, where it applies: {in_common([entry.settings for entry in section.entries])}."
+        yield from _accuracies(section, published)
 
 
 def _not_run(sections: Iterable[Section]) -> Iterator[str]:

@@ -17,7 +17,7 @@ _PARTS = {
 # What a network is trained on and how long, whatever the method.
 TASK = ("model", "dataset", "width", "train_split", "test_split", "epochs", "batch_size", "weight_decay", "dtype")
 _ALWAYS_TOLD = ("dataset", "width", "epochs", "learning_rate")
-_NONE = {"update_interval": "an epoch's steps", "restart_epochs": "half of the epochs"}
+_NONE = {"update_interval": "an epoch's steps"}
 # Values that need no name beside them.
 _SPEAKING = ("model", "dataset", "metric", "fit", "assignment", "dtype")
 
