@@ -22,8 +22,8 @@ from jaxtyping import Array, Float, Int
 
 import tb_optax
 from benchmarks import provenance
-from tb_optax._eigenvalues import gram, symmetric_eigenvalues
-from tb_optax._lanczos import lanczos_spectrum
+from tb_optax._spectra.eigenvalues import gram, symmetric_eigenvalues
+from tb_optax._spectra.lanczos import lanczos_spectrum
 
 _CONTEXT, _EMBEDDING, _BATCH = 16, 32, 64
 

@@ -10,50 +10,50 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from tb_optax._layers import Layers, Path, PyTree, is_float_array, leaves_by_path
-from tb_optax._solver import DEFAULT_SOLVER, Solver
+from tb_optax._dtypes import is_float_array
+from tb_optax._layers.layer import Layers, Path, PyTree, leaves_by_path
 
 _STATIC = ("metric", "assign", "layers")
 _MOST_UPDATES = np.iinfo(np.int32).max
 
 
 def check_arguments(
-    update_interval: Any, min_scale: Any, max_scale: Any, metric: Any, assign: Any, start_step: Any, solver: Any
+    argument_of: str,
+    update_interval: Any,
+    min_scale: Any,
+    max_scale: Any,
+    metric: Any,
+    assign: Any,
+    start_step: Any,
 ) -> None:
     """Checks what is known now: a number that is being traced (under `inject_hyperparams`, say) is not."""
-    check_solver("tempbalance", solver)
     for name, function in (("metric", metric), ("assign", assign)):
         if not callable(function):
             raise TypeError(
-                f"tempbalance: {name}={function!r} is not a function; give one such as "
+                f"{argument_of}: {name}={function!r} is not a function; give one such as "
                 f"tb_optax.{'pl_alpha_hill' if name == 'metric' else 'linear'}. (Under optax.inject_hyperparams, give "
                 f"static_args={_STATIC}: it takes functions for schedules.)"
             )
     for name, number, least in (("update_interval", update_interval, 1), ("start_step", start_step, 0)):
-        value = _known_number("tempbalance", name, number, _STATIC)
+        value = _known_number(argument_of, name, number, _STATIC)
         if value is not None and (value != int(value) if math.isfinite(value) else True):
-            raise TypeError(f"tempbalance: {name}={number!r} must be a whole number of updates.")
+            raise TypeError(f"{argument_of}: {name}={number!r} must be a whole number of updates.")
         if value is not None and value > _MOST_UPDATES:
             raise ValueError(
-                f"tempbalance: {name}={number!r} must be at most {_MOST_UPDATES}: updates are counted in an int32. To "
+                f"{argument_of}: {name}={number!r} must be at most {_MOST_UPDATES}: updates are counted in an int32. To "
                 "balance once only, give any number that no run reaches."
             )
         if value is not None and value < least:
-            raise ValueError(f"tempbalance: {name}={number!r} must be at least {least}; it counts updates.")
+            raise ValueError(f"{argument_of}: {name}={number!r} must be at least {least}; it counts updates.")
     low, high = (
-        _known_number("tempbalance", name, number, _STATIC)
+        _known_number(argument_of, name, number, _STATIC)
         for name, number in (("min_scale", min_scale), ("max_scale", max_scale))
     )
     for name, value in (("min_scale", low), ("max_scale", high)):
         if value is not None and not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"tempbalance: {name}={value} must be finite and not negative; the paper has 0.5 and 1.5.")
+            raise ValueError(f"{argument_of}: {name}={value} must be finite and not negative; the paper has 0.5 and 1.5.")
     if low is not None and high is not None and low > high:
-        raise ValueError(f"tempbalance: min_scale={low} is above max_scale={high}; give the smaller one first.")
-
-
-def check_solver(argument_of: str, solver: Any) -> None:
-    if not isinstance(solver, Solver):
-        raise TypeError(f"{argument_of}: solver={solver!r} is not a tb_optax.Solver; give one such as {DEFAULT_SOLVER}.")
+        raise ValueError(f"{argument_of}: min_scale={low} is above max_scale={high}; give the smaller one first.")
 
 
 def check_not_negative(argument_of: str, static_args: tuple[str, ...], **numbers: Any) -> None:
@@ -132,10 +132,10 @@ def _known_number(argument_of: str, name: str, number: Any, static_args: tuple[s
     return float(number)
 
 
-def check_shape(name: str, function: Any, what: str, result: Array, shape: tuple[int, ...]) -> None:
+def check_shape(argument_of: str, name: str, function: Any, what: str, result: Array, shape: tuple[int, ...]) -> None:
     """Checks what a user's metric or assignment returned."""
     if jnp.shape(result) != shape:
         raise ValueError(
-            f"tempbalance: {name}={function} returned an array of shape {jnp.shape(result)}; it must return one {what}: "
+            f"{argument_of}: {name}={function} returned an array of shape {jnp.shape(result)}; it must return one {what}: "
             f"shape {shape}."
         )

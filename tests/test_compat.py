@@ -12,7 +12,7 @@ from tiny import dense_params, tempbalance
 
 import tb_optax
 from tb_optax import _compat
-from tb_optax._jaxpr import JaxprReader
+from tb_optax._layers.jaxpr import JaxprReader
 
 W = {"a": jnp.ones((64, 64)), "b": jnp.ones((3, 64, 64)), "c": jnp.ones((64, 64))}
 X = jnp.ones((2, 64))
@@ -174,6 +174,6 @@ def test_optax_without_its_placeholder_says_that_there_are_no_layers(monkeypatch
     state = tempbalance(1).init(dense_params())
     count = lambda: optax.tree.map_params(tempbalance(1), lambda leaf: leaf, state)
     assert jax.tree.structure(count()) == jax.tree.structure(state)
-    monkeypatch.setattr("tb_optax._tempbalance.is_placeholder", lambda params: False)
+    monkeypatch.setattr("tb_optax._balance.balance.is_placeholder", lambda params: False)
     with pytest.raises(ValueError, match="params"):
         count()

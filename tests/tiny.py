@@ -1,4 +1,4 @@
-"""Tiny networks, and TempBalance's formulas once more, in float64 numpy."""
+"""Tiny networks, and the formulas of TempBalance and SGDP once more, in float64 numpy."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -53,6 +53,18 @@ def numpy_linear(metrics: Mapping[str, float], low: float = 0.5, high: float = 1
 def numpy_scales(params: Mapping, low: float = 0.5, high: float = 1.5) -> dict[str, float]:
     """TempBalance's default scales of a dict of dense layers."""
     return numpy_linear({name: numpy_alpha(numpy_spectrum(leaf["kernel"])) for name, leaf in params.items()}, low, high)
+
+
+def numpy_project(weight, gradient, direction, delta: float = 0.1, epsilon: float = 1e-8):
+    """The direction without what lies along the weight, and by which view: "outputs", "whole" or neither, ""."""
+    for view, rows in (("outputs", weight.shape[0]), ("whole", 1)):
+        weights, gradients, directions = (x.reshape(rows, -1) for x in (weight, gradient, direction))
+        cosines = [abs(g @ w) / (np.linalg.norm(g) * np.linalg.norm(w)) for g, w in zip(gradients, weights, strict=True)]
+        if max(cosines) < delta / np.sqrt(weights.shape[1]):
+            units = [w / (np.linalg.norm(w) + epsilon) for w in weights]
+            projected = [d - (u @ d) * u for d, u in zip(directions, units, strict=True)]
+            return np.array(projected).reshape(weight.shape), view
+    return direction, ""
 
 
 def counted(metric=tb_optax.pl_alpha_hill):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_projected import numpy_project
+from tiny import numpy_project
 
 import tb_optax
 from examples.vision.methods import create_optimizer, create_schedule

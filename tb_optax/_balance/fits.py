@@ -1,0 +1,211 @@
+"""Power laws fitted to the tail of a spectrum.
+
+All three fits choose a threshold among the eigenvalues, take what is not below it for the tail, and give the exponent of
+greatest likelihood, the Hill estimator. They differ in the choice. `alpha` does not depend on the scale of the
+eigenvalues.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from tb_optax._dtypes import at_least_float32
+
+# Where in each threshold's tail a first look is taken; memory is this many times the spectrum's length.
+_PLACES = 64
+_HISTOGRAM_BINS = 100
+# 100 * (1 - 0.9) is 9.99..., and its index is to be 10.
+_ROUNDING = 1e-9
+
+
+class PowerLaw(NamedTuple):
+    """A density `p(λ) ∝ λ^-alpha` fitted to the eigenvalues `λ >= threshold`.
+
+    Attributes:
+      alpha: the exponent, above 1. NaN where no fit is to be had: the spectrum holds a NaN, or no threshold above zero
+        has a tail that spreads by more than rounding.
+      threshold: the smallest eigenvalue of the tail.
+      distance: the Kolmogorov-Smirnov distance between the tail and the fit, 0 to 1.
+    """
+
+    alpha: Float[Array, "*layers"]
+    threshold: Float[Array, "*layers"]
+    distance: Float[Array, "*layers"]
+
+
+def median(eigenvalues: Float[Array, "*layers n"], *, tail_fraction: float = 0.5) -> PowerLaw:
+    """Fits the upper half of the spectrum: the Hill estimator of PL_Alpha_Hill.
+
+    With `i = int(n (1 - tail_fraction))` and `k = n - i`,
+    `alpha = 1 + k / (Σ_{j >= i} ln λ_j - k ln λ_i)`. This is the indexing of the authors' released code, which made the
+    paper's tables, and the form of maximum likelihood that the other fits share; Eq. 3 of Zhou et al. (2023) takes the
+    threshold one order statistic lower.
+
+    Args:
+      eigenvalues: ascending along the last axis; any floating dtype.
+      tail_fraction: the share of eigenvalues in the tail, in (0, 1].
+
+    Raises:
+      ValueError: fewer than 2 eigenvalues, or `tail_fraction` out of range.
+
+    Example:
+      >>> import jax.numpy as jnp, tb_optax
+      >>> fit = tb_optax.median(jnp.array([0.1, 0.2, 1.0, 2.0, 4.0]), tail_fraction=0.6)
+      >>> round(float(fit.alpha), 3), float(fit.threshold)  # 1 + 3 / ln(1 * 2 * 4)
+      (2.443, 1.0)
+    """
+    check_eigenvalues(eigenvalues)
+    if not 0 < tail_fraction <= 1:
+        raise ValueError(f"tail_fraction={tail_fraction} must be above 0 and at most 1: the share of the spectrum to fit.")
+    n = eigenvalues.shape[-1]
+    index = min(int(n * (1 - tail_fraction) + _ROUNDING), n - 2)
+    return _over_layers(_fit_at, eigenvalues, jnp.asarray(index))
+
+
+def goodness_of_fit(eigenvalues: Float[Array, "*layers n"]) -> PowerLaw:
+    """Fits the tail whose threshold gives the least Kolmogorov-Smirnov distance (Clauset et al., 2009).
+
+    Every eigenvalue but the largest is tried for a threshold.
+
+    Args:
+      eigenvalues: ascending along the last axis; any floating dtype.
+
+    Raises:
+      ValueError: fewer than 2 eigenvalues.
+
+    Example:
+      >>> import jax.numpy as jnp, tb_optax
+      >>> ranks = 1 - (jnp.arange(200) + 0.5) / 200
+      >>> float(tb_optax.goodness_of_fit(ranks ** (-1 / (3.0 - 1))).alpha.round(1))  # quantiles of p(λ) ∝ λ^-3
+      3.0
+    """
+    check_eigenvalues(eigenvalues)
+    return _over_layers(_best_fit, eigenvalues, True)
+
+
+def fix_finger(eigenvalues: Float[Array, "*layers n"]) -> PowerLaw:
+    """Fits as `goodness_of_fit` does, with thresholds near the peak of the spectrum only (Zhou et al., 2023, Appendix).
+
+    The peak is the lower edge `e` of the fullest of 100 bins of `log10 λ`; thresholds are the eigenvalues with
+    `log10(0.95 * 10^e) <= λ <= 1.5 * 10^e`. The released code compares a logarithm with an eigenvalue on the lower side,
+    so that bound rarely binds; its results are matched here. The bins span all eigenvalues above zero, so the smallest
+    ones matter: `spectra` resolves them, and so does `tempbalance` for a metric with this fit.
+
+    Args:
+      eigenvalues: ascending along the last axis; any floating dtype.
+
+    Raises:
+      ValueError: fewer than 2 eigenvalues.
+
+    Example:
+      >>> import jax.numpy as jnp, tb_optax
+      >>> bulk, tail = jnp.full(50, 1.0), 1.02 ** jnp.arange(50.0)
+      >>> bool(tb_optax.fix_finger(jnp.sort(jnp.concatenate([bulk, tail]))).threshold <= 1.5)
+      True
+    """
+    check_eigenvalues(eigenvalues)
+
+    return _over_layers(_fit_at_peak, eigenvalues)
+
+
+def check_eigenvalues(eigenvalues: Array) -> None:
+    if eigenvalues.ndim < 1 or eigenvalues.shape[-1] < 2:
+        raise ValueError(
+            f"eigenvalues of shape {eigenvalues.shape}: give at least two along the last axis. (Under "
+            "optax.inject_hyperparams, give static_args=('metric', 'assign', 'layers'): it takes functions for schedules.)"
+        )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _over_layers(fit: Callable[..., PowerLaw], eigenvalues: Float[Array, "*layers n"], *args: Any) -> PowerLaw:
+    flat = eigenvalues.reshape(-1, eigenvalues.shape[-1])
+    flat = flat.astype(at_least_float32(flat.dtype))
+    fits = jax.vmap(lambda values: fit(values, *args))(flat)
+    return jax.tree.map(lambda leaf: leaf.reshape(eigenvalues.shape[:-1]), fits)
+
+
+def _exponents(logs: Float[Array, " n"]) -> Float[Array, " n"]:
+    """The Hill estimator at every threshold."""
+    n = len(logs)
+    # Logarithms relative to the largest one, so that the sums of a tail are no larger than its spread.
+    relative = logs - logs[-1]
+    return _exponent(jnp.cumsum(relative[::-1])[::-1] / (n - jnp.arange(n)).astype(logs.dtype) - relative)
+
+
+def _exponent(spread: Float[Array, "*thresholds"]) -> Float[Array, "*thresholds"]:
+    """From the mean logarithm of `λ / threshold`; NaN where that is within rounding of zero."""
+    return jnp.where(spread > 100 * jnp.finfo(spread.dtype).eps, 1 + 1 / spread, jnp.nan)
+
+
+def _gaps(
+    logs: Float[Array, " n"],
+    alpha: Float[Array, " thresholds"],
+    index: Int[Array, " thresholds"],
+    j: Int[Array, "*#thresholds k"],
+) -> Float[Array, "thresholds k"]:
+    """Between the tail from each threshold and its fit, at `j`: `|1 - (λ_j/λ_i)^(1-alpha) - (j-i)/k|`; 0 below the tail."""
+    fitted = 1 - jnp.exp((1 - alpha)[:, None] * (logs[j] - logs[index][:, None]))
+    # Integers divided by integers would be float64 where that is admitted.
+    rank = (j - index[:, None]).astype(logs.dtype) / (len(logs) - index)[:, None].astype(logs.dtype)
+    return jnp.where(rank >= 0, jnp.abs(fitted - rank), 0.0)
+
+
+def _distance(logs: Float[Array, " n"], alpha: Float[Array, ""], index: Int[Array, ""]) -> Float[Array, ""]:
+    """Kolmogorov-Smirnov distance of the tail from a threshold: the largest of all gaps."""
+    return _gaps(logs, alpha[None], index[None], jnp.arange(len(logs))[None]).max()
+
+
+def _safe_logs(values: Float[Array, " n"]) -> Float[Array, " n"]:
+    return jnp.log(jnp.where(values > 0, values, values[-1]))
+
+
+def _fit_at(values: Float[Array, " n"], index: Int[Array, ""]) -> PowerLaw:
+    n = len(values)
+    logs = _safe_logs(values)
+    above = jnp.where(jnp.arange(n) >= index, logs - logs[index], 0.0)
+    alpha = _exponent(above.sum() / (n - index).astype(logs.dtype))
+    alpha = jnp.where((values[index] > 0) & jnp.isfinite(values[-1]), alpha, jnp.nan)
+    return PowerLaw(alpha, values[index], _distance(logs, alpha, index))
+
+
+def _fit_at_peak(values: Float[Array, " n"]) -> PowerLaw:
+    positive = values > 0
+    logs = jnp.log10(jnp.where(positive, values, values[-1]))
+    low, high = logs.min(), logs.max()
+    bins = jnp.floor((logs - low) / (high - low) * _HISTOGRAM_BINS)
+    bins = jnp.clip(bins, 0, _HISTOGRAM_BINS - 1).astype(jnp.int32)
+    counts = jnp.zeros(_HISTOGRAM_BINS, jnp.int32).at[bins].add(positive.astype(jnp.int32))
+    peak = 10 ** (low + counts.argmax().astype(logs.dtype) * (high - low) / _HISTOGRAM_BINS)
+    return _best_fit(values, (jnp.log10(0.95 * peak) <= values) & (values <= 1.5 * peak))
+
+
+def _best_fit(values: Float[Array, " n"], candidates: Bool[Array, "#n"]) -> PowerLaw:
+    """The fit of least distance among the candidate thresholds; the largest eigenvalue, which has no tail, is none.
+
+    The gaps at a few places of a tail bound its distance from below. The threshold of least bound is tried next, until none
+    is left whose bound is below the least distance found: the exact result, mostly for a few dozen thresholds' work.
+    """
+    n = len(values)
+    logs = _safe_logs(values)
+    alpha = _exponents(logs)
+    ranks = jnp.arange(n)
+    candidates = candidates & (values > 0) & jnp.isfinite(values[-1]) & jnp.isfinite(alpha) & (ranks < n - 1)
+    fractions = jnp.linspace(0, 1, _PLACES, dtype=logs.dtype)
+    places = ranks[:, None] + jnp.round(fractions[None] * (n - 1 - ranks)[:, None].astype(logs.dtype)).astype(ranks.dtype)
+    bounds = jnp.where(candidates, _gaps(logs, alpha, ranks, places).max(axis=-1), jnp.inf)
+
+    def try_most_promising(search: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        bounds, least, best = search
+        index = bounds.argmin()
+        distance = _distance(logs, alpha[index], index)
+        better = distance < least
+        return bounds.at[index].set(jnp.inf), jnp.where(better, distance, least), jnp.where(better, index, best)
+
+    nothing_found = (bounds, jnp.asarray(jnp.inf, logs.dtype), bounds.argmin())
+    _, distance, best = jax.lax.while_loop(lambda search: search[0].min() < search[1], try_most_promising, nothing_found)
+    fit = PowerLaw(alpha[best], values[best], distance)
+    return jax.tree.map(lambda leaf: jnp.where(candidates.any(), leaf, jnp.nan), fit)

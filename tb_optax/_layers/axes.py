@@ -1,0 +1,174 @@
+"""Follows the axes of a parameter to its matrix product, through what only moves its numbers.
+
+A network seldom multiplies by a parameter as it is stored: there are reshapes, transposes, slices and casts in between. A
+`Weight` is an array computed from parameters that remembers along which axes of which parameter each of its own runs, so
+that a product can say which of the parameter's axes it sums over and which it keeps.
+"""
+
+import dataclasses
+import math
+from collections.abc import Collection, Sequence
+from typing import Any, TypeAlias
+
+from tb_optax._compat import parameter_of
+from tb_optax._layers.layer import Path
+
+Axes: TypeAlias = tuple[int, ...]
+
+# The same numbers in another shape, dtype or place.
+VIEWS = frozenset(
+    {
+        *("reshape", "transpose", "squeeze", "broadcast_in_dim", "convert_element_type", "reduce_precision"),
+        *("slice", "dynamic_slice", "split", "unstack", "rev", "tile", "copy", "copy_p", "stop_gradient"),
+        *("name", "sharding_constraint", "reshard", "mesh_cast", "device_put"),
+        *("all_gather", "all_gather_invariant", "pvary", "pcast", "pbroadcast"),
+    }
+)
+
+PRODUCTS = frozenset({"dot_general", "ragged_dot_general", "conv_general_dilated"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """Computed from parameters, without any layer."""
+
+    paths: frozenset[Path]
+    kernel: Path | None = None
+    """The parameter whose axes it shows, if it still shows one."""
+    axes: tuple[Axes, ...] = ()
+    """For each of its axes, the axes of that parameter along which it runs."""
+    layer_axes: frozenset[int] = frozenset()
+    """Axes of that parameter of which it shows one slice."""
+    inputs: frozenset[Any] = frozenset()
+    """The network's inputs that have gone into it: running statistics, or the data in front of a first normalization."""
+
+    @property
+    def running(self) -> frozenset[int]:
+        """The axes of the parameter along which any of its axes runs."""
+        return frozenset(axis for axes in self.axes for axis in axes)
+
+    def along(self, dims: Collection[int]) -> frozenset[int]:
+        return frozenset(axis for dim in dims for axis in self.axes[dim])
+
+    def shows(self, axes: tuple[Axes, ...], dropped: Collection[int] = ()) -> "Weight":
+        """The same parameter along other axes, and one index of the `dropped` ones, unless part of them is still there."""
+        view = dataclasses.replace(self, axes=axes)
+        return dataclasses.replace(view, layer_axes=self.layer_axes | (frozenset(dropped) - view.running))
+
+
+def parameter(path: Path, shape: Sequence[int]) -> Weight:
+    return Weight(frozenset({path}), path, tuple((axis,) for axis in range(len(shape))))
+
+
+def slice_along(weight: Weight, dim: int) -> Weight:
+    """One slice of a weight, as a loop or `unstack` gives it."""
+    return weight.shows(weight.axes[:dim] + weight.axes[dim + 1 :], weight.axes[dim])
+
+
+def view(equation: Any, weight: Weight, kernel_shape: tuple[int, ...]) -> Weight:
+    """The weight behind one of `VIEWS`."""
+    axes = weight.axes
+    before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+    match equation.primitive.name:
+        case "transpose":
+            return weight.shows(tuple(axes[dim] for dim in parameter_of(equation, "permutation")))
+        case "broadcast_in_dim":
+            placed = dict(zip(parameter_of(equation, "broadcast_dimensions"), axes, strict=True))
+            return weight.shows(tuple(placed.get(dim, ()) for dim in range(len(after))))
+        case "unstack":
+            return slice_along(weight, parameter_of(equation, "axis"))
+        case "squeeze" | "reshape":
+            # Batching a reshape gives it a transpose of its own.
+            order = parameter_of(equation, "dimensions", None) if equation.primitive.name == "reshape" else None
+            order = tuple(range(len(before))) if order is None else order
+            return _reshape(weight, [axes[dim] for dim in order], [before[dim] for dim in order], after, kernel_shape)
+        case _ if len(before) != len(after):
+            return Weight(weight.paths, inputs=weight.inputs)
+    return weight
+
+
+def _reshape(
+    weight: Weight, axes: Sequence[Axes], before: Sequence[int], after: Sequence[int], kernel_shape: tuple[int, ...]
+) -> Weight:
+    """Follows axes through a reshape.
+
+    Runs of dimensions with the same product belong together: merged, the new dimension runs along all their axes;
+    split, each part takes its axis if the sizes say which, or else all.
+    """
+    dropped = [axis for dim, size in enumerate(before) if size == 1 for axis in axes[dim] if kernel_shape[axis] > 1]
+    new_axes: list[Axes] = [()] * len(after)
+    if 0 in before:
+        return weight.shows(tuple(new_axes), dropped)
+    old = [(size, [axis for axis in axes[dim] if kernel_shape[axis] > 1]) for dim, size in enumerate(before) if size > 1]
+    todo = [dim for dim, size in enumerate(after) if size > 1]
+    while old and todo:
+        run, parts = [old.pop(0)], [todo.pop(0)]
+        while (left := math.prod(size for size, _ in run)) != (right := math.prod(after[dim] for dim in parts)):
+            if left < right:
+                run.append(old.pop(0))
+            else:
+                parts.append(todo.pop(0))
+        merged = tuple(axis for _, run_axes in run for axis in run_axes)
+        each_its_own = [kernel_shape[axis] for axis in merged] == [after[dim] for dim in parts]
+        for place, dim in enumerate(parts):
+            new_axes[dim] = merged[place : place + 1] if each_its_own else merged
+    return weight.shows(tuple(new_axes), dropped)
+
+
+def kernel_axes(equation: Any, side: int, weight: Weight, kernel_shape: tuple[int, ...]) -> tuple[Axes, Axes, Axes] | None:
+    """Reduction, output and layer axes of the parameter that is an operand of a product; None if they cannot be told."""
+    contracted, batch, window = (weight.along(dims) for dims in _product_dimensions(equation, side))
+    if equation.primitive.name == "conv_general_dilated":
+        batch |= _stacked_outputs(equation, weight)
+    layer = batch | weight.layer_axes
+    output = weight.running - contracted - layer - window
+    # An axis of size one that the view has dropped changes no matrix, wherever it is counted.
+    ones = frozenset(axis for axis, size in enumerate(kernel_shape) if size == 1)
+    reduction = contracted | (ones - output - layer - window)
+    kinds = (reduction, output, layer, window)
+    if sum(map(len, kinds)) != len(kernel_shape) or len(frozenset().union(*kinds)) != len(kernel_shape):
+        return None
+    return tuple(sorted(reduction)), tuple(sorted(output)), tuple(sorted(layer))
+
+
+def is_matrix(axes: tuple[Axes, Axes, Axes], kernel_shape: tuple[int, ...]) -> bool:
+    """Whether a product sums over axes of a parameter and keeps others: with one of both it would be a vector."""
+    reduction, output, _ = axes
+    return all(math.prod(kernel_shape[axis] for axis in own) > 1 for own in (reduction, output))
+
+
+def output_dim(equation: Any, side: int, dim: int) -> int | None:
+    """Where a product keeps a dimension of one operand; None if it sums over it."""
+    contracted, batch, _ = _product_dimensions(equation, side)
+    match equation.primitive.name:
+        case "dot_general" if dim in batch:
+            return batch.index(dim)
+        case "dot_general" if dim not in contracted:
+            left = len(equation.invars[0].aval.shape) - len(contracted) if side == 1 else len(batch)
+            return left + sum(other not in (*contracted, *batch) for other in range(dim))
+        case "conv_general_dilated":
+            dimensions = parameter_of(equation, "dimension_numbers")
+            return dimensions.out_spec[1] if (side, dim) == (1, dimensions.rhs_spec[0]) else None
+    return None
+
+
+def _product_dimensions(equation: Any, side: int) -> tuple[Axes, Axes, Axes]:
+    """Contracted, batch and window dimensions of one operand."""
+    match equation.primitive.name:
+        case "dot_general":
+            contracted, batch = parameter_of(equation, "dimension_numbers")
+            return tuple(contracted[side]), tuple(batch[side]), ()
+        case "ragged_dot_general":
+            dimensions = parameter_of(equation, "ragged_dot_dimension_numbers")
+            contracted, batch = dimensions.dot_dimension_numbers
+            groups = dimensions.rhs_group_dimensions if side == 1 else ()
+            return tuple(contracted[side]), (*batch[side], *groups), ()
+    _, reduction, *window = parameter_of(equation, "dimension_numbers").rhs_spec
+    return (reduction,), (), tuple(window)
+
+
+def _stacked_outputs(equation: Any, weight: Weight) -> frozenset[int]:
+    """The axes of a stack of kernels: batched over one, a convolution gets groups, with the stack before its outputs."""
+    if parameter_of(equation, "feature_group_count") == parameter_of(equation, "batch_group_count") == 1:
+        return frozenset()
+    return frozenset(weight.axes[parameter_of(equation, "dimension_numbers").rhs_spec[0]][:-1])

@@ -1,0 +1,126 @@
+"""What a network does with its parameters, as it is found while its jaxpr is interpreted."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from tb_optax._layers.axes import Axes, Weight
+from tb_optax._layers.layer import Path
+
+
+class Findings:
+    """Takes down which parameters are kernels, when they are used and what follows them.
+
+    Attributes:
+      axes: reduction, output and layer axes of each kernel.
+      uses: what meets data, in the order of its use: an embedding, the kernel of a product, or its kernels, if several are
+        joined; nothing for a product whose kernel is unclear.
+      embeddings: parameters of which rows are looked up.
+      unclear: why a parameter in a matrix product is no kernel.
+      data: the inputs that layers read, unlike running statistics and random keys.
+      for_vectors: the matrices of which it is known that they are applied to learned vectors and used for nothing else.
+      recording: whether the interpretation is one of which layers, uses and followers are taken down.
+    """
+
+    def __init__(self, shapes: Mapping[Path, tuple[int, ...]]):
+        self.axes: dict[Path, tuple[Axes, Axes, Axes]] = {}
+        self.uses: list[tuple[Path, ...]] = []
+        self.embeddings: set[Path] = set()
+        self.unclear: dict[Path, str] = {}
+        self.data: set[Any] = set()
+        self.for_vectors: frozenset[Path] = frozenset()
+        self.recording = False
+        self._shapes = shapes
+        self._followed: dict[Path, dict[Path, frozenset[int]]] = {}
+        """For each parameter, the kernels it follows, and the axes of which it is a slice there."""
+        self._batched: dict[Path, frozenset[int]] = {}
+        """The layer axes of each kernel that are batch dimensions of its product, not sliced before."""
+        self._applied_to_vectors: set[Path] = set()
+        """The matrices that are multiplied with a learned vector."""
+        self._used_otherwise: set[Path] = set()
+        """The parameters of kernels that meet data, or other matrices."""
+        self._met: dict[Path, set[Path | None]] = {}
+        """For each parameter that meets signals, the kernels whose outputs it meets along several axes; None for any other
+        signal, and where it is neither added nor multiplied."""
+
+    # While the jaxpr is interpreted
+
+    def start_recording(self) -> None:
+        """Begins the second interpretation, knowing from the first what is known only at the end."""
+        self.for_vectors = frozenset(self._applied_to_vectors - self._used_otherwise)
+        self.recording = True
+
+    def use(self, *kernels: Path) -> None:
+        if self.recording:
+            self.uses.append(kernels)
+
+    def use_together(self, first: int) -> None:
+        """Makes one use of all uses from the `first` on."""
+        if self.uses[first:]:
+            self.uses[first:] = [tuple(path for paths in self.uses[first:] for path in paths)]
+
+    def look_up(self, table: Path) -> None:
+        if self.recording:
+            self.embeddings.add(table)
+        self.use(table)
+
+    def layer(self, weight: Weight, kernel: Path, axes: tuple[Axes, Axes, Axes]) -> None:
+        if self.recording:
+            self._batched.setdefault(kernel, frozenset(axes[2]) - weight.layer_axes)
+            self.axes.setdefault(kernel, axes)
+            self.follow(weight, kernel)
+
+    def note_unclear(self, weight: Weight, reason: str) -> None:
+        if self.recording:
+            self.unclear = dict.fromkeys(weight.paths, reason) | self.unclear
+
+    def apply_to_vector(self, kernel: Path) -> None:
+        self._applied_to_vectors.add(kernel)
+
+    def use_otherwise(self, paths: Collection[Path]) -> None:
+        """Takes down the parameters of a kernel that meets data or another matrix."""
+        self._used_otherwise.update(paths)
+
+    def follow(self, weight: Weight, kernel: Path) -> None:
+        if self.recording:
+            for path in sorted(weight.paths - {kernel}):
+                self._followed.setdefault(path, {})[kernel] = weight.layer_axes
+
+    def meet(self, weight: Weight, source: Path | None, arithmetic: bool) -> None:
+        """Takes down that a parameter meets a signal, which is still the output of `source`."""
+        if self.recording and weight.kernel is not None:
+            met = self._met.setdefault(weight.kernel, set())
+            if not arithmetic:
+                met.add(None)
+            elif len(self.running(weight)) > 1:
+                met.add(source)
+
+    def running(self, weight: Weight) -> list[int]:
+        """The axes of its parameter, but those of size one, along which a weight runs."""
+        return [axis for axis in weight.running if weight.kernel is not None and self._shapes[weight.kernel][axis] > 1]
+
+    # Behind the interpretation
+
+    def followers(self, kernel: Path) -> tuple[Path, ...]:
+        """The parameters that follow this kernel and no other, and are stacked along the same axes."""
+        sliced = frozenset(self.axes[kernel][2]) - self._batched[kernel]
+        return tuple(
+            path
+            for path, sources in self._followed.items()
+            if sources == {kernel: sliced} and path not in self.axes and self._fits(path, kernel)
+        )
+
+    def is_vector(self, path: Path) -> bool:
+        """Whether a parameter is nothing but a bias or scale, or a stack of them: it meets signals along one axis, or along
+        all that a bias of their layer has.
+        """
+        if path not in self._met or path in self.axes or path in self.embeddings or path in self.unclear:
+            return False
+        return all(source in self.axes and self._fits(path, source) for source in self._met[path])
+
+    def _fits(self, path: Path, kernel: Path) -> bool:
+        """Whether a parameter has the shape of this kernel's bias, stacked as the kernel is."""
+        _, output_axes, layer_axes = self.axes[kernel]
+        shape, kernel_shape = self._shapes[path], self._shapes[kernel]
+        own = [size for axis, size in enumerate(shape) if axis not in layer_axes]
+        stacked = all(axis < len(shape) and shape[axis] == kernel_shape[axis] and own for axis in self._batched[kernel])
+        return stacked and sum(size > 1 for size in own) <= max(1, len(output_axes))

@@ -1,0 +1,109 @@
+"""Reads the layers off the forward pass: their axes, their order, and what follows them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from tb_optax._dtypes import is_float_array
+from tb_optax._layers.axes import parameter
+from tb_optax._layers.findings import Findings
+from tb_optax._layers.jaxpr import JaxprReader
+from tb_optax._layers.layer import Layer, Layers, Path, PyTree, layer_names, leaves_by_path, select_layers
+
+
+def trace_layers(
+    fn: Callable[..., Any],
+    params: PyTree,
+    *args: Any,
+    exclude: Sequence[str] = (),
+    min_eigenvalues: int = 50,
+    first_and_last: bool = False,
+) -> Layers:
+    """Finds the balanced layers of a network in its forward pass.
+
+    Traces `fn(params, *args)` without running it and reads, from the matrix products and convolutions in it, which
+    parameters are layers, in which order, along which axes; from what is added to and multiplied with their outputs, which
+    biases and normalizations follow which layer. Sees through `jit`, `scan` (each slice is a layer of its own), `remat`,
+    `cond`, `while`, `shard_map`, `custom_jvp` and `custom_vjp`. A normalization belongs to the layer right before it: not
+    behind a nonlinearity or pooling, nor where two branches have been added. A parameter that follows several layers
+    follows none.
+
+    Kernels joined to one array before their product (`concatenate`, `stack`; Linen's `OptimizedLSTMCell`) are a layer each,
+    and what is joined likewise, or meets its part of the result, follows it. A product of two parameters is the layer of
+    the matrix, if the other is a vector (the query of an attention pool, whose probe is learned) and the matrix is
+    multiplied with nothing else. Two matrices are left out, for either may be the layer, or none (a low-rank adapter).
+
+    The first and the last layer are left out (Zhou et al., 2023, Section 4.1): the first and the last that read data, and
+    all kernels of a joined one. An embedding lookup counts as a first layer. A stack of layers that is scanned over is
+    neither, for it holds more than one layer.
+
+    For an NNX network, `graph, params, rest = nnx.split(model, nnx.Param, ...)`, then
+    `trace_layers(lambda params, rest, x: nnx.merge(graph, params, rest)(x), params, rest, x)`: as an argument, `rest` can
+    be written to, as batch norm does in training.
+
+    Args:
+      fn: the forward pass, or a loss.
+      params: its first argument: the parameter tree that the optimizer will see. What in it is no array is left as it is.
+      *args: its other arguments, running statistics and data: arrays, shapes (`jax.ShapeDtypeStruct`) or trees of them. Data
+        that `fn` closes over will do as well.
+      exclude: shell-style patterns (`fnmatch`) of the names of further layers to leave out.
+      min_eigenvalues: layers with fewer eigenvalues are left out.
+      first_and_last: balance the first and the last layer too.
+
+    Returns:
+      The layers in the order in which `fn` first uses them, with the reasons for what was left out. Stacks of biases and
+      scales are not among that, though they have two axes and more.
+
+    Raises:
+      ValueError: a pattern of `exclude` matches nothing, `min_eigenvalues < 2`, or two paths of `params` read alike.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, tb_optax
+      >>> params = {name: {"w": jnp.ones((64, 64)), "b": jnp.ones(64)} for name in ("stem", "hidden", "head")}
+      >>> def apply(params, x):
+      ...   for name in ("stem", "hidden", "head"):
+      ...     x = jax.nn.relu(x @ params[name]["w"] + params[name]["b"])
+      ...   return x
+      >>> print(tb_optax.trace_layers(apply, params, jnp.ones((1, 64))))
+      hidden: hidden/w + hidden/b
+      left out: stem/w: the first layer
+      left out: head/w: the last layer
+    """
+    leaves = leaves_by_path(params)
+    arrays = {path: leaf for path, leaf in leaves.items() if hasattr(leaf, "shape")}
+    shapes = {path: tuple(leaf.shape) for path, leaf in arrays.items()}
+    structure = jax.tree_util.tree_structure(params)
+
+    def of_arrays(arrays: dict[Path, Any], *args: Any) -> Any:
+        # An Equinox module holds functions too, which cannot be traced.
+        return fn(structure.unflatten((leaves | arrays).values()), *args)
+
+    jaxpr = jax.make_jaxpr(of_arrays)(arrays, *args).jaxpr
+    weights = [parameter(path, shapes[path]) for path in sorted(shapes)]  # as JAX flattens a dict
+    return _balanced(JaxprReader(jaxpr, weights, shapes).found, arrays, exclude, min_eigenvalues, first_and_last)
+
+
+def _balanced(
+    found: Findings, arrays: dict[Path, Any], exclude: Sequence[str], min_eigenvalues: int, first_and_last: bool
+) -> Layers:
+    left_out: dict[Path, str] = {}
+    for path, leaf in arrays.items():
+        if len(leaf.shape) >= 2 and path not in found.axes and not found.is_vector(path):
+            known = "an embedding" if path in found.embeddings else found.unclear.get(path)
+            left_out[path] = known or "no matrix product with it in the forward pass"
+    names = layer_names(found.axes)
+    layers = {}
+    for path, (reduction_axes, output_axes, layer_axes) in found.axes.items():
+        if is_float_array(arrays[path]):
+            follows = found.followers(path)
+            layers[path] = Layer(names[path], path, follows, reduction_axes, output_axes, layer_axes)
+        else:
+            left_out[path] = f"its dtype, {arrays[path].dtype}, is no real floating point"
+    if not first_and_last:
+        for which, paths in zip(("first", "last"), found.uses[:1] + found.uses[-1:], strict=False):
+            for path in paths:
+                if path in layers and not layers[path].layer_axes:
+                    left_out[path] = f"the {which} layer"
+                    del layers[path]
+    return select_layers(layers.values(), arrays, left_out, exclude, min_eigenvalues, "trace_layers")

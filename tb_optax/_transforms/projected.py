@@ -1,0 +1,237 @@
+"""SGDP and AdamP: optimizers that do not grow the weights in front of a normalization.
+
+Behind a weight whose scale does not matter, the gradient is orthogonal to it, so each step makes it longer, and the longer
+it is the less a step turns it; momentum makes it grow faster still. Both take the part along the weight out of their step,
+where the gradient shows such a weight.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float
+
+from tb_optax._checks import check_below_one, check_not_negative, check_params, check_updates
+from tb_optax._compat import is_placeholder
+from tb_optax._dtypes import at_least_float32
+from tb_optax._layers.find import find_all_layers
+from tb_optax._layers.layer import KernelShape, LayersOrFn, PyTree, kernel_shape, path_name, resolve_layers
+
+_STATIC = ("layers",)
+
+
+def sgdp(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: float | Float[Array, ""] = 0.9,
+    *,
+    nesterov: bool = False,
+    weight_decay: float | Float[Array, ""] = 0.0,
+    weight_decay_ratio: float | Float[Array, ""] = 0.1,
+    delta: float | Float[Array, ""] = 0.1,
+    epsilon: float | Float[Array, ""] = 1e-8,
+    layers: LayersOrFn = find_all_layers,
+) -> optax.GradientTransformationExtraArgs:
+    """SGD with momentum whose steps leave the norms of scale-invariant weights alone.
+
+    From Heo et al., "AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights", ICLR 2021,
+    Section 3, as in the authors' code. A weight counts as scale-invariant where its gradient is all but orthogonal to
+    it: where the cosine between the two is below `delta / sqrt(n)` for each of its outputs (`n` the numbers of one
+    output), or else for the weight as a whole (`n` all its numbers). Then the part along the weight is taken out of the
+    momentum, output by output or as a whole, and the weight decays by `weight_decay_ratio` of what others do. Of a stack
+    of layers, each slice is a weight by itself.
+
+    Weight decay is decoupled, and divided by `1 - momentum` to be as strong as in SGD: every parameter, biases too, is
+    multiplied by `1 - learning_rate * weight_decay / (1 - momentum)`. What is projected is computed at least in float32.
+
+    Before `tempbalance` it takes the place of `optax.sgd`: `optax.chain(sgdp(0.1), tempbalance(390))`.
+
+    Args:
+      learning_rate: a number, or a schedule.
+      momentum: at least 0, below 1.
+      nesterov: whether the momentum is Nesterov's.
+      weight_decay: the decay of all parameters, not negative.
+      weight_decay_ratio: what of it is left for the weights that are projected, not negative.
+      delta: how close to orthogonal a gradient is to be, not negative; at 0, nothing is projected.
+      epsilon: the least norm that a weight or a gradient is divided by.
+      layers: the weights that may be projected: a sequence of `Layer`, or a function of the parameters that finds them.
+        The default is all that `find_layers` knows, so no embedding and no weight with a single input or output.
+
+    Returns:
+      A transformation whose `update` needs `params`. With `optax.inject_hyperparams`, the numbers can be schedules; give
+      `static_args="layers"`.
+
+    Raises:
+      ValueError: a number is out of range; from `init`, layers that do not fit the parameters; from `update`, no
+        `params`.
+      TypeError: a number is not one, or `layers` is not layers.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, tb_optax
+      >>> unit = lambda kernel: kernel / jnp.linalg.norm(kernel, axis=0)  # what a normalization behind it would see
+      >>> loss = lambda params: jnp.sum((unit(params["kernel"]) - 1) ** 2)
+      >>> for tx in (optax.sgd(0.1, momentum=0.9), tb_optax.sgdp(0.1)):
+      ...     params = {"kernel": jnp.eye(2)}
+      ...     state = tx.init(params)
+      ...     for _ in range(10):
+      ...         updates, state = tx.update(jax.grad(loss)(params), state, params)
+      ...         params = optax.apply_updates(params, updates)
+      ...     print(round(float(loss(params)), 2), round(float(jnp.linalg.norm(params["kernel"])), 2))
+      0.55 3.63
+      0.35 1.68
+    """
+    check_not_negative("sgdp", _STATIC, momentum=momentum, epsilon=epsilon)
+    check_below_one("sgdp", momentum=momentum)
+    project = _projected(
+        "sgdp",
+        optax.trace(momentum, nesterov),
+        weight_decay=weight_decay,
+        decay_scale=1 / (1 - momentum),
+        weight_decay_ratio=weight_decay_ratio,
+        delta=delta,
+        epsilon=epsilon,
+        layers=layers,
+    )
+    return optax.chain(project, optax.scale_by_learning_rate(learning_rate))
+
+
+def adamp(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float | Float[Array, ""] = 0.9,
+    b2: float | Float[Array, ""] = 0.999,
+    eps: float | Float[Array, ""] = 1e-8,
+    *,
+    nesterov: bool = False,
+    weight_decay: float | Float[Array, ""] = 0.0,
+    weight_decay_ratio: float | Float[Array, ""] = 0.1,
+    delta: float | Float[Array, ""] = 0.1,
+    layers: LayersOrFn = find_all_layers,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam whose steps leave the norms of scale-invariant weights alone.
+
+    From Heo et al., ICLR 2021, Section 3: `sgdp` with Adam's direction for the momentum. The gradient is tested as it
+    comes; what the part along the weight is taken out of is Adam's direction. Weight decay is AdamW's, every parameter
+    multiplied by `1 - learning_rate * weight_decay`.
+
+    Args:
+      learning_rate: a number, or a schedule.
+      b1: as in `optax.adam`.
+      b2: likewise.
+      eps: likewise; also the least norm that a weight or a gradient is divided by.
+      nesterov: whether the momentum is Nesterov's, with the bias corrections of `optax.nadam`; the authors' code
+        corrects as without it.
+      weight_decay: the decay of all parameters, not negative.
+      weight_decay_ratio: what of it is left for the weights that are projected, not negative.
+      delta: how close to orthogonal a gradient is to be, not negative; at 0, nothing is projected.
+      layers: the weights that may be projected, as in `sgdp`.
+
+    Returns:
+      A transformation whose `update` needs `params`. With `optax.inject_hyperparams`, the numbers can be schedules; give
+      `static_args="layers"`.
+
+    Raises:
+      ValueError: a number is out of range; from `init`, layers that do not fit the parameters; from `update`, no
+        `params`.
+      TypeError: a number is not one, or `layers` is not layers.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, tb_optax
+      >>> params = {"dense": {"kernel": jnp.array([[2.0, 1.0], [1.0, 2.0]])}}
+      >>> gradients = {"dense": {"kernel": jnp.array([[1.0, -4.0], [-2.0, 2.0]])}}  # orthogonal to each column
+      >>> for tx in (optax.adam(0.1), tb_optax.adamp(0.1)):
+      ...     updates, _ = tx.update(gradients, tx.init(params), params)
+      ...     print(abs(round(float(jnp.vdot(updates["dense"]["kernel"], params["dense"]["kernel"])), 3)))
+      0.2
+      0.0
+    """
+    check_not_negative("adamp", _STATIC, eps=eps)
+    project = _projected(
+        "adamp",
+        optax.scale_by_adam(b1, b2, eps, nesterov=nesterov),
+        weight_decay=weight_decay,
+        decay_scale=1.0,
+        weight_decay_ratio=weight_decay_ratio,
+        delta=delta,
+        epsilon=eps,
+        layers=layers,
+    )
+    return optax.chain(project, optax.scale_by_learning_rate(learning_rate))
+
+
+def _projected(
+    argument_of: str,
+    inner: optax.GradientTransformation,
+    *,
+    weight_decay: Any,
+    decay_scale: Any,
+    weight_decay_ratio: Any,
+    delta: Any,
+    epsilon: Any,
+    layers: LayersOrFn,
+) -> optax.GradientTransformationExtraArgs:
+    """The direction of `inner`, without its part along scale-invariant weights, and the weight decay; the state is its."""
+    numbers = dict(weight_decay=weight_decay, weight_decay_ratio=weight_decay_ratio, delta=delta)
+    check_not_negative(argument_of, _STATIC, **numbers)
+
+    def init_fn(params: PyTree) -> Any:
+        if not is_placeholder(params):
+            resolve_layers(layers, params)
+        return inner.init(params)
+
+    def update_fn(updates: PyTree, state: Any, params: PyTree | None = None, **extra_args: Any) -> tuple[PyTree, Any]:
+        del extra_args
+        check_params(argument_of, params)
+        found, weights = resolve_layers(layers, params)
+        shapes = {layer.kernel: kernel_shape(layer, weights[layer.kernel].shape) for layer in found}
+        gradients = check_updates(argument_of, updates, found, weights)
+        directions, state = inner.update(updates, state, params)
+
+        def projected(key_path: tuple[Any, ...], direction: Array) -> Array:
+            path = path_name(key_path)
+            wide = lambda array: array.astype(at_least_float32(array.dtype))
+            weight, along, ratio = wide(weights[path]), 0.0, 1.0
+            if path in shapes:
+                along, found_invariant = _radial_part(
+                    wide(gradients[path]), wide(direction), weight, shapes[path], delta, epsilon
+                )
+                ratio = jnp.where(found_invariant, weight_decay_ratio, 1.0)
+            decay = decay_scale * weight_decay * ratio
+            return (wide(direction) + (decay - along) * weight).astype(direction.dtype)
+
+        return jax.tree_util.tree_map_with_path(projected, directions), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _radial_part(
+    gradient: Float[Array, "..."],
+    direction: Float[Array, "..."],
+    weight: Float[Array, "..."],
+    shape: KernelShape,
+    delta: Any,
+    epsilon: Any,
+) -> tuple[Float[Array, "..."], Bool[Array, "..."]]:
+    """How many times the weight is in the direction, 0 where it is not scale-invariant; and where it is.
+
+    Both have size 1 along the kernel's inputs, the second along its outputs too: they broadcast against it.
+    """
+    over_inputs = lambda array: jnp.sum(array, shape.input_axes, keepdims=True)
+    over_outputs = lambda array: jnp.sum(array, shape.output_axes, keepdims=True)
+    products = [
+        over_inputs(x * y) for x, y in ((gradient, weight), (gradient, gradient), (weight, weight), (direction, weight))
+    ]
+
+    def view(products: list[Array], length: int) -> tuple[Array, Array]:
+        """Whether all rows are orthogonal to their gradients, and how many times each is in its direction."""
+        overlap, gradient_square, weight_square, along = products
+        gradient_norm, weight_norm = jnp.sqrt(gradient_square), jnp.sqrt(weight_square)
+        cosine = jnp.abs(overlap) / (jnp.maximum(gradient_norm, epsilon) * jnp.maximum(weight_norm, epsilon))
+        orthogonal = jnp.max(cosine, shape.output_axes, keepdims=True) < delta / math.sqrt(length)
+        return orthogonal, along / (weight_norm + epsilon) ** 2
+
+    inputs = shape.rows * shape.matrices
+    by_output, along_outputs = view(products, inputs)
+    as_a_whole, along_whole = view([over_outputs(product) for product in products], inputs * shape.columns)
+    along = jnp.where(by_output, along_outputs, jnp.where(as_a_whole, along_whole, 0))
+    return along, by_output | as_a_whole

@@ -1,0 +1,162 @@
+"""Spectral norm regularization: a penalty on the largest singular value of every weight, by power iteration."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from tb_optax._checks import check_not_negative, check_params, check_state, check_updates
+from tb_optax._compat import is_placeholder
+from tb_optax._dtypes import at_least_float32
+from tb_optax._layers.find import find_all_layers
+from tb_optax._layers.layer import Layers, LayersOrFn, Path, PyTree, kernel_shape, path_name, resolve_layers
+from tb_optax._spectra.sharding import replicated
+
+_STATIC = ("power_iterations", "layers", "seed")
+
+
+class SpectralNormRegularizationState(NamedTuple):
+    """State of `spectral_norm_regularization`.
+
+    Attributes:
+      left_singular_vectors: for each layer's name, how far the power iteration has come: unit vectors over the outputs, in
+        an array shaped like the kernel, but of size 1 along all axes that are neither output nor layer axes. Finite at
+        every step; float32, or float64 where the kernel is.
+    """
+
+    left_singular_vectors: dict[str, Float[Array, "..."]]
+
+
+def spectral_norm_regularization(
+    coefficient: float | Float[Array, ""],
+    *,
+    power_iterations: int = 1,
+    layers: LayersOrFn = find_all_layers,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Adds to the gradient that of a penalty on the spectral norms of the weights, which keeps them small.
+
+    The penalty is `coefficient / 2` times the sum of the squared spectral norms, and its gradient `coefficient * σ u vᵀ`,
+    with the largest singular value `σ` of a weight and its vectors `u` and `v` (Yoshida and Miyato, "Spectral Norm
+    Regularization for Improving the Generalizability of Deep Learning", 2017; a baseline of Zhou et al., 2023, whose
+    released code starts the power iteration anew at each step). A weight is one matrix here, outputs by all the rest, the
+    window of a convolution among the latter; of a stack of layers, each slice is one.
+
+    The vectors come from power iteration, which goes on from update to update as the weights move. It computes in the
+    weight's precision, at least in float32; updates keep their dtype. A zero weight has no penalty, and one that holds a
+    NaN or an infinity gets a gradient of NaN, but leaves the state as it was.
+
+    It goes first in a chain, like `optax.add_decayed_weights`:
+    `optax.chain(spectral_norm_regularization(1e-2), optax.sgd(0.1, momentum=0.9), tempbalance(390))`.
+
+    Args:
+      coefficient: how strong the penalty is, finite and not negative.
+      power_iterations: rounds of power iteration in each update, at least 1.
+      layers: which weights to regularize: a sequence of `Layer`, or a function of the parameters that finds them. The
+        default is all that `find_layers` knows, so no embedding and no weight with a single input or output.
+      seed: of the vectors that power iteration starts from.
+
+    Returns:
+      A transformation whose `update` needs `params`. With `optax.inject_hyperparams`, `coefficient` can be a schedule;
+      give `static_args=("power_iterations", "layers", "seed")`.
+
+    Raises:
+      ValueError: a number is out of range; from `init`, no layers, or layers that do not fit the parameters; from
+        `update`, no `params`.
+      TypeError: a number is not one, or `layers` is not layers.
+
+    Example:
+      >>> import jax.numpy as jnp, tb_optax
+      >>> params = {"dense": {"kernel": jnp.diag(jnp.array([3.0, 2.0, 1.0])), "bias": jnp.ones(3)}}
+      >>> tx = tb_optax.spectral_norm_regularization(0.1, power_iterations=20)
+      >>> gradients = {"dense": {"kernel": jnp.zeros((3, 3)), "bias": jnp.zeros(3)}}
+      >>> updates, state = tx.update(gradients, tx.init(params), params)
+      >>> abs(updates["dense"]["kernel"].round(3))
+      Array([[0.3, 0. , 0. ],
+             [0. , 0. , 0. ],
+             [0. , 0. , 0. ]], dtype=float32)
+    """
+    check_not_negative("spectral_norm_regularization", _STATIC, coefficient=coefficient)
+    for name, number in (("power_iterations", power_iterations), ("seed", seed)):
+        if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
+            raise TypeError(
+                f"spectral_norm_regularization: {name}={number!r} must be a whole number. (Under optax.inject_hyperparams, "
+                f"give static_args={_STATIC}.)"
+            )
+    if power_iterations < 1:
+        raise ValueError(f"spectral_norm_regularization: power_iterations={power_iterations} must be at least 1.")
+
+    def init_fn(params: PyTree) -> SpectralNormRegularizationState:
+        if is_placeholder(params):  # The parameters are nowhere in the state.
+            return SpectralNormRegularizationState(jnp.zeros(()))  # pyright: ignore[reportArgumentType]
+        found, leaves = resolve_layers(layers, params)
+        if not found:
+            raise ValueError(
+                "spectral_norm_regularization found no layers to regularize; give others as layers=. Left out: "
+                f"{', '.join(f'{path} ({why})' for path, why in found.left_out.items()) or 'nothing'}."
+            )
+        vectors = {}
+        for index, layer in enumerate(found):
+            kernel = leaves[layer.kernel]
+            shape = kernel_shape(layer, kernel.shape)
+            sizes = [1 if axis in shape.input_axes else size for axis, size in enumerate(kernel.shape)]
+            # Drawn by numpy: by JAX, each shape would cost half a second to compile.
+            start = np.random.default_rng((seed, index)).standard_normal(sizes)
+            start /= np.linalg.norm(start, axis=shape.output_axes, keepdims=True)
+            vectors[layer.name] = replicated(jnp.asarray(start, at_least_float32(kernel.dtype)))
+        return SpectralNormRegularizationState(vectors)
+
+    def update_fn(
+        updates: PyTree, state: SpectralNormRegularizationState, params: PyTree | None = None, **extra_args: Any
+    ) -> tuple[PyTree, SpectralNormRegularizationState]:
+        del extra_args
+        check_params("spectral_norm_regularization", params)
+        found, leaves = resolve_layers(layers, params)
+        check_state("spectral_norm_regularization", getattr(state, "left_singular_vectors", state), found)
+        check_updates("spectral_norm_regularization", updates, found, leaves)
+        kernels = {layer.kernel: leaves[layer.kernel] for layer in found}
+        gradients, vectors = _power_iteration(found, int(power_iterations), kernels, state.left_singular_vectors)
+
+        def regularized(key_path: tuple[Any, ...], update: Array) -> Array:
+            path = path_name(key_path)
+            if path not in gradients:
+                return update
+            penalty = coefficient * gradients[path]
+            return (update.astype(penalty.dtype) + penalty).astype(update.dtype)
+
+        return jax.tree_util.tree_map_with_path(regularized, updates), SpectralNormRegularizationState(vectors)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))  # One program, where nothing around it is jitted.
+def _power_iteration(
+    found: Layers, rounds: int, kernels: dict[Path, Array], start: dict[str, Float[Array, "..."]]
+) -> tuple[dict[Path, Array], dict[str, Float[Array, "..."]]]:
+    """`σ u vᵀ` of each layer, by its kernel's path and in its shape, and the `u` of each, by its name."""
+
+    def one_round(lefts: dict[str, Array]) -> tuple[dict[Path, Array], dict[str, Array]]:
+        gradients, new_lefts = {}, {}
+        for layer in found:
+            shape = kernel_shape(layer, kernels[layer.kernel].shape)
+            left = lefts[layer.name]
+            kernel = kernels[layer.kernel].astype(left.dtype)
+            # Sums of products are full float32 on every device, need no transpose, and on CPU beat a matrix product.
+            right, _ = _normalized(jnp.sum(kernel * left, shape.output_axes, keepdims=True), shape.input_axes)
+            product = jnp.sum(kernel * right, shape.input_axes, keepdims=True)
+            new, sigma = _normalized(product, shape.output_axes)
+            gradients[layer.kernel] = product * right
+            new_lefts[layer.name] = replicated(jnp.where(jnp.isfinite(sigma) & (sigma > 0), new, left))
+        return gradients, new_lefts
+
+    return one_round(jax.lax.fori_loop(1, rounds, lambda _, lefts: one_round(lefts)[1], start))
+
+
+def _normalized(vectors: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """Vectors along these axes at unit length, zero where they are zero; and their lengths."""
+    length = jnp.sqrt(jnp.sum(vectors**2, axes, keepdims=True))
+    return jnp.where(length == 0, 0, vectors / length), length
