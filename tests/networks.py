@@ -153,7 +153,7 @@ class NNXBlock(nnx.Module):
 class NNXNetwork(nnx.Module):
     def __init__(self, use_bias: bool, rngs: nnx.Rngs):
         self.tok = nnx.Embed(11, 6, rngs=rngs)
-        self.pos_embedding = nnx.Param(jnp.ones((1, 5, 6)))
+        self.pos_embedding = nnx.Param(jnp.ones((1, 5, 6), jnp.float32))
         self.conv1 = nnx.Conv(6, 8, (3,), use_bias=use_bias, rngs=rngs)
         self.bn = nnx.BatchNorm(8, rngs=rngs)
         self.conv2 = nnx.Conv(1, 4, (3, 2), use_bias=use_bias, rngs=rngs)

@@ -16,7 +16,7 @@ from networks import KEY, NETWORKS, TOKENS, LinenNetwork, filled, linen
 import tb_optax
 
 X = jnp.ones((2, 6))
-IMAGES = jnp.ones((2, 8, 8, 3))
+IMAGES = jnp.ones((2, 8, 8, 3), jnp.float32)
 SEQUENCES = jnp.ones((2, 5, 6), jnp.float32)
 SQUARES = {name: jnp.ones((6, 6)) for name in ("w1", "w2", "w3")}
 STACK = {"w": jnp.ones((3, 6, 6)), "b": jnp.ones((3, 6)), "scale": jnp.ones((3, 6))}
@@ -367,7 +367,7 @@ def test_standardized_and_normalized_weights_are_followed_by_their_gains():
         w = (p["w"] - p["w"].mean((0, 1, 2))) / jnp.sqrt(p["w"].var((0, 1, 2)) + 1e-5) * p["gain"]
         return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")) + p["b"]
 
-    params = {"w": jnp.ones((3, 3, 3, 4)), "gain": jnp.ones(4), "b": jnp.ones(4)}
+    params = {"w": jnp.ones((3, 3, 3, 4), jnp.float32), "gain": jnp.ones(4, jnp.float32), "b": jnp.ones(4, jnp.float32)}
     assert traced_axes(forward, params, IMAGES) == {"w": ((2,), (3,), ())}
     assert follows(forward, params, IMAGES) == {"w": {"gain", "b"}}
 
