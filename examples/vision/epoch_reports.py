@@ -69,6 +69,8 @@ def _describe(line: dict[str, Any]) -> str:
 
 def _write_events(events: SummaryWriter, line: dict[str, Any]) -> None:
     for name, value in line.items():
+        if name in ("gradient_norms_within", "spectra_within"):
+            continue  # they are of steps, and TensorBoard's axis is of epochs
         if isinstance(value, dict):
             for layer, number in value.items():
                 events.add_scalar(f"{name}/{layer}", number, line["epoch"])

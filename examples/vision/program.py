@@ -19,6 +19,7 @@ from examples.vision.training import (
     EpochMetrics,
     Images,
     Network,
+    Observations,
     TrainState,
     evaluate,
     measure_alphas,
@@ -50,14 +51,16 @@ class Program(NamedTuple):
     """What trains a setting. Where several seeds train together, every array has a first axis of their number."""
 
     start: Callable[[Sequence[int]], TrainState]
-    train: Callable[[TrainState], tuple[TrainState, EpochMetrics, dict[str, Array]]]
-    """An epoch; its last result are the gradient norms of `weights`."""
+    train: Callable[[TrainState], tuple[TrainState, EpochMetrics, Observations]]
+    """An epoch; the gradient norms are those of `weights`."""
     test: Callable[[TrainState], EpochMetrics]
     measure: Callable[[TrainState], dict[str, Array]]
     """The alpha of each of `weights`, balanced or not; NaN where there is none."""
     balanced: tb_optax.Layers
     weights: tb_optax.Layers
     """Every weight with two eigenvalues or more, the first and the last layer too."""
+    watched: tb_optax.Layer
+    """Whose spectrum is told within the first epoch too: the second balanced one, in ResNet-18 `layer1/0/conv2`."""
     bytes_needed: int
     """On each device, while it trains."""
 
@@ -95,6 +98,8 @@ def compile_program(
     example = jax.ShapeDtypeStruct((1, *dataset.train.images.shape[1:]), jnp.float32)
     balanced = paper_layers(network, params, batch_stats, example, first_and_last=first_and_last)
     weights = paper_layers(network, params, batch_stats, example, min_eigenvalues=2, first_and_last=True)
+    # An early weight, as they are small: copies of a late one would need as much memory as the network.
+    watched = (balanced or weights)[:2][-1]
     tx = create_optimizer(balanced, weights)
 
     def start(seeds: Sequence[int]) -> TrainState:
@@ -107,7 +112,7 @@ def compile_program(
     # In force while tracing, the mesh is also what TempBalance divides its eigenproblems over.
     with jax.set_mesh(mesh):
         compiled = partial(jax.jit, out_shardings=PartitionSpec())
-        one_epoch = partial(train_epoch, network, tx, weights, batch_size, dataset.flip)
+        one_epoch = partial(train_epoch, network, tx, weights, watched, batch_size, dataset.flip)
         many = () if together == 1 else (together,)
         abstract = lambda leaf: jax.ShapeDtypeStruct((*many, *leaf.shape), leaf.dtype, sharding=replicated)
         state = jax.tree.map(abstract, jax.eval_shape(partial(_initial_state, params, batch_stats, tx, 0)))
@@ -121,6 +126,7 @@ def compile_program(
         lambda state: measure(state.params),
         balanced,
         weights,
+        watched,
         _bytes_needed(train),
     )
 

@@ -1,13 +1,14 @@
 """Results: one line of JSON for each finished run, in plain files that merge by being put behind one another.
 
 A line holds the run's settings, its final accuracies and losses, how accuracy, learning rate and every layer's alpha,
-scale and gradient norm went over the epochs, histograms of the final spectra, and where it was computed. A run is known
-by its settings: where several lines have the same, the last one counts.
+scale and gradient norm went over the epochs, gradient norms within the first epochs and spectra of one weight there and
+later (not in lines of older versions), histograms of the final spectra, and where it was computed. A run is known by its
+settings: where several lines have the same, the last one counts.
 """
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,26 @@ def row_of(directory: RunDirectory) -> Row:
         **{name: last[name] for name in ("test_accuracy", "test_loss", "train_accuracy", "train_loss")},
         "seconds": round(sum(line["seconds"] for line in log), 1),
         "history": {name: [_rounded(line[name]) for line in log] for name in _OVER_EPOCHS}
-        | {name: {layer: [_rounded(line[name][layer]) for line in log] for layer in last[name]} for name in _OVER_LAYERS},
+        | {name: {layer: [_rounded(line[name][layer]) for line in log] for layer in last[name]} for name in _OVER_LAYERS}
+        | _within_epochs(log),
         **summary,
     }
+
+
+def _within_epochs(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of each layer the gradient norms within each epoch that has them, and all spectra of one weight.
+
+    Nothing of a run whose first epoch's line lacks them: an older version began it.
+    """
+    found = {}
+    if "gradient_norms_within" in log[0]:
+        lines = [line["gradient_norms_within"] for line in log if "gradient_norms_within" in line]
+        norms = {layer: [list(map(_rounded, line["norms"][layer])) for line in lines] for layer in lines[0]["norms"]}
+        found["gradient_norms_within"] = {**lines[0], "norms": norms}
+    if "spectra_within" in log[0]:
+        lines = [line["spectra_within"] for line in log if "spectra_within" in line]
+        found["spectra_within"] = {**lines[0], "spectra": [each for line in lines for each in line["spectra"]]}
+    return found
 
 
 def read_results(paths: Iterable[Path]) -> list[Row]:

@@ -150,4 +150,6 @@ def _finite(value: Any) -> Any:
     """JSON has no NaN: null stands for a number that is none."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,13 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import rich.console
 from flax import nnx
 from jax.sharding import Mesh
 
-import tb_optax
 from examples.vision.checkpoints import Checkpoints
 from examples.vision.data import Dataset
 from examples.vision.epoch_reports import epoch_reports
@@ -25,9 +23,11 @@ from examples.vision.program import Program, compile_program, place, stack, unst
 from examples.vision.provenance import provenance
 from examples.vision.run_directory import RunDirectory
 from examples.vision.settings import METHODS, Settings
-from examples.vision.training import TrainState
+from examples.vision.training import NORM_INTERVAL, Observations, TrainState, kernels, watched_steps
+from examples.vision.weight_spectra import histograms, of_one_weight, told_after
 
-_BINS = 50
+_EPOCHS_WITHIN = 10
+"""So many epochs' logs tell gradient norms within the epoch too: as many as the paper's Figure 18 shows."""
 
 
 class Trainer:
@@ -112,7 +112,7 @@ class Trainer:
         layers that are not balanced. Where seeds train together, each one's times are its share.
         """
         start = time.perf_counter()
-        state, train_metrics, norms = program.train(state)
+        state, train_metrics, observed = program.train(state)
         _wait(train_metrics)
         trained = time.perf_counter()
         test_metrics = _wait(program.test(state))
@@ -135,14 +135,37 @@ class Trainer:
             "alpha": alphas,
             "scale": {} if balance is None else balance.scale,
             "metric": {} if balance is None else balance.metric,
-            "gradient_norm": norms,
+            "gradient_norm": observed.norms,
         }
         lines = []
         for one in unstack(jax.device_get(found), together):
             one["scale"] = one["scale"] or {layer.name: 1.0 for layer in program.balanced}
             ordered = {name: _in_order(program, one[name]) for name in ("alpha", "metric", "scale", "gradient_norm")}
             lines.append(jax.tree.map(float, one | ordered) | common)
+        weight = kernels(state.params)[program.watched.kernel]
+        for line, own, kernel in zip(lines, unstack(observed, together), unstack(weight, together), strict=True):
+            line |= self._within(program, epoch, own, kernel)
         return state, lines
+
+    def _within(self, program: Program, epoch: int, observed: Observations, kernel: jax.Array) -> dict[str, Any]:
+        """What the log of some epochs tells of the steps in between.
+
+        `gradient_norms_within` has, of each layer, the norms at steps 0, `every`, 2 `every` and so on of the epoch's
+        `steps`; `spectra_within` the spectra of one weight, within the first epoch and after some.
+        """
+        found = {}
+        if epoch <= _EPOCHS_WITHIN:
+            norms = {name: values.tolist() for name, values in jax.device_get(observed.norms_within).items()}
+            found["gradient_norms_within"] = {
+                "every": NORM_INTERVAL, "steps": self.steps, "norms": _in_order(program, norms)
+            }  # fmt: skip
+        if told_after(epoch, self.settings.epochs):
+            copies = jax.device_get(observed.watched) if epoch == 1 else ()
+            weights = dict(zip(watched_steps(self.steps), copies, strict=False))
+            weights[epoch * self.steps] = jax.device_get(kernel)
+            spectra = of_one_weight(program.watched, weights, FITS[self.settings.fit])
+            found["spectra_within"] = {"layer": program.watched.name, "steps": self.steps, "spectra": spectra}
+        return found
 
     def _refreshes(self, epoch: int) -> int:
         """How many refreshes fall in an epoch, the first being 1."""
@@ -155,7 +178,7 @@ class Trainer:
     def _finish(self, program: Program, state: TrainState, seed: int, directory: RunDirectory) -> None:
         """What is left of a run behind its last epoch."""
         params = jax.device_get(state.params)  # alone: the other processes are not here
-        spectra = _spectra(program, params, FITS[self.settings.fit])
+        spectra = _in_order(program, histograms(params, program.weights, FITS[self.settings.fit]))
         directory.write_summary({"spectra": spectra, "provenance": provenance()})
         log = directory.log()
         title = f"{self.settings.model} x{self.settings.width:g}, {self._name}, {self.settings.method}"
@@ -193,20 +216,6 @@ def _sharding(leaf: jax.Array) -> Any:
 def _in_order(program: Program, values: Mapping[str, Any]) -> dict[str, Any]:
     """By layer, in the network's order."""
     return {layer.name: values[layer.name] for layer in program.weights if layer.name in values}
-
-
-def _spectra(program: Program, params: nnx.State, fit_tail: Callable[..., tb_optax.PowerLaw]) -> dict[str, Any]:
-    """A histogram of the logarithm of each layer's eigenvalues, and the tail that a fit finds in them."""
-    found = {}
-    for name, eigenvalues in tb_optax.spectra(params, layers=program.weights).items():
-        fit, values = fit_tail(eigenvalues), np.asarray(eigenvalues)
-        logs = np.log10(values[values > 0])
-        if len(logs):
-            counts, edges = np.histogram(logs, _BINS)
-            edges = [round(float(edges[0]), 4), round(float(edges[-1]), 4)]
-            tail = {"alpha": float(fit.alpha), "threshold": float(fit.threshold)}
-            found[name] = {"log10_edges": edges, "counts": counts.tolist(), **tail, "eigenvalues": len(values)}
-    return _in_order(program, found)
 
 
 def _wait(arrays: Any) -> Any:

@@ -39,6 +39,26 @@ class EpochMetrics(NamedTuple):
     accuracy: Float[Array, ""]
 
 
+class Observations(NamedTuple):
+    """What an epoch tells of its gradients, by the name of the layer whose kernel's they are, and of one weight."""
+
+    norms: dict[str, Float[Array, ""]]
+    """Of the loss's gradient, their mean over the steps."""
+    norms_within: dict[str, Float[Array, " points"]]
+    """At the first step and every `NORM_INTERVAL`th from there."""
+    watched: Float[Array, "copies ..."]
+    """The watched kernel before each of the steps that `watched_steps` has."""
+
+
+NORM_INTERVAL = 30
+"""The paper's, of its Figure 18."""
+
+
+def watched_steps(steps: int) -> list[int]:
+    """Four steps of an epoch, the first one among them; fewer in a shorter epoch."""
+    return sorted({part * steps // 4 for part in range(4)})
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A model without its numbers."""
@@ -74,15 +94,16 @@ def train_epoch(
     network: Network,
     tx: optax.GradientTransformationExtraArgs,
     layers: tb_optax.Layers,
+    watched: tb_optax.Layer,
     batch_size: int,
     flip: bool,
     state: TrainState,
     dataset: Images,
-) -> tuple[TrainState, EpochMetrics, dict[str, Float[Array, ""]]]:
+) -> tuple[TrainState, EpochMetrics, Observations]:
     """One pass over the training set in a random order, in whole batches; what remains is left for another epoch.
 
-    Each epoch draws from the run's seed and its own number, so a resumed run draws the same. The last result is the norm
-    of the loss's gradient of each of `layers`, its mean over the steps.
+    Each epoch draws from the run's seed and its own number, so a resumed run draws the same. The norms are those of
+    `layers`; of `watched` there are copies of its kernel.
     """
     key = jax.random.key(state.seed)
     order_key, augment_key = jax.random.split(jax.random.fold_in(key, state.epoch))
@@ -90,8 +111,12 @@ def train_epoch(
     steps = len(images) // batch_size
     order = jax.random.permutation(order_key, len(images))[: steps * batch_size].reshape(steps, batch_size)
 
-    def step(state: TrainState, inputs: tuple[Array, Array]) -> tuple[TrainState, Any]:
-        rows, key = inputs
+    copied = jnp.asarray(watched_steps(steps))
+
+    def step(carry: tuple[TrainState, Array], inputs: tuple[Array, Array, Array]) -> tuple[tuple[TrainState, Array], Any]:
+        (state, copies), (rows, key, number) = carry, inputs
+        # Overwritten until the step that it is to be of; behind the last one nothing is written.
+        copies = copies.at[jnp.sum(copied < number)].set(kernels(state.params)[watched.kernel], mode="drop")
         rows = split(rows)
         batch = split(normalize(crop_and_flip(key, images[rows], flip=flip), mean, std))
 
@@ -105,18 +130,27 @@ def train_epoch(
         params: nnx.State = optax.apply_updates(state.params, updates)  # pyright: ignore[reportAssignmentType]
         correct = jnp.mean(logits.argmax(-1) == labels[rows])
         state = state._replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
-        return state, (EpochMetrics(loss, correct), kernel_norms(grads, layers))
+        return (state, copies), (EpochMetrics(loss, correct), kernel_norms(grads, layers))
 
-    state, metrics = jax.lax.scan(step, state, (order, jax.random.split(augment_key, steps)))
-    metrics, norms = jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
-    return state._replace(epoch=state.epoch + 1), metrics, norms
+    kernel = kernels(state.params)[watched.kernel]
+    carry = (state, jnp.zeros((len(copied), *kernel.shape), kernel.dtype))
+    inputs = (order, jax.random.split(augment_key, steps), jnp.arange(steps))
+    (state, copies), (metrics, norms) = jax.lax.scan(step, carry, inputs)
+    within = {layer: values[::NORM_INTERVAL] for layer, values in norms.items()}
+    metrics, mean = jax.tree.map(lambda values: jnp.mean(values, axis=0), (metrics, norms))
+    return state._replace(epoch=state.epoch + 1), metrics, Observations(mean, within, copies)
 
 
 def kernel_norms(grads: nnx.State, layers: tb_optax.Layers) -> dict[str, Float[Array, ""]]:
     """The norm of the gradient of each layer's kernel, all its axes together."""
-    path_name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
-    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(grads)}
+    leaves = kernels(grads)
     return {layer.name: jnp.linalg.norm(leaves[layer.kernel].astype(jnp.float32).reshape(-1)) for layer in layers}
+
+
+def kernels(params: nnx.State) -> dict[str, Array]:
+    """Every leaf, by the path that layers have for it."""
+    path_name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
 def evaluate(network: Network, batch_size: int, state: TrainState, dataset: Images) -> EpochMetrics:

@@ -45,6 +45,29 @@ def make_row(accuracy, layers=LAYERS, **changes):
     }
 
 
+def with_norms_within(row, steps=70, epochs=2):
+    """The same run with gradient norms at every 30th step of the first epochs, some random numbers."""
+    random = np.random.default_rng(0)
+    points = -(-steps // 30)
+    norms = {layer: random.lognormal(size=(epochs, points)).tolist() for layer in row["history"]["alpha"]}
+    within = {"every": 30, "steps": steps, "norms": norms}
+    return {**row, "history": {**row["history"], "gradient_norms_within": within}}
+
+
+def with_spectra_within(row, steps=70, iterations=(0, 17, 35, 52, 70, 140, 350, 700)):
+    """The same run with spectra of one weight, in the first epoch and later."""
+    random = np.random.default_rng(0)
+    spectra = [{"iteration": iteration, **_spectrum(random, 2 + 1 / (1 + iteration), 500)} for iteration in iterations]
+    within = {"layer": LAYERS[2], "steps": steps, "spectra": spectra}
+    return {**row, "history": {**row["history"], "spectra_within": within}}
+
+
+def finals(rows, method, layers):
+    """The final alphas of ResNet18's runs by this method, `(runs, layers)`."""
+    chosen = [row for row in rows if (row["settings"]["method"], row["settings"]["model"]) == (method, "resnet18")]
+    return np.array([[row["history"]["alpha"][layer][-1] for layer in layers] for row in chosen])
+
+
 def write_rows(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

@@ -43,8 +43,13 @@ def assert_same_run(out, expected):
     """The same numbers epoch by epoch, and the same state in the end, but for the order of sums and the time it took."""
     close = lambda got, wanted: np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-5)
     timed = ("images_per_second", "refresh_seconds", "seconds")
-    numbers = lambda out: [{name: line[name] for name in line if name not in timed} for line in log(out)]
+    without = (*timed, "spectra_within")  # an eigenvalue may be in the next bin
+    numbers = lambda out: [{name: line[name] for name in line if name not in without} for line in log(out)]
+    largest = lambda out: [
+        spectrum["log10_edges"][1] for line in log(out) for spectrum in line.get("spectra_within", {}).get("spectra", ())
+    ]
     jax.tree.map(close, numbers(out), numbers(expected))
+    np.testing.assert_allclose(largest(out), largest(expected), atol=1e-3)
     jax.tree.map(close, final_arrays(out, RUN["epochs"]), final_arrays(expected, RUN["epochs"]))
 
 

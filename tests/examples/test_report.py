@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from flax import nnx
-from made_up import LAYERS, make_row, write_rows
+from made_up import LAYERS, finals, make_row, with_norms_within, with_spectra_within, write_rows
 
 import tb_optax
 from examples.vision.errors import UserError
@@ -17,8 +17,6 @@ from examples.vision.grids import load_grid, ready_grids
 from examples.vision.models import create_model
 from examples.vision.report import markdown as report_module
 from examples.vision.report.alphas import spreads
-from examples.vision.report.figures import DECAYS, synthetic_alphas
-from examples.vision.report.layer_figures import density_of, tail_share
 from examples.vision.report.markdown import Report, report
 from examples.vision.report.published import read_published
 from examples.vision.report.sections import comparisons, other_runs, sections_of
@@ -122,12 +120,6 @@ def test_the_spread_of_alphas_is_over_the_balanced_layers(written, rows):
     assert spread_cells(text, "CAL")[-2:] == ["—", "—"]
 
 
-def finals(rows, method, layers):
-    """The final alphas of ResNet18's runs by this method, `(runs, layers)`."""
-    chosen = [row for row in rows if (row["settings"]["method"], row["settings"]["model"]) == (method, "resnet18")]
-    return np.array([[row["history"]["alpha"][layer][-1] for layer in layers] for row in chosen])
-
-
 def spread_cells(text, method):
     return cells(text[text.index("How far apart") : text.index("Final alphas beside")], "ResNet18, cifar10_jpeg", method)
 
@@ -164,10 +156,10 @@ def test_alphas_are_published_for_every_layer_of_that_network():
 def test_every_figure_shown_is_there_with_a_text_in_its_place(written):
     text, folder = written
     shown = re.findall(r"!\[(.+)\]\((.+)\)", text)
-    of_layers = ("layers", "deviations", "alphas", "training", "gradients", "spectra")
-    names = ["small-accuracy.png", *(f"small-1-{name}.png" for name in of_layers)]
-    assert [name for _, name in shown] == [*names, "figure10.png"]
-    assert {path.name for path in folder.iterdir()} == {"README.md", *names, "figure10.png"}
+    of_layers = ("alphas", "layers", "deviations", "pair", "training", "gradients", "spectra")
+    names = ["small-accuracy.png", *(f"small-1-{name}.png" for name in of_layers), "figure10.png", "figure12.png"]
+    assert [name for _, name in shown] == names
+    assert {path.name for path in folder.iterdir()} == {"README.md", *names}
     for says, name in shown:
         assert len(says) > 20
         data = (folder / name).read_bytes()
@@ -244,6 +236,24 @@ def test_alphas_that_a_run_lacks_are_left_out_of_the_spread():
     assert cal.deviation == pytest.approx(np.std([rows[0]["history"]["alpha"][layer][-1] for layer in LAYERS[2:-1]]))
 
 
+def test_the_layers_shown_are_named_and_whether_they_are_the_papers(written):
+    text, _ = written
+    (says,) = re.findall(r"!\[(.+)\]\(small-1-pair\.png\)", text)
+    assert f"{LAYERS[2]} and {LAYERS[3]} over the epochs" in says and "this network has not the paper's two" in says
+
+
+def test_only_runs_that_tell_of_the_steps_within_epochs_have_figures_of_them(grid, tmp_path):
+    rows = [with_spectra_within(with_norms_within(make_row(70.0, method=method))) for method in ("cal", "tb")]
+    path = write_rows(tmp_path / "r.jsonl", rows)
+    text = report(Report(results=(path,), grids=(grid,), out=tmp_path / "report")).read_text()
+    within = ("norms", "histograms", "weight")
+    for name in within:
+        assert f"(small-1-{name}.png)" in text and (tmp_path / "report" / f"small-1-{name}.png").exists()
+    del rows[0]["history"]["gradient_norms_within"], rows[1]["history"]["spectra_within"]
+    text = report(Report(results=(write_rows(path, rows),), grids=(grid,), out=tmp_path / "older")).read_text()
+    assert "small-1-training.png" in text and not any(f"-{name}.png" in text for name in within)
+
+
 def test_a_run_in_two_files_counts_once_and_the_last_one_holds(rows, grid, tmp_path):
     first, second = write_rows(tmp_path / "a.jsonl", rows[:2]), tmp_path / "b.jsonl"
     write_rows(second, [make_row(80.0, method="cal", seed=37)])
@@ -291,6 +301,8 @@ def test_a_diverged_run_is_reported(tmp_path):
     rows = [make_row(10.0, method=method, epochs=2) for method in ("cal", "tb")]
     rows[1]["history"]["alpha"] = {layer: [3.0, None] for layer in LAYERS}
     rows[1]["history"]["gradient_norm"] = {layer: [None, None] for layer in LAYERS}
+    rows = [with_norms_within(row, steps=30, epochs=1) for row in rows]
+    rows[1]["history"]["gradient_norms_within"]["norms"] = {layer: [[None]] for layer in LAYERS}
     for spectrum in rows[1]["spectra"].values():
         spectrum.update(alpha=float("nan"), threshold=float("nan"))
     text = report(Report(results=(write_rows(tmp_path / "r.jsonl", rows),))).read_text()
@@ -305,19 +317,6 @@ def test_settings_are_in_words(tmp_path):
     text = text[text.index("## Other runs") : text.index("## Figure 10")]
     assert cells(text, "ResNet18", "goodness of fit", "TB")
     assert "train split train[:10000]" in text and "scales 0.6 to 1.4" in text
-
-
-def test_the_fits_find_the_exponent_of_synthetic_spectra():
-    for alphas in synthetic_alphas().values():
-        np.testing.assert_allclose(alphas, 1 + 1 / DECAYS, rtol=0.01)
-
-
-def test_densities_hold_all_eigenvalues_and_the_law_its_share():
-    spectrum = make_row(70.0)["spectra"]["layer1/0/conv1"]
-    counts, edges, density = density_of(spectrum)
-    assert (density * np.diff(edges)).sum() == pytest.approx(1)
-    assert tail_share(counts, edges, spectrum["threshold"]) == pytest.approx(0.5, abs=0.03)
-    assert tail_share(counts, edges, edges[0]) == pytest.approx(1)
 
 
 def test_published_figures_are_of_the_settings_they_name(tmp_path):

@@ -217,6 +217,9 @@ def test_seeds_trained_together_end_as_one_at_a_time(command, small, monkeypatch
         np.testing.assert_allclose(row["test_loss"], same["test_loss"], rtol=1e-3)
         for layer, alphas in row["history"]["alpha"].items():
             np.testing.assert_allclose(alphas, same["history"]["alpha"][layer], rtol=1e-2)
+        first, others = (each["history"]["gradient_norms_within"]["norms"] for each in (row, same))
+        for layer, norms in first.items():
+            np.testing.assert_allclose(norms[0], others[layer][0], rtol=1e-2)
     for path in sorted(command.runs.iterdir()):  # every folder is as if that run had been alone
         arrays, others = final_arrays(path, 2), final_arrays(together.runs / path.name, 2)
         assert arrays.keys() == others.keys()

@@ -21,7 +21,9 @@ from examples.vision import trainer as trainer_module
 from examples.vision.checkpoints import Checkpoints
 from examples.vision.compare import compare
 from examples.vision.errors import UserError
+from examples.vision.results import row_of
 from examples.vision.settings import Devices, Settings
+from examples.vision.weight_spectra import told_after
 
 train = functools.partial(train_module.train, devices=Devices(mesh=1))  # as in a process of its own, on its one device
 SMALL = dict(width=1 / 16, epochs=3, batch_size=32, train_split="train", learning_rate=0.05)
@@ -92,6 +94,9 @@ def test_a_run_learns_and_logs_every_layer_each_epoch(finished):
     for line in log:
         assert list(line["alpha"]) == list(line["gradient_norm"]) == ["convs/0", "convs/1", "convs/2", "linear"]
         assert list(line["scale"]) == ["convs/1", "convs/2"] and min(line["gradient_norm"].values()) > 0
+        within = line["gradient_norms_within"]
+        assert (within["every"], within["steps"]) == (30, 3) and list(within["norms"]) == list(line["alpha"])
+        assert all(len(norms) == 1 and norms[0] > 0 for norms in within["norms"].values())
         assert min(line["scale"].values()) == pytest.approx(0.5)
         assert max(line["scale"].values()) == pytest.approx(1.5)
         assert line["refreshes"] == 1 and 0 < line["refresh_seconds"] < line["seconds"]
@@ -193,6 +198,38 @@ def spectrum(kernel):
     """Of a convolution's kernel, as the paper has it: of every place of the window, all together."""
     matrices = np.asarray(kernel, np.float64).reshape(-1, *kernel.shape[2:]) * np.sqrt(0.5)
     return np.sort(np.linalg.svd(matrices, compute_uv=False).ravel() ** 2).astype(np.float32)
+
+
+@pytest.mark.slow
+def test_a_weights_spectra_are_told_within_the_first_epoch_and_after_some(settings, small, tmp_path):
+    directory = train(dataclasses.replace(settings, epochs=2), tmp_path / "run")
+    within = row_of(directory)["history"]["spectra_within"]
+    assert (within["layer"], within["steps"]) == ("convs/2", 3)
+    assert [spectrum["iteration"] for spectrum in within["spectra"]] == [0, 1, 2, 3, 6]
+    for iteration, epoch in ((3, 1), (6, 2)):  # the checkpoints that are kept
+        (kernel,) = (
+            array
+            for path, array in final_arrays(tmp_path / "run", epoch).items()
+            if "params/convs/2/kernel" in path_text(path) and "opt" not in path
+        )
+        (told,) = (each for each in within["spectra"] if each["iteration"] == iteration)
+        values = spectrum(kernel)
+        assert told["eigenvalues"] == len(values) == sum(told["counts"])
+        assert told["log10_edges"][1] == pytest.approx(np.log10(values[-1]), abs=1e-3)
+    assert [epoch for epoch in range(1, 31) if told_after(epoch, 30)] == [1, 2, 5, 10, 20, 30]
+
+
+@pytest.mark.slow
+def test_norms_within_epochs_are_told_of_the_first_ten(settings, small, tmp_path):
+    directory = train(dataclasses.replace(settings, epochs=12, batch_size=2), tmp_path / "run")
+    log = directory.log()
+    assert ["gradient_norms_within" in line for line in log] == [True] * 10 + [False] * 2
+    within = row_of(directory)["history"]["gradient_norms_within"]
+    assert (within["every"], within["steps"]) == (30, 48) and list(within["norms"]) == list(log[0]["gradient_norm"])
+    for layer, norms in within["norms"].items():
+        logged = [line["gradient_norms_within"]["norms"][layer] for line in log[:10]]
+        assert np.shape(norms) == (10, 2)
+        np.testing.assert_allclose(norms, logged, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from examples.vision.report.published import Published, figures_of
-from examples.vision.report.sections import Entry, Task, closest
+from examples.vision.report.sections import Entry, Task, cal_and_tb, closest, other_runs
 from examples.vision.report.statistics import Paired, mean_and_deviation, paired
 from examples.vision.results import Row
 
@@ -24,6 +25,13 @@ class Spread(NamedTuple):
     """The deviation minus CAL's, by seed; None for CAL, and where they share fewer than two seeds."""
     of_larger_layers: Paired | None
     """The same over `larger_layers`; None too where there are none."""
+
+
+class Pooled(NamedTuple):
+    """Final alphas of a method's balanced layers, those of all its seeds together."""
+
+    seeds: int
+    alphas: Float[np.ndarray, " n"]
 
 
 class Agreement(NamedTuple):
@@ -56,6 +64,27 @@ def larger_layers(rows: Sequence[Row], layers: Sequence[str]) -> list[str]:
 
 def _eigenvalues(row: Row, layer: str) -> int:
     return row["spectra"][layer]["eigenvalues"] if layer in row["spectra"] else 0  # no spectrum where it diverged
+
+
+def pooled(methods: Mapping[str, Sequence[Row]]) -> dict[str, Pooled]:
+    """Of each method's runs the final alphas, those that there are, of the layers that all the methods balance."""
+    layers = balanced_layers([row for rows in methods.values() for row in rows])
+    found = {}
+    for label, rows in methods.items():
+        alphas = np.array([list(final_alphas(row, layers).values()) for row in rows], float).ravel()
+        found[label] = Pooled(len(rows), alphas[np.isfinite(alphas)])
+    return found
+
+
+def pooled_by_task(rows: Iterable[Row]) -> dict[str, dict[str, Pooled]]:
+    """The final alphas under CAL and under TB of every task that both have been run on with one seed at least."""
+    found = {}
+    for task in other_runs(rows).tasks():
+        pair = cal_and_tb(task)
+        if pair is not None:
+            cal, tb = (list(task.entries[label].rows.values()) for label in pair[1:])
+            found[task.label] = pooled({"CAL": cal, "TB": tb})
+    return found
 
 
 def alphas_over_seeds(rows: Sequence[Row], layers: Sequence[str]) -> dict[str, tuple[float, float | None]]:

@@ -1,4 +1,4 @@
-"""Figures over results: accuracies, final alphas, and what the three fits make of spectra whose exponent is known."""
+"""Figures over results: accuracies, final alphas by layer, and what the three fits make of spectra of known exponent."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -84,11 +84,17 @@ def _extent(bars: Mapping[str, Bar]) -> tuple[float, float]:
 def _draw_bars(axes: Axes, bars: Mapping[str, Bar], start: float) -> None:
     for place, (label, bar) in enumerate(bars.items()):
         mean, deviation = mean_and_deviation(bar.accuracies)
-        axes.barh(place, mean - start, left=start, height=0.7, color=_color(label), alpha=0.55)
+        axes.barh(place, mean - start, left=start, height=0.7, color=method_color(label), alpha=0.55)
         axes.errorbar(mean, place, xerr=deviation, color="black", capsize=3, linewidth=1.2)
         beside = np.linspace(-0.2, 0.2, len(bar.accuracies)) if len(bar.accuracies) > 1 else [0.0]
         axes.scatter(
-            bar.accuracies, place + np.asarray(beside), s=12, color=_color(label), edgecolor="white", linewidth=0.5, zorder=3
+            bar.accuracies,
+            place + np.asarray(beside),
+            s=12,
+            color=method_color(label),
+            edgecolor="white",
+            linewidth=0.5,
+            zorder=3,
         )
         if bar.published is not None:
             axes.plot(bar.published, place, **_PUBLISHED, zorder=4)
@@ -98,7 +104,8 @@ def _draw_bars(axes: Axes, bars: Mapping[str, Bar], start: float) -> None:
     tidy(axes, "x")
 
 
-def _color(label: str) -> str:
+def method_color(label: str) -> str:
+    """Grey for CAL, blue for TB and TB with another method, orange for all others."""
     return _BLUE if label.startswith("TB") else _GREY if label.startswith("CAL") else _ORANGE
 
 
@@ -110,7 +117,7 @@ def alphas_by_layer(title: str, methods: Mapping[str, LayerAlphas], layers: Sequ
         means = [alphas.over_seeds[layer][0] for layer in layers]
         deviations = [alphas.over_seeds[layer][1] or 0 for layer in layers]
         axes.errorbar(
-            places, means, yerr=deviations, color=_color(label), linestyle="none", marker="o", capsize=2, label=label
+            places, means, yerr=deviations, color=method_color(label), linestyle="none", marker="o", capsize=2, label=label
         )
         published = [alphas.published.get(layer, np.nan) for layer in layers]
         axes.plot(places, published, **_PUBLISHED, zorder=4, label="published" if alphas.published else None)
@@ -130,43 +137,12 @@ def deviations_over_epochs(title: str, methods: Mapping[str, Sequence[np.ndarray
     for label, runs in methods.items():
         for number, deviations in enumerate(runs):
             epochs = range(1, len(deviations) + 1)
-            axes.plot(epochs, deviations, color=_color(label), marker=".", label=None if number else label)
+            axes.plot(epochs, deviations, color=method_color(label), marker=".", label=None if number else label)
     axes.set(xlabel="epoch", ylabel="deviation of PL_Alpha_Hill\nover the balanced layers", ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(title, fontsize=10)
     axes.legend(frameon=False, fontsize=8)
     tidy(axes, "both")
-    save(figure, path)
-
-
-def alpha_distributions(title: str, alphas: Mapping[str, Mapping[str, float]], path: Path) -> None:
-    """The final alphas of the balanced layers under each method: quartiles and extremes, and a dot for each layer."""
-    layers = list(next(iter(alphas.values())))
-    figure, axes = plt.subplots(figsize=(7.5, max(1.9, 1.2 + 0.6 * len(alphas))), layout="constrained")
-    colors = layer_colors(len(layers))
-    beside = np.random.default_rng(0).uniform(-0.2, 0.2, len(layers))
-    for place, values in enumerate(alphas.values()):
-        present = [value for value in values.values() if np.isfinite(value)]
-        if present:
-            least, first, middle, third, most = np.percentile(present, (0, 25, 50, 75, 100))
-            axes.hlines(place, least, most, color="black", linewidth=1)
-            axes.barh(place, third - first, 0.6, first, facecolor="white", edgecolor="black", linewidth=1)
-            axes.vlines(middle, place - 0.3, place + 0.3, color="black", linewidth=1)
-        axes.scatter(
-            list(values.values()),
-            place + beside,
-            color=colors(range(len(layers))),
-            s=22,
-            zorder=3,
-            edgecolor="white",
-            linewidth=0.4,
-        )
-    axes.set_yticks(range(len(alphas)), list(alphas))
-    axes.set_ylim(len(alphas) - 0.5, -0.5)
-    axes.set_xlabel("PL_Alpha_Hill after the last epoch")
-    axes.set_title(title, fontsize=10)
-    tidy(axes, "x")
-    name_layers(figure, [axes], layers)
     save(figure, path)
 
 

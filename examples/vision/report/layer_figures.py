@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
@@ -18,19 +19,16 @@ _SMALLEST_DRAWN = 1e-3
 
 def training_figure(title: str, runs: Mapping[str, Row], layers: Sequence[str], path: Path) -> None:
     """Alpha above and learning rate below, of every balanced layer over the epochs; a column for each method."""
-    rates = lambda history: {
-        layer: np.array(history["learning_rate"]) * _numbers(history["scale"][layer]) for layer in layers
-    }
     parts = {
-        "PL_Alpha_Hill": lambda history: {layer: _numbers(history["alpha"][layer]) for layer in layers},
-        "learning rate": rates,
+        "PL_Alpha_Hill": lambda history: {layer: numbers(history["alpha"][layer]) for layer in layers},
+        "learning rate": lambda history: {layer: rates(history, layer) for layer in layers},
     }
     _over_epochs(title, runs, parts, layers, path)
 
 
 def gradient_figure(title: str, runs: Mapping[str, Row], layers: Sequence[str], path: Path) -> None:
     """The norm of the loss gradient, of every balanced layer over the epochs; a column for each method."""
-    norms = lambda history: {layer: _numbers(history["gradient_norm"][layer]) for layer in layers}
+    norms = lambda history: {layer: numbers(history["gradient_norm"][layer]) for layer in layers}
     _over_epochs(title, runs, {"gradient norm, mean of the epoch": norms}, layers, path, logarithmic=True)
 
 
@@ -125,6 +123,11 @@ def tail_share(counts: np.ndarray, edges: np.ndarray, threshold: float) -> float
     return float((counts * above).sum() / max(counts.sum(), 1))
 
 
-def _numbers(values: Sequence[float | None]) -> np.ndarray:
+def rates(history: Mapping[str, Any], layer: str) -> Float[np.ndarray, " epochs"]:
+    """A layer's learning rates: the schedule's at the start of each epoch, by the scale that was in force at its end."""
+    return np.array(history["learning_rate"]) * numbers(history["scale"][layer])
+
+
+def numbers(values: Sequence[float | None]) -> Float[np.ndarray, " n"]:
     """With NaN for null."""
     return np.array(values, float)

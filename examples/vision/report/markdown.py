@@ -10,12 +10,13 @@ import tyro
 
 from examples.vision.errors import UserError, telling_errors
 from examples.vision.grids import load_grid, ready_grids
-from examples.vision.report.alphas import Agreement, agreements, spreads
+from examples.vision.report.alphas import Agreement, agreements, pooled_by_task, spreads
 from examples.vision.report.figures import synthetic_figure
 from examples.vision.report.published import PUBLISHED, Published, figures_of, read_published
 from examples.vision.report.section_figures import Drawn, section_figures
 from examples.vision.report.sections import Comparison, Entry, Section, Task, comparisons, other_runs, sections_of
 from examples.vision.report.statistics import Paired, mean_and_deviation, p_of_equal_means
+from examples.vision.report.violins import alpha_distributions
 from examples.vision.report.wording import column_title, columns, in_common, method_name, varying
 from examples.vision.results import Row, read_results
 
@@ -72,7 +73,7 @@ def report(command: Report) -> Path:
     for section in sections:
         if section.rows():
             parts += [f"## {section.title}", *_section(section, published, out, drawn)]
-    parts += _figure10()
+    parts += [*_figure10(), *_figure12(rows, out)]
     for section in sections:
         if not section.rows():
             parts += _published_only(section, published)
@@ -260,6 +261,16 @@ def _figure10() -> Iterator[str]:
     yield "## Figure 10: the three fits on synthetic spectra"
     yield "Eigenvalues that decay as `i^-s` have a tail of exponent `1 + 1/s`; 1,000 of them, computed with this report."
     yield "![Alpha by the three fits against the decay s of synthetic spectra, beside the theory's 1 + 1/s](figure10.png)"
+
+
+def _figure12(rows: Sequence[Row], out: Path) -> Iterator[str]:
+    groups = pooled_by_task(rows)
+    if groups:
+        path = out / "figure12.png"
+        alpha_distributions("Final alphas by network and data set", groups, path)
+        yield "## Figure 12: final alphas by network and data set"
+        yield "Of all that CAL and TB have both been run on: the balanced layers of all seeds together."
+        yield f"![Final alphas of the balanced layers, CAL and TB by network and data set: median, mean]({path.name})"
 
 
 def _published_only(section: Section, published: Sequence[Published]) -> Iterator[str]:

@@ -4,19 +4,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from examples.vision.report.alphas import alphas_over_seeds, balanced_layers, deviations_by_epoch, final_alphas
+from examples.vision.report.alphas import alphas_over_seeds, balanced_layers, deviations_by_epoch, pooled
+from examples.vision.report.few_layers import NAMED, two_layers, two_layers_figure
 from examples.vision.report.figures import (
     Bar,
     LayerAlphas,
     accuracy_bars,
-    alpha_distributions,
     alphas_by_layer,
     deviations_over_epochs,
 )
+from examples.vision.report.gradient_figures import histograms_figure, norms_figure, told
 from examples.vision.report.layer_figures import gradient_figure, spectra_figure, training_figure
 from examples.vision.report.published import Published, figures_of
-from examples.vision.report.sections import Entry, Section, Task, closest
-from examples.vision.report.statistics import common_seeds
+from examples.vision.report.sections import Section, Task, cal_and_tb
+from examples.vision.report.violins import alpha_distributions
+from examples.vision.report.weight_figure import tells_spectra, weight_figure
 from examples.vision.results import Row, run_key
 
 Drawn = dict[tuple[str, ...], Path]
@@ -32,11 +34,26 @@ def section_figures(section: Section, published: Sequence[Published], out: Path,
     path = out / f"{section.name}-accuracy.png"
     accuracy_bars(section.title, {label: bars for label, bars in panels.items() if bars}, path)
     yield path, f"{section.title}: test accuracy of each method, with a dot for each seed"
-    pairs = [(task, pair) for task in section.tasks() if (pair := _pair(task)) is not None]
+    pairs = [(task, pair) for task in section.tasks() if (pair := cal_and_tb(task)) is not None]
     for number, (task, (seed, cal, balanced)) in enumerate(pairs[:_MOST_TASKS], 1):
         start = out / f"{section.name}-{number}"
+        yield _distribution_figure(task, start, drawn)
         yield from _all_seeds_figures(task, (cal, balanced), published, start, drawn)
         yield from _one_seed_figures(task, seed, (cal, balanced), start, drawn)
+
+
+def _distribution_figure(task: Task, start: Path, drawn: Drawn) -> tuple[Path, str]:
+    methods = {label: list(entry.rows.values()) for label, entry in task.entries.items() if entry.rows}
+    rows = [row for of in methods.values() for row in of]
+    title = f"{task.label}, {_seeds(rows)}"
+    draw = lambda path: alpha_distributions(title, {"": pooled(methods)}, path)
+    path = _once(start, drawn, title, balanced_layers(rows), "alphas", rows, draw)
+    return path, f"{title}: final alphas of the balanced layers under each method; median, mean, and every layer"
+
+
+def _seeds(rows: Iterable[Row]) -> str:
+    seeds = sorted({row["settings"]["seed"] for row in rows})
+    return f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}"
 
 
 def _bars(task: Task, published: Sequence[Published]) -> dict[str, Bar]:
@@ -46,23 +63,6 @@ def _bars(task: Task, published: Sequence[Published]) -> dict[str, Bar]:
             figures = figures_of(entry.settings, published)
             bars[label] = Bar(list(entry.accuracies.values()), figures[0].mean if figures else None)
     return bars
-
-
-def _pair(task: Task) -> tuple[int, str, str] | None:
-    """The first seed that CAL and TB have both been run with, and their labels; of several TBs, the paper's choice."""
-    with_runs = {label: entry for label, entry in task.entries.items() if entry.rows}
-    for label, cal in with_runs.items():
-        others = [e for e in with_runs.values() if e.settings["method"] == "tb" and common_seeds(cal.rows, e.rows)]
-        if cal.settings["method"] == "cal" and others:
-            # CAL reads no setting of TB, so it has the defaults, and these are the paper's.
-            balanced = closest(cal, others)
-            assert balanced is not None
-            return common_seeds(cal.rows, balanced.rows)[0], label, _label(task, balanced)
-    return None
-
-
-def _label(task: Task, entry: Entry) -> str:
-    return next(label for label, other in task.entries.items() if other is entry)
 
 
 def _all_seeds_figures(
@@ -85,6 +85,13 @@ def _all_seeds_figures(
     }
     path = once("deviations", rows, lambda path: deviations_over_epochs(f"{task.label}, each seed", deviations, path))
     yield path, f"{task.label}: deviation of alpha over the balanced layers, over the epochs, each seed under {both}"
+    few = two_layers(layers)
+    if few:
+        runs = {label: list(entry.rows.values()) for label, entry in entries.items()}
+        title = f"{task.label}, {_seeds(rows)}"
+        path = once("pair", rows, lambda path: two_layers_figure(title, runs, few, path))
+        which = "" if few == NAMED else ": this network has not the paper's two"
+        yield path, f"{title}: learning rate and alpha of {' and '.join(few)} over the epochs, {both}{which}"
 
 
 def _one_seed_figures(task: Task, seed: int, pair: tuple[str, str], start: Path, drawn: Drawn) -> Iterator[tuple[Path, str]]:
@@ -93,17 +100,23 @@ def _one_seed_figures(task: Task, seed: int, pair: tuple[str, str], start: Path,
     methods = _first_of_each_method(task, runs, both)
     layers = balanced_layers(list(runs.values()))
     title = f"{task.label}, seed {seed}"
-    finals = {label: final_alphas(row, layers) for label, row in runs.items()}
     shown = [layer for layer in layers if all(layer in row["spectra"] for row in both.values())]
     few = [shown[index] for index in sorted({0, len(shown) // 2, len(shown) - 1})] if shown else []
 
     once = partial(_once, start, drawn, title, layers)
-    path = once("alphas", runs.values(), lambda path: alpha_distributions(title, finals, path))
-    yield path, f"{title}: final alphas of the balanced layers under each method"
     path = once("training", both.values(), lambda path: training_figure(title, both, layers, path))
     yield path, f"{title}: alpha and learning rate of each layer over the epochs, CAL beside TB"
     path = once("gradients", methods.values(), lambda path: gradient_figure(title, methods, layers, path))
     yield path, f"{title}: gradient norm of each layer over the epochs by method"
+    if told(list(both.values())):
+        path = once("norms", both.values(), lambda path: norms_figure(title, both, layers, path))
+        yield path, f"{title}: largest, mean and least gradient norm within the first epochs, CAL beside TB"
+        path = once("histograms", both.values(), lambda path: histograms_figure(title, both, layers, path))
+        yield path, f"{title}: gradient norms of the layers at iterations of epoch 1, CAL and TB"
+    if tells_spectra(list(both.values())):
+        layer = both[pair[0]]["history"]["spectra_within"]["layer"]
+        path = once("weight", both.values(), lambda path: weight_figure(f"{title}: {layer}", both, path))
+        yield path, f"{title}: spectrum of {layer} within the first epoch and after, CAL and TB"
     if few:
         path = once("spectra", both.values(), lambda path: spectra_figure(title, both, few, path))
         yield path, f"{title}: final spectra of a few layers with the fitted tails, CAL and TB"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from examples.vision.grids import Grid
-from examples.vision.report.statistics import Paired, paired
+from examples.vision.report.statistics import Paired, common_seeds, paired
 from examples.vision.report.wording import TASK, method_label, task_label
 from examples.vision.results import Row, run_key, setting_key
 from examples.vision.settings import METHODS
@@ -107,6 +107,20 @@ def closest(entry: Entry, candidates: Iterable[Entry]) -> Entry | None:
     """Of the candidates, the one that has the most settings in common with `entry`, so its learning rate if one has it."""
     alike = lambda other: sum(other.settings[name] == value for name, value in entry.settings.items())
     return max(candidates, key=alike, default=None)
+
+
+def cal_and_tb(task: Task) -> tuple[int, str, str] | None:
+    """The first seed that CAL and TB have both been run with, and their labels; of several TBs, the paper's choice."""
+    with_runs = {label: entry for label, entry in task.entries.items() if entry.rows}
+    for label, cal in with_runs.items():
+        others = [e for e in with_runs.values() if e.settings["method"] == "tb" and common_seeds(cal.rows, e.rows)]
+        if cal.settings["method"] == "cal" and others:
+            # CAL reads no setting of TB, so it has the defaults, and these are the paper's.
+            balanced = closest(cal, others)
+            assert balanced is not None
+            tb = next(label for label, other in with_runs.items() if other is balanced)
+            return common_seeds(cal.rows, balanced.rows)[0], label, tb
+    return None
 
 
 def comparisons(section: Section) -> list[Comparison]:
