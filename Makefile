@@ -32,8 +32,9 @@ test-slow: .venv/installed-test
 test-lowest: .venv-lowest/installed
 	$(COMPILE_FAST) .venv-lowest/bin/python -m pytest -n 2 -m "not slow" -o filterwarnings=default
 
-# All fast tests on the newest versions that any Python gets.
+# Types and all fast tests on the newest versions that any Python gets: what `make test` is where there is no older one.
 test-newest: .venv-newest/installed
+	.venv-newest/bin/basedpyright --pythonpath .venv-newest/bin/python
 	$(COMPILE_FAST) .venv-newest/bin/python -m pytest -n 2 -m "not slow"
 
 # The library's own tests with float64 admitted; examples in docstrings print what they do without.

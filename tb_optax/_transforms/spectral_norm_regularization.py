@@ -106,7 +106,7 @@ def spectral_norm_regularization(
             sizes = [1 if axis in shape.input_axes else size for axis, size in enumerate(kernel.shape)]
             # Drawn by numpy: by JAX, each shape would cost half a second to compile.
             start = np.random.default_rng((seed, index)).standard_normal(sizes)
-            start /= np.linalg.norm(start, axis=shape.output_axes, keepdims=True)
+            start /= np.sqrt(np.sum(start**2, axis=shape.output_axes, keepdims=True))
             vectors[layer.name] = replicated(jnp.asarray(start, at_least_float32(kernel.dtype)))
         return SpectralNormRegularizationState(vectors)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from examples.vision.errors import UserError
 from examples.vision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -35,7 +36,7 @@ def create_model(
     width: float = 1.0,
     num_classes: int,
     image_shape: tuple[int, int, int],
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
 ) -> nnx.Module:
     """Builds a model with float32 parameters.
@@ -60,4 +61,4 @@ def create_model(
         raise UserError(f"{name} halves its images down from {least}x{least} at least; these are {height}x{breadth}.")
     if round(family.narrowest * width) < 1:
         raise UserError(f"width={width} leaves {name} without channels; give at least {1 / family.narrowest}.")
-    return family(*shape, width=width, in_channels=channels, num_classes=num_classes, dtype=dtype, rngs=rngs)
+    return family(*shape, width=width, in_channels=channels, num_classes=num_classes, dtype=jnp.dtype(dtype), rngs=rngs)
