@@ -88,12 +88,14 @@ def find_damage(checkpoint: Path) -> Path | None:
 
     Orbax reads a flipped byte in an array as another number. One without checksums, as they were made once, is believed.
     """
-    try:
-        json.loads((checkpoint / _METADATA).read_text())
-        written = json.loads((checkpoint / _CHECKSUMS).read_text()) if (checkpoint / _CHECKSUMS).exists() else {}
-    except (OSError, ValueError):
-        return checkpoint / _METADATA
-    for name, checksum in written.items():
+    metadata, checksums = checkpoint / _METADATA, checkpoint / _CHECKSUMS
+    contents: dict[Path, dict[str, Any]] = {}
+    for own in (metadata, checksums) if checksums.exists() else (metadata,):
+        try:
+            contents[own] = dict(json.loads(own.read_text()))
+        except (OSError, ValueError, TypeError):
+            return own
+    for name, checksum in contents.get(checksums, {}).items():
         path = checkpoint / name
         if not path.is_file() or _checksum(path) != checksum:
             return path

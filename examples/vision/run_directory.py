@@ -90,11 +90,12 @@ class RunDirectory:
         lines = []
         for line in self._log.read_text(errors="replace").splitlines() if self._log.exists() else []:
             try:
-                if json.loads(line)["epoch"] != len(lines) + 1:
+                content = json.loads(line)
+                if content["epoch"] != len(lines) + 1:
                     break
             except (ValueError, KeyError, TypeError):
                 break
-            lines.append(json.loads(line))
+            lines.append(content)
         return lines
 
     def cut_log(self, epoch: int) -> None:

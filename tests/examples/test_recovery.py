@@ -93,6 +93,13 @@ def test_orbaxs_own_metadata_counts(run, damage):
     assert "_CHECKPOINT_METADATA is damaged" in line and last_saved(run.checkpoints) == 2
 
 
+@pytest.mark.parametrize("text", ["", "[1", "7"])
+def test_damaged_checksums_are_named(run, text):
+    (run.checkpoints / "3" / "checksums.json").write_text(text)
+    (line,) = recovered(run)
+    assert "checkpoints/3/checksums.json is damaged" in line and last_saved(run.checkpoints) == 2
+
+
 def test_whatever_byte_is_flipped_in_whatever_file_is_found(run):
     generator = np.random.default_rng(0)
     checkpoint = run.checkpoints / "3"
