@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 import tb_optax
+from examples.runs.controls import CONTROLS
 from examples.vision.settings import METHODS, Settings
 
 _METRICS = {
@@ -68,11 +69,16 @@ def create_optimizer(
         min_scale=settings.min_scale,
         max_scale=settings.max_scale,
         metric=create_metric(settings.metric, settings.fit),
-        assign=_ASSIGNMENTS[settings.assignment],
+        assign=_assignment(settings),
         layers=balanced,
         start_step=settings.start_epoch * steps_per_epoch,
     )
     return optax.chain(optimizer, balance)
+
+
+def _assignment(settings: Settings) -> tb_optax.assignments.Assignment:
+    assign = _ASSIGNMENTS[settings.assignment]
+    return assign if settings.control == "none" else CONTROLS[settings.control](assign)
 
 
 def create_metric(metric: str, fit: str) -> Callable[..., jax.Array]:

@@ -33,7 +33,17 @@ _READ_BY_BASE = {
     "lookahead": {"lookahead_steps", "lookahead_step_size"},
 }
 _READ_BY_BALANCE = {
-    *("metric", "fit", "assignment", "min_scale", "max_scale", "update_interval", "start_epoch", "first_and_last"),
+    *(
+        "metric",
+        "fit",
+        "assignment",
+        "control",
+        "min_scale",
+        "max_scale",
+        "update_interval",
+        "start_epoch",
+        "first_and_last",
+    ),
 }
 
 
@@ -108,6 +118,8 @@ class Settings:
     """How the tail of a spectrum is fitted (tb)."""
     assignment: Literal["linear", "sqrt", "log2", "step"] = "linear"
     """How metrics become scales (tb)."""
+    control: Literal["none", "placebo", "mean"] = "none"
+    """Instead of each layer's own scale (tb), that of a layer drawn at every refresh, or every layer the mean of all."""
     min_scale: float = 0.5
     """The least scale of a layer (tb): with linear, that of the heaviest tail."""
     max_scale: float = 1.5
