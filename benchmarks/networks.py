@@ -61,7 +61,7 @@ def create(name: str, seed: int = 0) -> Network:
 
     Args:
       name: `tiny`; `resnet18`, `resnet34`, `resnet50`, `resnet101`, `vgg16`, `vgg19`, each also with the channels of its
-        last stage behind a dash (`resnet18-1024`); `gpt2` (124M parameters); `llama1b` (TinyLlama's 1.1B, bfloat16, its
+        last stage after a dash (`resnet18-1024`); `gpt2` (124M parameters); `llama1b` (TinyLlama's 1.1B, bfloat16, its
         22 layers stacked on a scan axis).
       seed: of the weights.
     """

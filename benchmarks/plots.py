@@ -1,4 +1,4 @@
-"""Plots of the figures: refreshes by network, fits by contender, and the share of training that refreshes take."""
+"""Plots: refreshes by network, by depth and by width; fits by contender; the share of training that refreshes take."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +11,13 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from benchmarks import figure23
+
 _COLORS = plt.get_cmap("tab10").colors  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def plot(parts: Mapping[str, Any], title: str, directory: Path) -> list[Path]:
-    """Writes `refresh.png`, `fits.png` and `share.png`, those for which there are figures; returns their paths."""
+    """Writes `refresh.png`, `fits.png`, `share.png`, `figure23.png`, if there are figures for them; returns their paths."""
     written = []
     refresh = {case["network"]: case["contenders"] for case in parts.get("refresh", [])}
     if refresh:
@@ -32,6 +34,9 @@ def plot(parts: Mapping[str, Any], title: str, directory: Path) -> list[Path]:
     shares = parts.get("steps", {}).get("training", {}).get("shares")
     if shares:
         written += _shares(shares, title, directory / "share.png")
+    timed = [case for case in parts.get("figure23", []) if "median" in case["refresh"]]
+    if timed:
+        written += _figure23(timed, title, directory / "figure23.png")
     return written
 
 
@@ -52,7 +57,7 @@ def _bars(groups: Sequence[str], bars: Mapping[str, Sequence[float]], title: str
     axes.set_xticks(range(len(groups)), groups, rotation=20 if len(groups) > 4 else 0)
     axes.set(title=title, ylabel="milliseconds", yscale="log")
     axes.legend(frameon=False, fontsize=8)
-    return _save(figure, axes, path)
+    return _save(figure, path)
 
 
 def _shares(shares: Mapping[str, Any], title: str, path: Path) -> list[Path]:
@@ -62,12 +67,32 @@ def _shares(shares: Mapping[str, Any], title: str, path: Path) -> list[Path]:
     axes.set(title=f"share of training time in refreshes ({title})", xlabel="updates between refreshes", ylabel="%")
     axes.set_xscale("log")
     axes.set_xticks(intervals, map(str, intervals))
-    return _save(figure, axes, path)
+    return _save(figure, path)
 
 
-def _save(figure: Any, axes: Any, path: Path) -> list[Path]:
-    axes.grid(alpha=0.25, axis="y")
-    axes.spines[["top", "right"]].set_visible(False)
+def _figure23(cases: Sequence[Mapping[str, Any]], title: str, path: Path) -> list[Path]:
+    """Seconds of a refresh by depth and by width, each with its part of an epoch where that is known."""
+    figure, both = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    published = [case for case in cases if figure23.split(case["network"])[1] == 512]
+    widths = [case for case in cases if figure23.split(case["network"])[0] == "resnet18"]
+    for axes, group, part, label in ((both[0], published, 0, "depth"), (both[1], widths, 1, "width of resnet18")):
+        bars = axes.bar(
+            [str(figure23.split(case["network"])[part]) for case in group],
+            [case["refresh"]["median"] for case in group],
+            0.6,
+            color=_COLORS[part],
+        )
+        ratios = map(figure23.share, group)
+        axes.bar_label(bars, ["" if ratio is None else f"{ratio:.2%}" for ratio in ratios], fontsize=8)
+        axes.set(title=f"by {label}", ylabel="seconds")
+    figure.suptitle(f"a refresh, and its part of an epoch ({title})")
+    return _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> list[Path]:
+    for axes in figure.axes:
+        axes.grid(alpha=0.25, axis="y")
+        axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
     return [path]

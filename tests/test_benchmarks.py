@@ -1,5 +1,6 @@
 """The benchmarks compare like with like, and their harness survives what contenders do."""
 
+import collections
 import functools
 import importlib.util
 import json
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import tb_optax
-from benchmarks import busy, devices, refresh, report, steps
+from benchmarks import busy, devices, figure23, refresh, report, steps
 from benchmarks.contenders import load
 from benchmarks.networks import create
 from benchmarks.timing import Contender, ContenderFailed, Deadline, Worker, measure, ratio
@@ -42,6 +43,54 @@ def test_a_scanned_network_is_one_layer_for_each_of_its_slices():
 @pytest.mark.parametrize(("name", "millions"), [("resnet18", 11.17), ("resnet50", 23.52), ("vgg16", 14.73), ("gpt2", 124.4)])
 def test_networks_have_their_published_sizes(name, millions):
     assert count(create(name).params) == pytest.approx(1e6 * millions, rel=1e-3)
+
+
+# Eigenproblems of each size: nine a 3x3 convolution, one a 1x1. By hand, from the published tables of stages and blocks.
+EIGENPROBLEMS = {
+    "resnet18": (19, {64: 46, 128: 37, 256: 37, 512: 27}),
+    "resnet34": (35, {64: 64, 128: 73, 256: 109, 512: 45}),
+    "resnet50": (52, {64: 34, 128: 44, 256: 67, 512: 34, 1024: 1}),
+    "resnet101": (103, {64: 34, 128: 44, 256: 254, 512: 34, 1024: 1}),
+    "resnet18-768": (19, {96: 46, 192: 37, 384: 37, 768: 27}),
+    "resnet18-1024": (19, {128: 46, 256: 37, 512: 37, 1024: 27}),
+    "resnet18-2048": (19, {256: 46, 512: 37, 1024: 37, 2048: 27}),
+}
+
+
+@pytest.fixture
+def weightless(monkeypatch):
+    """Kernels of one number in every place, which take no memory."""
+    from benchmarks.networks import _Weights  # pyright: ignore[reportPrivateUsage]
+
+    kernel = lambda self, *shape, bias=False: {"kernel": np.broadcast_to(np.float32(1), shape)}
+    monkeypatch.setattr(_Weights, "kernel", kernel)
+
+
+def test_figure_23_has_the_depths_and_widths_of_the_paper():
+    assert set(figure23.Settings().networks) == set(EIGENPROBLEMS)
+
+
+@pytest.mark.parametrize("name", EIGENPROBLEMS)
+def test_networks_of_figure_23_have_their_kernels_and_eigenproblems(name, weightless):
+    weights = create(name).weights()
+    sizes = collections.Counter()
+    for weight in weights.values():
+        sizes[min(weight.shape[-2:])] += math.prod(weight.shape[:-2])
+    assert (len(weights), sizes) == EIGENPROBLEMS[name]
+
+
+@pytest.mark.parametrize("name", EIGENPROBLEMS)
+def test_epochs_of_figure_23_train_the_networks_that_are_refreshed(name, weightless):
+    from flax import nnx
+
+    from examples.vision.models import create_model
+
+    model, channels = figure23.split(name)
+    trained = nnx.eval_shape(
+        lambda: create_model(model, width=channels / 512, num_classes=10, image_shape=(32, 32, 3), rngs=nnx.Rngs(0))
+    )
+    kernels = lambda tree: sorted(leaf.shape for leaf in jax.tree.leaves(tree) if leaf.ndim > 1)
+    assert kernels(nnx.state(trained, nnx.Param)) == kernels(create(name).params)
 
 
 def test_an_unknown_network_or_contender_is_named():
@@ -140,6 +189,25 @@ def test_training_is_timed_with_refreshes_at_every_interval(tmp_path):
     assert not training["shares"]["50"]["trained"]
     assert training["shares"]["2"]["trained"]
     assert "## Training" in report.report(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_refresh_is_reported_beside_an_epoch(tmp_path):
+    settings = figure23.Settings(networks=("resnet18-64",), rounds=2, batch_size=2, out=tmp_path)
+    (case,) = figure23.run(settings)
+    assert case["epoch"]["median"] == pytest.approx(np.median(case["epoch"]["seconds"]))
+    text = report.report(tmp_path)
+    row = [cell.strip() for cell in text[text.index("| resnet18 ") :].splitlines()[0].strip("|").split("|")]
+    assert row[:2] == ["resnet18", "64"]
+    expected = 100 * case["refresh"]["median"] / case["epoch"]["median"]
+    assert float(row[4].strip("%")) == pytest.approx(expected, abs=0.01)
+    assert (tmp_path / "figure23.png").exists()
+
+
+def test_a_refresh_without_an_epoch_has_no_share():
+    assert figure23.share({"refresh": {"median": 1.0}}) is None
+    assert figure23.share({"refresh": {"error": "took too long"}, "epoch": {"median": 50.0}}) is None
+    assert figure23.share({"refresh": {"median": 1.0}, "epoch": {"median": 50.0}}) == 0.02
 
 
 @pytest.mark.slow

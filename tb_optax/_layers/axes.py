@@ -2,18 +2,32 @@
 
 A network seldom multiplies by a parameter as it is stored: there are reshapes, transposes, slices and casts in between. A
 `Weight` is an array computed from parameters that remembers along which axes of which parameter each of its own runs, so
-that a product can say which of the parameter's axes it sums over and which it keeps.
+that a product can say which of the parameter's axes it sums over and which it keeps. To tell them apart, the parameter has
+*axes*, the array at hand has *dimensions* (`dim`).
+
+Example:
+  The queries of two attention heads, stored as `(embed, heads, head_dim)`, are computed by one product of matrices:
+
+  >>> import jax, jax.numpy as jnp
+  >>> queries = lambda kernel, x: jax.lax.dot(x, kernel.reshape(64, 64))
+  >>> reshape, product = jax.make_jaxpr(queries)(jnp.ones((64, 2, 32)), jnp.ones((1, 64))).eqns
+  >>> kernel = parameter("query/kernel", (64, 2, 32))
+  >>> kernel.axes
+  ((0,), (1,), (2,))
+  >>> matrix = view(reshape, kernel, (64, 2, 32))
+  >>> matrix.axes  # its second dimension runs along two axes of the kernel
+  ((0,), (1, 2))
+  >>> product_axes(product, 1, matrix, (64, 2, 32))  # the matrix is operand 1
+  KernelAxes(reduction=(0,), output=(1, 2), layer=())
 """
 
 import dataclasses
 import math
 from collections.abc import Collection, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 from tb_optax._compat import parameter_of
-from tb_optax._layers.layer import Path
-
-Axes: TypeAlias = tuple[int, ...]
+from tb_optax._layers.layer import Axes, KernelAxes, Path
 
 # The same numbers in another shape, dtype or place.
 VIEWS = frozenset(
@@ -40,7 +54,7 @@ class Weight:
     layer_axes: frozenset[int] = frozenset()
     """Axes of that parameter of which it shows one slice."""
     inputs: frozenset[Any] = frozenset()
-    """The network's inputs that have gone into it: running statistics, or the data in front of a first normalization."""
+    """The network's inputs that have gone into it: running statistics, or data that is normalized before any layer."""
 
     @property
     def running(self) -> frozenset[int]:
@@ -51,7 +65,7 @@ class Weight:
         return frozenset(axis for dim in dims for axis in self.axes[dim])
 
     def shows(self, axes: tuple[Axes, ...], dropped: Collection[int] = ()) -> "Weight":
-        """The same parameter along other axes, and one index of the `dropped` ones, unless part of them is still there."""
+        """The same parameter along other axes; one slice along those `dropped`, unless part of them still shows."""
         view = dataclasses.replace(self, axes=axes)
         return dataclasses.replace(view, layer_axes=self.layer_axes | (frozenset(dropped) - view.running))
 
@@ -65,8 +79,8 @@ def slice_along(weight: Weight, dim: int) -> Weight:
     return weight.shows(weight.axes[:dim] + weight.axes[dim + 1 :], weight.axes[dim])
 
 
-def view(equation: Any, weight: Weight, kernel_shape: tuple[int, ...]) -> Weight:
-    """The weight behind one of `VIEWS`."""
+def view(equation: Any, weight: Weight, parameter_shape: tuple[int, ...]) -> Weight:
+    """What one of `VIEWS` makes of a weight."""
     axes = weight.axes
     before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
     match equation.primitive.name:
@@ -81,25 +95,25 @@ def view(equation: Any, weight: Weight, kernel_shape: tuple[int, ...]) -> Weight
             # Batching a reshape gives it a transpose of its own.
             order = parameter_of(equation, "dimensions", None) if equation.primitive.name == "reshape" else None
             order = tuple(range(len(before))) if order is None else order
-            return _reshape(weight, [axes[dim] for dim in order], [before[dim] for dim in order], after, kernel_shape)
+            return _reshape(weight, [axes[dim] for dim in order], [before[dim] for dim in order], after, parameter_shape)
         case _ if len(before) != len(after):
             return Weight(weight.paths, inputs=weight.inputs)
     return weight
 
 
 def _reshape(
-    weight: Weight, axes: Sequence[Axes], before: Sequence[int], after: Sequence[int], kernel_shape: tuple[int, ...]
+    weight: Weight, axes: Sequence[Axes], before: Sequence[int], after: Sequence[int], parameter_shape: tuple[int, ...]
 ) -> Weight:
     """Follows axes through a reshape.
 
     Runs of dimensions with the same product belong together: merged, the new dimension runs along all their axes;
     split, each part takes its axis if the sizes say which, or else all.
     """
-    dropped = [axis for dim, size in enumerate(before) if size == 1 for axis in axes[dim] if kernel_shape[axis] > 1]
+    dropped = [axis for dim, size in enumerate(before) if size == 1 for axis in axes[dim] if parameter_shape[axis] > 1]
     new_axes: list[Axes] = [()] * len(after)
     if 0 in before:
         return weight.shows(tuple(new_axes), dropped)
-    old = [(size, [axis for axis in axes[dim] if kernel_shape[axis] > 1]) for dim, size in enumerate(before) if size > 1]
+    old = [(size, [axis for axis in axes[dim] if parameter_shape[axis] > 1]) for dim, size in enumerate(before) if size > 1]
     todo = [dim for dim, size in enumerate(after) if size > 1]
     while old and todo:
         run, parts = [old.pop(0)], [todo.pop(0)]
@@ -109,32 +123,31 @@ def _reshape(
             else:
                 parts.append(todo.pop(0))
         merged = tuple(axis for _, run_axes in run for axis in run_axes)
-        each_its_own = [kernel_shape[axis] for axis in merged] == [after[dim] for dim in parts]
+        each_its_own = [parameter_shape[axis] for axis in merged] == [after[dim] for dim in parts]
         for place, dim in enumerate(parts):
             new_axes[dim] = merged[place : place + 1] if each_its_own else merged
     return weight.shows(tuple(new_axes), dropped)
 
 
-def kernel_axes(equation: Any, side: int, weight: Weight, kernel_shape: tuple[int, ...]) -> tuple[Axes, Axes, Axes] | None:
-    """Reduction, output and layer axes of the parameter that is an operand of a product; None if they cannot be told."""
+def product_axes(equation: Any, side: int, weight: Weight, parameter_shape: tuple[int, ...]) -> KernelAxes | None:
+    """The axes of the parameter that is operand `side` of a product; None if one is of two kinds or of none."""
     contracted, batch, window = (weight.along(dims) for dims in _product_dimensions(equation, side))
     if equation.primitive.name == "conv_general_dilated":
         batch |= _stacked_outputs(equation, weight)
     layer = batch | weight.layer_axes
     output = weight.running - contracted - layer - window
     # An axis of size one that the view has dropped changes no matrix, wherever it is counted.
-    ones = frozenset(axis for axis, size in enumerate(kernel_shape) if size == 1)
+    ones = frozenset(axis for axis, size in enumerate(parameter_shape) if size == 1)
     reduction = contracted | (ones - output - layer - window)
     kinds = (reduction, output, layer, window)
-    if sum(map(len, kinds)) != len(kernel_shape) or len(frozenset().union(*kinds)) != len(kernel_shape):
+    if sum(map(len, kinds)) != len(parameter_shape) or len(frozenset().union(*kinds)) != len(parameter_shape):
         return None
-    return tuple(sorted(reduction)), tuple(sorted(output)), tuple(sorted(layer))
+    return KernelAxes(tuple(sorted(reduction)), tuple(sorted(output)), tuple(sorted(layer)))
 
 
-def is_matrix(axes: tuple[Axes, Axes, Axes], kernel_shape: tuple[int, ...]) -> bool:
-    """Whether a product sums over axes of a parameter and keeps others: with one of both it would be a vector."""
-    reduction, output, _ = axes
-    return all(math.prod(kernel_shape[axis] for axis in own) > 1 for own in (reduction, output))
+def is_matrix(axes: KernelAxes, parameter_shape: tuple[int, ...]) -> bool:
+    """Whether a product sums over axes of a parameter and keeps others; if it does only one of these, it sees a vector."""
+    return all(math.prod(parameter_shape[axis] for axis in own) > 1 for own in (axes.reduction, axes.output))
 
 
 def output_dim(equation: Any, side: int, dim: int) -> int | None:
@@ -168,7 +181,7 @@ def _product_dimensions(equation: Any, side: int) -> tuple[Axes, Axes, Axes]:
 
 
 def _stacked_outputs(equation: Any, weight: Weight) -> frozenset[int]:
-    """The axes of a stack of kernels: batched over one, a convolution gets groups, with the stack before its outputs."""
+    """The axes of a stack of kernels: JAX batches a convolution over one by groups, merging the stack into its outputs."""
     if parameter_of(equation, "feature_group_count") == parameter_of(equation, "batch_group_count") == 1:
         return frozenset()
     return frozenset(weight.axes[parameter_of(equation, "dimension_numbers").rhs_spec[0]][:-1])

@@ -3,6 +3,16 @@
 A tree knows names and shapes, not what is done with them, so this module reads them by the conventions of Flax, Haiku,
 Equinox and PyTorch. What no tree can tell is the order of the layers and which normalization belongs to which: for that,
 `trace_layers` reads the forward pass.
+
+Example:
+  Neither name nor shape says that this is a stack of three dense kernels rather than a 1-D convolution; its bias does.
+
+  >>> import jax.numpy as jnp
+  >>> tree = _Tree({"blocks": {"kernel": jnp.ones((3, 64, 128)), "bias": jnp.ones((3, 128))}})
+  >>> tree.follows("blocks/kernel")
+  ('blocks/bias',)
+  >>> tree.conventional_axes("blocks/kernel")
+  KernelAxes(reduction=(1,), output=(2,), layer=(0,))
 """
 
 import functools
@@ -15,6 +25,8 @@ import jax
 
 from tb_optax._dtypes import is_float_array
 from tb_optax._layers.layer import (
+    Axes,
+    KernelAxes,
     Layer,
     Layers,
     Path,
@@ -34,7 +46,6 @@ _EMBEDDING_TYPES = frozenset({"Embedding", "Embed"})
 _NORM_TYPES = frozenset({"BatchNorm", "GroupNorm", "LayerNorm", "RMSNorm"})
 _WEIGHT_TO_BIAS = (("kernel", "bias"), ("weights", "biases"), ("weight", "bias"), ("w", "b"), ("W", "b"))
 
-Axes: TypeAlias = tuple[int, ...]
 Shape: TypeAlias = tuple[int, ...]
 
 
@@ -85,10 +96,10 @@ def find_layers(params: PyTree, *, exclude: Sequence[str] = (), min_eigenvalues:
         )
     tree = _Tree(params)
     left_out: dict[Path, str] = {}
-    axes: dict[Path, tuple[Axes, Axes, Axes]] = {}
+    axes: dict[Path, KernelAxes] = {}
     for path, leaf in tree.leaves.items():
         if hasattr(leaf, "shape") and len(leaf.shape) >= 2:
-            found = tree.why_not_a_kernel(path) or tree.kernel_axes(path)
+            found = tree.why_not_a_kernel(path) or tree.conventional_axes(path)
             if isinstance(found, str):
                 left_out[path] = found
             else:
@@ -119,7 +130,7 @@ class _Tree:
         self._vectors = {path for path in self._shapes if path in norms or self._is_vector_by_name(path)}
         kernels = [path for path, shape in self._shapes.items() if len(shape) >= 2 and path not in self._vectors]
         self._biases = {path: bias for path in kernels if (bias := self._find_bias(path)) is not None}
-        # Positional biases, and an affine norm's `weight`, which is shaped like its bias.
+        # Biases known by their place only, and an affine norm's `weight`, which is shaped like its bias.
         self._vectors |= set(self._biases.values())
         self._vectors |= {
             path
@@ -128,7 +139,7 @@ class _Tree:
         }
 
     def _is_vector_by_name(self, path: Path) -> bool:
-        """Whether it is called as biases and norms are; what is called `b` and has two axes must be stacked like another."""
+        """Whether its name is a bias's or norm's; `b` with two axes is one only if stacked as another array beside it is."""
         name, (*stack, _) = split_path(path)[1], self._shapes[path] or (1,)
         if not _B.search(name):
             return _VECTOR.search(name) is not None
@@ -153,8 +164,8 @@ class _Tree:
             return "an embedding"
         return "a bias or normalization" if path in self._vectors else None
 
-    def kernel_axes(self, kernel: Path) -> tuple[Axes, Axes, Axes] | str:
-        """Reduction, output and layer axes by the conventions for its name, shape and bias; why not, if none fits."""
+    def conventional_axes(self, kernel: Path) -> KernelAxes | str:
+        """The kernel's axes by the conventions for its name, shape and bias; why not, if none fits."""
         shape = self._shapes[kernel]
         bias = self._shapes[self._biases[kernel]] if kernel in self._biases else None
         if bias is None:
@@ -173,7 +184,7 @@ class _Tree:
                 reduction, output = reading
                 if bias_slice is None or bias == bias_slice[:1] or _along(_without(shape, stack), output) == bias_slice:
                     own = [axis for axis in range(len(shape)) if axis not in stack]
-                    return tuple(own[axis] for axis in reduction), tuple(own[axis] for axis in output), stack
+                    return KernelAxes(tuple(own[axis] for axis in reduction), tuple(own[axis] for axis in output), stack)
         return f"its bias of shape {bias} does not tell its axes; describe it in a Layer, or use trace_layers"
 
     def _beside(self, path: Path) -> list[Path]:
@@ -222,15 +233,15 @@ class _Tree:
             return tuple(range(len(shape) - outputs)), tuple(range(len(shape) - outputs, len(shape)))
         outputs_first = "weight" in split_path(kernel)[1]
         if bias and len(shape) >= 3:
-            # In a convolution, the size of the bias can know better than the name.
-            in_front, behind = bias[0] in shape[:2], bias[0] in shape[-2:]
-            outputs_first = outputs_first if in_front == behind else in_front
+            # Of a convolution, the size of the bias may tell what the name does not.
+            at_start, at_end = bias[0] in shape[:2], bias[0] in shape[-2:]
+            outputs_first = outputs_first if at_start == at_end else at_start
         return ((1,), (0,)) if outputs_first else ((len(shape) - 2,), (len(shape) - 1,))
 
     def _stack_by_neighbours(self, kernel: Path) -> Axes:
         """The axes that stack a kernel without a bias: those it shares with all that is in the same stack.
 
-        The nearest module around it that holds biases or norms answers: unstacked, they would have one axis.
+        How many there are shows in the biases and norms of the nearest module around it: unstacked, they have one axis.
         """
         shape = self._shapes[kernel]
         scope, _ = split_path(kernel)

@@ -1,28 +1,29 @@
-"""What a network does with its parameters, as it is found while its jaxpr is interpreted."""
+"""What a network does with its parameters, as found while its jaxpr is interpreted."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from tb_optax._layers.axes import Axes, Weight
-from tb_optax._layers.layer import Path
+from tb_optax._layers.axes import Weight
+from tb_optax._layers.layer import KernelAxes, Path
 
 
 class Findings:
-    """Takes down which parameters are kernels, when they are used and what follows them.
+    """Records which parameters are kernels, when they are used and what follows them.
 
     Attributes:
-      axes: reduction, output and layer axes of each kernel.
+      axes: of each kernel, which are of which kind.
       uses: what meets data, in the order of its use: an embedding, the kernel of a product, or its kernels, if several are
         joined; nothing for a product whose kernel is unclear.
       embeddings: parameters of which rows are looked up.
       unclear: why a parameter in a matrix product is no kernel.
       data: the inputs that layers read, unlike running statistics and random keys.
-      for_vectors: the matrices of which it is known that they are applied to learned vectors and used for nothing else.
-      recording: whether the interpretation is one of which layers, uses and followers are taken down.
+      for_vectors: the matrices known to be applied to learned vectors and used for nothing else.
+      recording: whether layers, uses and followers are recorded: not before the second interpretation, nor while a loop is
+        repeated to find what it carries.
     """
 
     def __init__(self, shapes: Mapping[Path, tuple[int, ...]]):
-        self.axes: dict[Path, tuple[Axes, Axes, Axes]] = {}
+        self.axes: dict[Path, KernelAxes] = {}
         self.uses: list[tuple[Path, ...]] = []
         self.embeddings: set[Path] = set()
         self.unclear: dict[Path, str] = {}
@@ -31,7 +32,7 @@ class Findings:
         self.recording = False
         self._shapes = shapes
         self._followed: dict[Path, dict[Path, frozenset[int]]] = {}
-        """For each parameter, the kernels it follows, and the axes of which it is a slice there."""
+        """For each parameter, the kernels it follows, and the axes along which it is sliced there."""
         self._batched: dict[Path, frozenset[int]] = {}
         """The layer axes of each kernel that are batch dimensions of its product, not sliced before."""
         self._applied_to_vectors: set[Path] = set()
@@ -63,9 +64,9 @@ class Findings:
             self.embeddings.add(table)
         self.use(table)
 
-    def layer(self, weight: Weight, kernel: Path, axes: tuple[Axes, Axes, Axes]) -> None:
+    def layer(self, weight: Weight, kernel: Path, axes: KernelAxes) -> None:
         if self.recording:
-            self._batched.setdefault(kernel, frozenset(axes[2]) - weight.layer_axes)
+            self._batched.setdefault(kernel, frozenset(axes.layer) - weight.layer_axes)
             self.axes.setdefault(kernel, axes)
             self.follow(weight, kernel)
 
@@ -77,7 +78,7 @@ class Findings:
         self._applied_to_vectors.add(kernel)
 
     def use_otherwise(self, paths: Collection[Path]) -> None:
-        """Takes down the parameters of a kernel that meets data or another matrix."""
+        """Records the parameters of a kernel that meets data or another matrix."""
         self._used_otherwise.update(paths)
 
     def follow(self, weight: Weight, kernel: Path) -> None:
@@ -86,7 +87,7 @@ class Findings:
                 self._followed.setdefault(path, {})[kernel] = weight.layer_axes
 
     def meet(self, weight: Weight, source: Path | None, arithmetic: bool) -> None:
-        """Takes down that a parameter meets a signal, which is still the output of `source`."""
+        """Records that a parameter meets a signal, which is still the output of `source`."""
         if self.recording and weight.kernel is not None:
             met = self._met.setdefault(weight.kernel, set())
             if not arithmetic:
@@ -95,14 +96,14 @@ class Findings:
                 met.add(source)
 
     def running(self, weight: Weight) -> list[int]:
-        """The axes of its parameter, but those of size one, along which a weight runs."""
+        """The axes of its parameter along which a weight runs, without those of size one."""
         return [axis for axis in weight.running if weight.kernel is not None and self._shapes[weight.kernel][axis] > 1]
 
-    # Behind the interpretation
+    # After the interpretation
 
     def followers(self, kernel: Path) -> tuple[Path, ...]:
         """The parameters that follow this kernel and no other, and are stacked along the same axes."""
-        sliced = frozenset(self.axes[kernel][2]) - self._batched[kernel]
+        sliced = frozenset(self.axes[kernel].layer) - self._batched[kernel]
         return tuple(
             path
             for path, sources in self._followed.items()
@@ -119,8 +120,7 @@ class Findings:
 
     def _fits(self, path: Path, kernel: Path) -> bool:
         """Whether a parameter has the shape of this kernel's bias, stacked as the kernel is."""
-        _, output_axes, layer_axes = self.axes[kernel]
-        shape, kernel_shape = self._shapes[path], self._shapes[kernel]
-        own = [size for axis, size in enumerate(shape) if axis not in layer_axes]
-        stacked = all(axis < len(shape) and shape[axis] == kernel_shape[axis] and own for axis in self._batched[kernel])
-        return stacked and sum(size > 1 for size in own) <= max(1, len(output_axes))
+        axes, shape = self.axes[kernel], self._shapes[path]
+        own = [size for axis, size in enumerate(shape) if axis not in axes.layer]
+        alike = lambda axis: axis < len(shape) and shape[axis] == self._shapes[kernel][axis] and bool(own)
+        return all(map(alike, self._batched[kernel])) and sum(size > 1 for size in own) <= max(1, len(axes.output))

@@ -3,6 +3,22 @@
 The interpretation runs on the abstract values of `values.py`, which say where an array comes from. A matrix product or
 convolution of a weight with anything but a weight is a layer; a parameter added to or multiplied with a layer's output
 follows that layer. A product of two parameters is the layer of the one that is a matrix, if the other is a vector.
+
+Example:
+  >>> import jax, jax.numpy as jnp
+  >>> from tb_optax._layers.axes import parameter
+  >>> def apply(params, x):                          # x is an Input, each parameter a Weight
+  ...   x = jax.lax.dot(x, params["w"])              # Signal("w"): so w is a layer
+  ...   x = x + params["b"]                          # Signal("w") still: so b follows w
+  ...   return jnp.tanh(x) * params["scale"]         # Signal(None): so scale follows nothing
+  >>> shapes = {"b": (64,), "scale": (64,), "w": (32, 64)}
+  >>> params = {path: jnp.ones(shape) for path, shape in shapes.items()}
+  >>> weights = [parameter(path, shape) for path, shape in shapes.items()]
+  >>> found = JaxprReader(jax.make_jaxpr(apply)(params, jnp.ones((1, 32))).jaxpr, weights, shapes).found
+  >>> found.axes
+  {'w': KernelAxes(reduction=(0,), output=(1,), layer=())}
+  >>> found.followers("w")
+  ('b',)
 """
 
 import dataclasses
@@ -12,7 +28,7 @@ from typing import Any
 from jax.extend import core
 
 from tb_optax._compat import called_jaxpr, cond_branches, parameter_of, scan_parts, while_parts
-from tb_optax._layers.axes import PRODUCTS, VIEWS, Weight, is_matrix, kernel_axes, output_dim, view
+from tb_optax._layers.axes import PRODUCTS, VIEWS, Weight, is_matrix, output_dim, product_axes, view
 from tb_optax._layers.findings import Findings
 from tb_optax._layers.joined import joined_weights, part_by_part, views
 from tb_optax._layers.layer import Path
@@ -33,7 +49,7 @@ from tb_optax._layers.values import (
     whole,
 )
 
-# What biases and normalizations are made of. A sum over devices is a layer's output still, in parts until then.
+# What biases and normalizations are made of. A sum over devices too leaves a layer's output what it is.
 _ARITHMETIC = frozenset({"add", "sub", "mul", "div", "add_any"})
 _WITHIN_NORMALIZATION = frozenset({"neg", "square", "integer_pow", "abs", "psum", "psum_invariant", "reduce_scatter"})
 _REDUCTIONS = frozenset({"reduce_sum", "reduce_max", "reduce_min"})
@@ -41,14 +57,14 @@ _JOINS = frozenset({"concatenate", "stack"})
 
 
 class JaxprReader:
-    """Runs a jaxpr on `Value`s and takes down in `found` what becomes of its parameters."""
+    """Runs a jaxpr on `Value`s and records in `found` what becomes of its parameters."""
 
     def __init__(self, jaxpr: Any, weights: Sequence[Weight], shapes: dict[Path, tuple[int, ...]]):
         self.found = Findings(shapes)
         self._shapes = shapes
         values = [*weights, *(Input(frozenset({var})) for var in jaxpr.invars[len(weights) :])]
-        # Whether an input is data shows where a layer reads it, which may be after it has met a signal. So it is with what
-        # a matrix is multiplied with: a product of two parameters is no layer until all of that is known.
+        # Twice: an input turns out to be data where a layer reads it, perhaps after it has met a signal; and a product of
+        # two parameters is a layer only if its matrix is multiplied with nothing else, before or after.
         self._run(jaxpr, values)
         self.found.start_recording()
         self._run(jaxpr, values)
@@ -94,7 +110,7 @@ class JaxprReader:
             return [self._of_weights(equation, values)] * outputs
         return [one_of(*values)] * outputs
 
-    # Loops: a carry is what it is at the start joined with what an iteration makes of it.
+    # Loops: a carry may be what it is at the start, or what any iteration makes of it.
 
     def _scan(self, equation: Any, values: list[Value]) -> list[Value]:
         body, consts, carry = scan_parts(equation)
@@ -124,7 +140,7 @@ class JaxprReader:
         sides = [side for side in (0, 1) if isinstance(whole(operands[side]), Weight)]
         if not sides:
             return self._without_weights(whole(left), whole(right))
-        # Between two weights, the one in which there is data is what the network computes with; else the one of one axis.
+        # Of two weights, the one that data has gone into (else the one of a single axis) is what the layer is applied to.
         side = min(sides, key=lambda side: (bool(inputs_of([operands[side]])), self._ndim(operands[side]) < 2))
         weight, other = operands[side], whole(operands[1 - side])
         if isinstance(weight, Joined):
@@ -136,7 +152,7 @@ class JaxprReader:
             self.found.data |= other.inputs
         if weight.kernel is None or self._ndim(weight) < 2:
             return self._unclear_layer(weight, "only something computed from it is in a matrix product")
-        axes = kernel_axes(equation, side, weight, self._shapes[weight.kernel])
+        axes = product_axes(equation, side, weight, self._shapes[weight.kernel])
         self.found.use_otherwise({weight.kernel})
         if axes is None:
             return self._unclear_layer(weight, "one of its axes is both summed over and kept")
@@ -150,7 +166,7 @@ class JaxprReader:
         return self._of_signals("product", values) if any(isinstance(value, Signal) for value in values) else one_of(*values)
 
     def _product_of_joined(self, equation: Any, side: int, joined: Joined, other: Part) -> Value:
-        """Each kernel is multiplied as if it stood there alone; in the network, all are in one place."""
+        """Each kernel is multiplied as if it stood there alone; for the order of layers, all are one use."""
         if self._ndim(joined) > 1 and (not isinstance(other, Weight) or other.inputs):
             self.found.use_otherwise(together([joined]).paths)
         first = len(self.found.uses)
@@ -167,7 +183,7 @@ class JaxprReader:
     def _product_of_parameters(self, equation: Any, weights: tuple[Weight, Weight]) -> Value:
         """A matrix and a learned vector are a layer and its input, if all that is done with the matrix is of this kind."""
         shown = [(side, weight, weight.kernel) for side, weight in enumerate(weights) if weight.kernel is not None]
-        axes = [kernel_axes(equation, side, weight, self._shapes[kernel]) for side, weight, kernel in shown]
+        axes = [product_axes(equation, side, weight, self._shapes[kernel]) for side, weight, kernel in shown]
         matrices = [
             (kernel, weight, weights[1 - side], own)
             for (side, weight, kernel), own in zip(shown, axes, strict=True)
@@ -212,7 +228,7 @@ class JaxprReader:
         ]
         if len(equation.outvars) > 1 or not same:
             return all_of_them
-        # Of the weights that meet elementwise, the one of most axes is the kernel: a scale has been broadcast to it.
+        # Of the weights that meet elementwise, the one of most axes is the kernel; others were broadcast to its shape.
         kernel = max(same, key=lambda value: sum(map(len, value.axes)))
         return dataclasses.replace(kernel, paths=all_of_them.paths, inputs=all_of_them.inputs)
 

@@ -1,8 +1,8 @@
 """Follows kernels that are joined to one array: into their product, and out of it.
 
 An LSTM cell may join its four kernels, multiply once, and split the result. Each of them is a layer nevertheless, whose
-output is a part of the result. The parts stay apart as long as it is plain where each begins and ends; behind anything
-else the array is one, in which no kernel can be seen.
+output is a part of the result. The parts are kept apart as long as it is plain where each begins and ends; after anything
+that mixes them, the array is one, in which no kernel can be seen.
 """
 
 import dataclasses
@@ -96,7 +96,7 @@ def _between(joined: Joined, start: int, end: int) -> Joined:
 
 
 def _reshaped(equation: Any, joined: Joined, before: Sequence[int], after: Sequence[int]) -> list[Joined] | None:
-    """Behind a reshape, the joined dimension is where as many numbers come before as did, if no part begins within it."""
+    """The joined dimension of a reshaped array has as many numbers before it; None if parts do not end at its places."""
     dim = joined.dim
     if equation.primitive.name == "reshape" and (order := parameter_of(equation, "dimensions", None)) is not None:
         before, dim = [before[old] for old in order], tuple(order).index(dim)

@@ -9,7 +9,7 @@ import dataclasses
 import fnmatch
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
@@ -17,6 +17,15 @@ from tb_optax._dtypes import is_float_array
 
 PyTree: TypeAlias = Any
 Path: TypeAlias = str
+Axes: TypeAlias = tuple[int, ...]
+
+
+class KernelAxes(NamedTuple):
+    """Which axes of a kernel are of which kind, as `Layer` has them, but counted from the front; all others are pooled."""
+
+    reduction: Axes
+    output: Axes
+    layer: Axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Layer:
       name: what the layer is called in `TempBalanceState`, for example `"layer1/0/conv1"`.
       kernel: the path of the weight in the parameter tree, for example `"layer1/0/conv1/kernel"`: the keys joined by
         `/`, without the `value` that ends the paths of an NNX state.
-      follows: the paths of the parameters that take the kernel's scale: its bias, the normalization behind it. A
+      follows: the paths of the parameters that take the kernel's scale: its bias, the normalization after it. A
         parameter of a stacked layer has the kernel's layer axes too.
       reduction_axes: axes of the kernel, counted from either end.
       output_axes: likewise.

@@ -25,9 +25,8 @@ def trace_layers(
     Traces `fn(params, *args)` without running it and reads, from the matrix products and convolutions in it, which
     parameters are layers, in which order, along which axes; from what is added to and multiplied with their outputs, which
     biases and normalizations follow which layer. Sees through `jit`, `scan` (each slice is a layer of its own), `remat`,
-    `cond`, `while`, `shard_map`, `custom_jvp` and `custom_vjp`. A normalization belongs to the layer right before it: not
-    behind a nonlinearity or pooling, nor where two branches have been added. A parameter that follows several layers
-    follows none.
+    `cond`, `while`, `shard_map`, `custom_jvp` and `custom_vjp`. A normalization belongs to the layer right before it, and
+    after a nonlinearity, pooling or the sum of two branches to none. A parameter that follows several layers follows none.
 
     Kernels joined to one array before their product (`concatenate`, `stack`; Linen's `OptimizedLSTMCell`) are a layer each,
     and what is joined likewise, or meets its part of the result, follows it. A product of two parameters is the layer of
@@ -94,10 +93,9 @@ def _balanced(
             left_out[path] = known or "no matrix product with it in the forward pass"
     names = layer_names(found.axes)
     layers = {}
-    for path, (reduction_axes, output_axes, layer_axes) in found.axes.items():
+    for path, axes in found.axes.items():
         if is_float_array(arrays[path]):
-            follows = found.followers(path)
-            layers[path] = Layer(names[path], path, follows, reduction_axes, output_axes, layer_axes)
+            layers[path] = Layer(names[path], path, found.followers(path), *axes)
         else:
             left_out[path] = f"its dtype, {arrays[path].dtype}, is no real floating point"
     if not first_and_last:

@@ -25,7 +25,7 @@ class Signal:
     """Computed by at least one layer or embedding."""
 
     source: Path | None = None
-    """The kernel of the layer whose output it is; None behind a nonlinearity or where several meet."""
+    """The kernel of the layer whose output it is; None after a nonlinearity or where several meet."""
     statistic: bool = False
     """A reduction of that output, such as its mean."""
     weights: frozenset[Weight] = frozenset()
@@ -37,17 +37,17 @@ Part: TypeAlias = Input | Weight | Signal | None
 
 @dataclasses.dataclass(frozen=True)
 class Joined:
-    """Several arrays side by side: kernels before a product of all, and their outputs behind it."""
+    """Several arrays side by side: kernels before a product of all, or their outputs after it."""
 
     dim: int
     """The dimension along which they are joined."""
     sizes: tuple[int, ...]
     """How much of it each part takes."""
     parts: tuple[Part, ...]
-    """Each as if its numbers filled the whole array."""
+    """Each as if it filled the whole array."""
 
     def each(self, function: Callable[[Part], "Value"]) -> "Value":
-        """What comes of the parts, as joined as they were."""
+        """What `function` makes of the parts, joined where they were."""
         return join(self.dim, self.sizes, [function(part) for part in self.parts])
 
 
@@ -55,7 +55,7 @@ Value: TypeAlias = Part | Joined
 
 
 def join(dim: int, sizes: Sequence[int], values: Sequence[Value]) -> Value:
-    """Values side by side. What is alike needs no telling apart; what is joined along the same dimension is laid open."""
+    """Values side by side: one value if all are alike; what is itself joined along that dimension gives its parts."""
     pieces: list[tuple[int, Part]] = []
     for size, value in zip(sizes, values, strict=True):
         if isinstance(value, Joined) and value.dim == dim:
@@ -115,13 +115,13 @@ def one_slice(value: Value) -> Value:
 
 
 def all_slices(value: Value) -> Value:
-    """An array with one dimension more in front, along which a loop has put its results."""
+    """An array with a new first dimension, along which a loop has put its results."""
     if isinstance(value, Joined):
         return dataclasses.replace(value, dim=value.dim + 1).each(all_slices)
     return value.shows(((), *value.axes)) if isinstance(value, Weight) and value.kernel is not None else value
 
 
 def fitting(value: Value, variable: Any) -> Value:
-    """The value of a variable: whole where a device sees only some of what is joined."""
+    """A value as a variable has it: whole, if the variable (on one of several devices) holds only some of what is joined."""
     fits = not isinstance(value, Joined) or variable.aval.shape[value.dim : value.dim + 1] == (sum(value.sizes),)
     return value if fits else whole(value)
