@@ -196,6 +196,25 @@ def test_tb_with_a_method_is_held_against_cal_and_that_method(grid):
     assert found == [("TB", "CAL"), ("SNR", "CAL"), ("TB + SNR", "CAL"), ("TB + SNR", "SNR")]
 
 
+def test_tb_is_held_against_its_controls_of_the_same_setting():
+    """Not those of another range; and what is published of TB is not its controls'."""
+    ranges = ((0.5, 1.5), (0.6, 1.4))
+    controls = ("none", "placebo", "mean")
+    found = [
+        make_row(70.0, method="tb", control=control, min_scale=low, max_scale=high)
+        for low, high in ranges
+        for control in controls
+    ]
+    pairs = {(each.label, each.against) for each in comparisons(other_runs([*found, make_row(70.0, method="cal")]))}
+    tb = {f"TB, scales {low} to {high}" for low, high in ranges}
+    assert {pair for pair in pairs if pair[0] in tb} == {
+        (label, against) for label in tb for against in (*(f"TB, {name}, {label[4:]}" for name in controls[1:]), "CAL")
+    }
+    balanced, control = (make_row(70.0, method="tb", control=control)["settings"] for control in controls[:2])
+    (published,) = [each for each in read_published() if each.is_of(balanced)]
+    assert not published.is_of(control)
+
+
 def test_cal_of_the_same_learning_rate_is_held_against_where_there_is_one():
     rates = {"cal": (0.05, 0.1), "tb": (0.05, 0.1), "lars": (28.0,)}
     rows = [make_row(70.0, method=method, learning_rate=rate) for method, of in rates.items() for rate in of]

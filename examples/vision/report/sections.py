@@ -124,19 +124,26 @@ def cal_and_tb(task: Task) -> tuple[int, str, str] | None:
 
 
 def comparisons(section: Section) -> list[Comparison]:
-    """Every entry against the task's CAL, and TB with another method against that method alone."""
+    """Every entry against the task's CAL, TB with another method against that method alone, and TB against its controls."""
     return [comparison for task in section.tasks() for comparison in _comparisons(task)]
 
 
 def _comparisons(task: Task) -> Iterator[Comparison]:
     labels = {id(entry): label for label, entry in task.entries.items()}
     for label, entry in task.entries.items():
-        alone = METHODS[entry.settings["method"]].base
-        for method in dict.fromkeys(("cal", alone)):
-            others = [other for other in task.entries.values() if other.settings["method"] == method]
-            against = None if entry.settings["method"] in ("cal", method) else closest(entry, others)
-            if against is None or not against.rows or not entry.rows:
-                continue
-            seeds = len(entry.rows.keys() & against.rows.keys())
-            result = paired(entry.accuracies, against.accuracies)
-            yield Comparison(task.label, entry.settings["method"], label, labels[id(against)], seeds, result)
+        for against in _held_against(entry, list(task.entries.values())):
+            if against.rows and entry.rows:
+                seeds = len(entry.rows.keys() & against.rows.keys())
+                result = paired(entry.accuracies, against.accuracies)
+                yield Comparison(task.label, entry.settings["method"], label, labels[id(against)], seeds, result)
+
+
+def _held_against(entry: Entry, entries: Sequence[Entry]) -> Iterator[Entry]:
+    own = entry.settings["method"]
+    for method in dict.fromkeys(("cal", METHODS[own].base)):
+        against = closest(entry, [other for other in entries if other.settings["method"] == method])
+        if against is not None and own not in ("cal", method):
+            yield against
+    if entry.is_tempbalance() and entry.settings["control"] == "none":
+        differs = lambda other: {name for name, value in entry.settings.items() if other.settings[name] != value}
+        yield from (other for other in entries if differs(other) == {"control"})

@@ -19,7 +19,7 @@ TASK = ("model", "dataset", "width", "train_split", "test_split", "epochs", "bat
 _ALWAYS_TOLD = ("dataset", "width", "epochs", "learning_rate")
 _NONE = {"update_interval": "an epoch's steps"}
 # Values that need no name beside them.
-_SPEAKING = ("model", "dataset", "metric", "fit", "assignment", "dtype")
+_SPEAKING = ("model", "dataset", "metric", "fit", "assignment", "control", "dtype")
 
 
 def method_name(method: str) -> str:
@@ -65,6 +65,7 @@ def method_label(settings: Mapping[str, Any], among: Iterable[Mapping[str, Any]]
     """`TB`, and what sets it apart from the other settings of its method among these, which are of one task."""
     texts = columns(settings)
     names = varying(other for other in among if other["method"] == settings["method"])
+    names = [name for name in names if (name, texts[name]) != ("control", "none")]
     return ", ".join([method_name(settings["method"]), *(_named(name, texts[name]) for name in names)])
 
 
