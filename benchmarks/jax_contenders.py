@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 import tb_optax
 from benchmarks.contenders import Case, Prepared
 from benchmarks.networks import create, matrices
-from examples.vision.provenance import cores
+from examples.runs.provenance import cores
 
 _FITS = {
     "median": tb_optax.median,

@@ -12,10 +12,10 @@ from flax import nnx
 import tb_optax
 from benchmarks.contenders import Case, Prepared
 from benchmarks.networks import create
+from examples.runs.parallel import create_mesh
 from examples.vision.data import Dataset
 from examples.vision.methods import create_optimizer
 from examples.vision.models import create_model
-from examples.vision.parallel import create_mesh
 from examples.vision.program import compile_program, place
 from examples.vision.settings import Settings
 

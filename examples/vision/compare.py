@@ -9,8 +9,9 @@ import rich.console
 import rich.table
 import tyro
 
-from examples.vision.errors import UserError, telling_errors
-from examples.vision.run_directory import RunDirectory
+from examples.runs.errors import UserError, telling_errors
+from examples.runs.run_directory import RunDirectory
+from examples.vision.settings import Settings
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def compare(runs: tuple[Path, ...]) -> rich.table.Table:
         table.add_column(column, justify="left" if column in columns[:3] else "right")
     for run in runs:
         directory = RunDirectory(run)
-        settings, log = directory.settings(), directory.log()
+        settings, log = directory.settings(Settings), directory.log()
         if not log:
             raise UserError(f"{run} has no finished epoch yet.")
         last = log[-1]

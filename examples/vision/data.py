@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from examples.vision.errors import UserError
+from examples.runs.errors import UserError
 
 # Mean and standard deviation of each channel, of pixels in 0 to 1, as the paper's code has them. A data set whose name
 # starts with one of these shares them; any other is measured.

@@ -13,8 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 import tb_optax
+from examples.runs.parallel import replicate
 from examples.vision.data import Dataset
-from examples.vision.parallel import replicate
 from examples.vision.training import (
     EpochMetrics,
     Images,

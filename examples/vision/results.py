@@ -14,8 +14,8 @@ from typing import Any
 
 import filelock
 
-from examples.vision.errors import UserError
-from examples.vision.run_directory import RunDirectory, write_whole
+from examples.runs.errors import UserError
+from examples.runs.run_directory import RunDirectory, write_whole
 from examples.vision.settings import Settings
 
 Row = Mapping[str, Any]
@@ -43,7 +43,7 @@ def row_of(directory: RunDirectory) -> Row:
     """The line of a finished run."""
     log, summary = directory.log(), directory.summary()
     last = log[-1]
-    settings = {name: value for name, value in directory.settings().items() if name != "data_dir"}
+    settings = {name: value for name, value in directory.settings(Settings).items() if name != "data_dir"}
     return {
         "settings": settings,
         **{name: last[name] for name in ("test_accuracy", "test_loss", "train_accuracy", "train_loss")},

@@ -15,14 +15,15 @@ import rich.table
 import tyro
 from jax.sharding import Mesh
 
-from examples.vision.checkpoints import last_saved
+from examples.runs.checkpoints import last_saved
+from examples.runs.compilation import keep_compiled_programs
+from examples.runs.errors import UserError, naming_write_errors, telling_errors
+from examples.runs.parallel import create_mesh, run_command
+from examples.runs.recovery import recover
+from examples.runs.run_directory import RunDirectory
 from examples.vision.data import Dataset
-from examples.vision.errors import UserError, naming_write_errors, telling_errors
 from examples.vision.grids import Grid, load_grid, parse_changes, ready_grids
-from examples.vision.parallel import create_mesh, run_command
-from examples.vision.recovery import recover
 from examples.vision.results import append_row, read_results, row_of, run_key
-from examples.vision.run_directory import RunDirectory
 from examples.vision.settings import Settings
 from examples.vision.train import open_dataset
 from examples.vision.trainer import Trainer
@@ -57,11 +58,15 @@ class Sweep:
     single run fills."""
     dry_run: bool = False
     """Only say what would be done."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache folder: the same networks start sooner later."""
 
 
 def main() -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     command = tyro.cli(Sweep)
+    if command.compilation_cache:
+        keep_compiled_programs()
     with telling_errors(command.runs):
         sweep(command)
 

@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 import tyro
 from tensorflow_datasets.core import constants
 
-from examples.vision.errors import UserError, telling_errors
+from examples.runs.errors import UserError, telling_errors
 
 _FOLDER = "tiny-imagenet-200"
 _ANNOTATIONS = "val/val_annotations.txt"

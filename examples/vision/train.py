@@ -10,10 +10,11 @@ import jax
 import rich.console
 import tyro
 
-from examples.vision.checkpoints import last_saved
-from examples.vision.data import Dataset, load_dataset
-from examples.vision.errors import UserError, naming_write_errors, telling_errors
-from examples.vision.parallel import (
+from examples.runs.checkpoints import last_saved
+from examples.runs.compilation import keep_compiled_programs
+from examples.runs.devices import Devices
+from examples.runs.errors import UserError, naming_write_errors, telling_errors
+from examples.runs.parallel import (
     check_same,
     create_mesh,
     first_process_first,
@@ -21,15 +22,18 @@ from examples.vision.parallel import (
     join_processes,
     run_command,
 )
-from examples.vision.recovery import recover
-from examples.vision.run_directory import RunDirectory
-from examples.vision.settings import Command, Devices, Settings
+from examples.runs.recovery import recover
+from examples.runs.run_directory import RunDirectory
+from examples.vision.data import Dataset, load_dataset
+from examples.vision.settings import Command, Settings
 from examples.vision.trainer import Trainer
 
 
 def main() -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # TFDS and Orbax report their every step, and all that they raise
     command = tyro.cli(Command, config=(tyro.conf.OmitArgPrefixes,))
+    if command.compilation_cache:
+        keep_compiled_programs()
     with telling_errors(command.out or Path("runs")):
         train(command.settings, command.out, command.resume, command.devices)
 

@@ -12,19 +12,19 @@ import rich.console
 from flax import nnx
 from jax.sharding import Mesh
 
-from examples.vision.checkpoints import Checkpoints
+from examples.runs.checkpoints import Checkpoints
+from examples.runs.epoch_reports import epoch_reports
+from examples.runs.parallel import is_first_process
+from examples.runs.plots import plot_run
+from examples.runs.provenance import provenance
+from examples.runs.run_directory import RunDirectory
+from examples.runs.weight_spectra import histograms, of_one_weight, told_after
 from examples.vision.data import Dataset
-from examples.vision.epoch_reports import epoch_reports
 from examples.vision.methods import FITS, create_metric, create_optimizer, create_schedule
 from examples.vision.models import create_model
-from examples.vision.parallel import is_first_process
-from examples.vision.plots import plot_run
 from examples.vision.program import Program, compile_program, place, stack, unstack
-from examples.vision.provenance import provenance
-from examples.vision.run_directory import RunDirectory
 from examples.vision.settings import METHODS, Settings
 from examples.vision.training import NORM_INTERVAL, Observations, TrainState, kernels, watched_steps
-from examples.vision.weight_spectra import histograms, of_one_weight, told_after
 
 _EPOCHS_WITHIN = 10
 """So many epochs' logs tell gradient norms within the epoch too: as many as the paper's Figure 18 shows."""
@@ -93,7 +93,7 @@ class Trainer:
             like = unstack(state, together)
             states = [each.restore(done, one) for each, one in zip(checkpoints, like, strict=True)]
             state = states[0] if together == 1 else jax.device_put(stack(states), jax.tree.map(_sharding, state))
-        with epoch_reports(self.settings, seeds, directories, done, self._console) as report:
+        with epoch_reports(self.settings.epochs, seeds, directories, done, self._console, _describe) as report:
             for epoch in range(done + 1, self.settings.epochs + 1):
                 rate = float(jnp.asarray(self._schedule((epoch - 1) * self.steps)))
                 state, lines = self._train_epoch(program, state, epoch, together)
@@ -186,6 +186,15 @@ class Trainer:
         accuracy = f"test accuracy {log[-1]['test_accuracy']:.2%} after {self.settings.epochs} epochs"
         self._console.print(accuracy, style="bold")
         self._console.print(f"plots: {' '.join(map(str, plots))}", soft_wrap=True)
+
+
+def _describe(line: Mapping[str, Any]) -> str:
+    scales = line["scale"].values()
+    spread = f"  scales {min(scales):.2f}-{max(scales):.2f}" if line["refreshes"] or max(scales) != 1 else ""
+    return (
+        f"loss {line['train_loss']:.3f}  train {line['train_accuracy']:.1%}  test {line['test_accuracy']:.1%}  "
+        f"{line['images_per_second']:,.0f} images/s{spread}"
+    )
 
 
 def _model_creator(settings: Settings, dataset: Dataset) -> Callable[[int], nnx.Module]:

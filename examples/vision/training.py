@@ -11,8 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8, UInt32
 
 import tb_optax
+from examples.runs.parallel import split
 from examples.vision.augment import crop_and_flip, normalize
-from examples.vision.parallel import split
 
 
 class TrainState(NamedTuple):

@@ -5,9 +5,9 @@ import signal
 
 from flax import nnx
 
+from examples.runs.parallel import run_command
 from examples.vision import train, trainer
 from examples.vision.convolution import conv_general_dilated
-from examples.vision.parallel import run_command
 
 
 class SmallNetwork(nnx.Module):

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from examples.runs.errors import UserError
 from examples.vision import data
 from examples.vision.augment import crop_and_flip, normalize
 from examples.vision.data import load_dataset
-from examples.vision.errors import UserError
 
 
 def test_digits_are_scikit_learns_scaled_up_with_a_fixed_split():

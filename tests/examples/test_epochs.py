@@ -7,7 +7,7 @@ import optax
 from flax import nnx
 from small_network import create_small_network
 
-from examples.vision.parallel import create_mesh
+from examples.runs.parallel import create_mesh
 from examples.vision.training import Images, Network, TrainState, paper_layers, train_epoch, watched_steps
 
 RATE, BATCH, STEPS = 0.05, 2, 65

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from examples.vision.errors import UserError
+from examples.runs.errors import UserError
 from examples.vision.models import MODELS, create_model
 from examples.vision.models.resnet import Bottleneck
 from examples.vision.models.wide_resnet import WideBlock

@@ -14,10 +14,11 @@ from outcomes import final_arrays
 from processes import finish, free_address, start
 from small_network import SmallNetwork, create_small_network
 
+from examples.runs.checkpoints import Checkpoints
+from examples.runs.devices import Devices
 from examples.vision import train as train_module
 from examples.vision import trainer as trainer_module
-from examples.vision.checkpoints import Checkpoints
-from examples.vision.settings import Devices, Settings
+from examples.vision.settings import Settings
 
 RUN = dict(batch_size=32, learning_rate=0.05, epochs=3)
 

@@ -13,14 +13,15 @@ from outcomes import final_arrays
 from processes import finish, start
 from small_network import create_small_network
 
+from examples.runs.checkpoints import Checkpoints, find_damage, last_saved, saved
+from examples.runs.devices import Devices
+from examples.runs.errors import UserError
+from examples.runs.recovery import recover
+from examples.runs.run_directory import RunDirectory
 from examples.vision import train as train_module
 from examples.vision import trainer as trainer_module
-from examples.vision.checkpoints import Checkpoints, find_damage, last_saved, saved
-from examples.vision.errors import UserError
-from examples.vision.recovery import recover
 from examples.vision.results import append_row, read_results
-from examples.vision.run_directory import RunDirectory
-from examples.vision.settings import Devices, Settings
+from examples.vision.settings import Settings
 
 STATE = {"weights": jnp.arange(400.0).reshape(20, 20) ** 0.5, "count": jnp.array(7)}
 
@@ -178,7 +179,7 @@ def test_damaged_settings_are_one_line(run, monkeypatch, capsys, text):
 def test_a_folder_in_which_another_process_trains_is_refused_until_that_ends(tmp_path):
     hold = f"""
 import pathlib, sys, time
-from examples.vision.run_directory import RunDirectory
+from examples.runs.run_directory import RunDirectory
 with RunDirectory(pathlib.Path({str(tmp_path)!r})).held():
     print("held", flush=True)
     time.sleep(600)
@@ -273,7 +274,7 @@ FAILING = """
 import sys, threading
 from small_network import create_small_network
 from examples.vision import train, trainer
-from examples.vision.parallel import run_command
+from examples.runs.parallel import run_command
 
 trainer.create_model = create_small_network
 train_epoch = trainer.Trainer._train_epoch

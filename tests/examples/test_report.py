@@ -12,7 +12,7 @@ from flax import nnx
 from made_up import LAYERS, finals, make_row, with_norms_within, with_spectra_within, write_rows
 
 import tb_optax
-from examples.vision.errors import UserError
+from examples.runs.errors import UserError
 from examples.vision.grids import load_grid, ready_grids
 from examples.vision.models import create_model
 from examples.vision.report import markdown as report_module

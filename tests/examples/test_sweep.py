@@ -12,9 +12,9 @@ import pytest
 from outcomes import final_arrays
 from small_network import create_small_network
 
+from examples.runs.errors import UserError
 from examples.vision import sweep as sweep_module
 from examples.vision import trainer as trainer_module
-from examples.vision.errors import UserError
 from examples.vision.grids import PAPER_SEEDS, load_grid, parse_changes, ready_grids
 from examples.vision.results import append_row, read_results, run_key, setting_key
 from examples.vision.settings import Settings

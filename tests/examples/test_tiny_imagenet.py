@@ -14,8 +14,8 @@ import pytest
 import rich.console
 import tensorflow_datasets as tfds
 
+from examples.runs.errors import UserError
 from examples.vision.data import load_dataset
-from examples.vision.errors import UserError
 from examples.vision.tiny_imagenet import prepare
 
 WNIDS = ("n03", "n01", "n02")  # not sorted, as in the official file

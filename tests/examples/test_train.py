@@ -16,14 +16,15 @@ from processes import TESTS
 from small_network import create_small_network
 
 import tb_optax
+from examples.runs.checkpoints import Checkpoints
+from examples.runs.devices import Devices
+from examples.runs.errors import UserError
+from examples.runs.weight_spectra import told_after
 from examples.vision import train as train_module
 from examples.vision import trainer as trainer_module
-from examples.vision.checkpoints import Checkpoints
 from examples.vision.compare import compare
-from examples.vision.errors import UserError
 from examples.vision.results import row_of
-from examples.vision.settings import Devices, Settings
-from examples.vision.weight_spectra import told_after
+from examples.vision.settings import Settings
 
 train = functools.partial(train_module.train, devices=Devices(mesh=1))  # as in a process of its own, on its one device
 SMALL = dict(width=1 / 16, epochs=3, batch_size=32, train_split="train", learning_rate=0.05)
@@ -284,8 +285,8 @@ def test_a_full_disk_is_named_and_the_checkpoint_stands(settings, small, monkeyp
     out = tmp_path / "run"
     out.mkdir()
     os.symlink("/dev/full", out / "log.jsonl")
-    monkeypatch.setattr("examples.vision.run_directory.RunDirectory.cut_log", lambda self, epoch: None)
-    monkeypatch.setattr("examples.vision.run_directory.RunDirectory.log", lambda self: [])
+    monkeypatch.setattr("examples.runs.run_directory.RunDirectory.cut_log", lambda self, epoch: None)
+    monkeypatch.setattr("examples.runs.run_directory.RunDirectory.log", lambda self: [])
     monkeypatch.setattr(sys, "argv", ["train", *map(str, flags_of(settings, out))])
     with pytest.raises(SystemExit):
         train_module.main()

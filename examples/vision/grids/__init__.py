@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from examples.vision.errors import UserError
+from examples.runs.errors import UserError
 from examples.vision.settings import Settings
 
 PAPER_SEEDS = (43, 37, 13, 51, 71)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from examples.vision.errors import UserError
+from examples.runs.errors import UserError
 from examples.vision.models.resnet import BasicBlock, Bottleneck, ResNet
 from examples.vision.models.vgg import VGG
 from examples.vision.models.wide_resnet import WideResNet

@@ -8,7 +8,7 @@ from typing import Annotated
 import rich.console
 import tyro
 
-from examples.vision.errors import UserError, telling_errors
+from examples.runs.errors import UserError, telling_errors
 from examples.vision.grids import load_grid, ready_grids
 from examples.vision.report.alphas import Agreement, agreements, pooled_by_task, spreads
 from examples.vision.report.figures import synthetic_figure

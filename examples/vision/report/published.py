@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from examples.vision.errors import UserError
+from examples.runs.errors import UserError
 from examples.vision.settings import Settings
 
 PUBLISHED = Path(__file__).with_name("published.jsonl")

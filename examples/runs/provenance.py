@@ -24,7 +24,7 @@ def provenance() -> dict[str, Any]:
         "device_kind": processor() if device.platform == "cpu" else device.device_kind,
         "cores": cores(),
         "versions": versions(_PACKAGES),
-        **commit(":!examples/vision/results", ":!runs"),
+        **commit(":!examples/*/results", ":!runs"),
     }
 
 

@@ -11,12 +11,19 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, get_args, get_type_hints
 
 import filelock
 
-from examples.vision.errors import UserError
-from examples.vision.settings import Settings
+from examples.runs.errors import UserError
+
+
+class Settings(Protocol):
+    """A dataclass of every choice that changes a run's result, each with a default; paths only say where data lie."""
+
+    def resolved(self) -> Self:
+        """The same run, said in one way."""
+        ...
 
 
 class RunDirectory:
@@ -46,8 +53,8 @@ class RunDirectory:
         if resume and not self.exists():
             raise UserError(f"--resume: {self.path} holds no run; check --out, or start one without --resume.")
         if resume:
-            wanted, found = _as_json(settings), self.settings()
-            names = [name for name in wanted | found if name != "data_dir"]  # where the data lie may change
+            wanted, found = _as_json(settings), self.settings(type(settings))
+            names = [name for name in wanted | found if name not in places(type(settings))]
             different = [name for name in names if wanted.get(name) != found.get(name)]
             if different:
                 flags = ", ".join(f"--{name.replace('_', '-')} {found.get(name)}" for name in different)
@@ -79,11 +86,11 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self._settings, json.dumps(_as_json(settings), indent=2) + "\n")
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, kind: type[Settings]) -> dict[str, Any]:
         """As JSON; those that there were not yet when the run was started have their defaults."""
         if not self.exists():
             raise UserError(f"{self.path} holds no run.")
-        return _as_json(Settings().resolved()) | _read_object(self._settings)
+        return _as_json(kind().resolved()) | _read_object(self._settings)
 
     def log(self) -> list[dict[str, Any]]:
         """The lines of the log, one for each epoch from the first; what is cut off, or in disorder, ends it."""
@@ -123,6 +130,11 @@ class RunDirectory:
         return path.rename(aside)
 
 
+def places(kind: type[Settings]) -> set[str]:
+    """The settings that only say where data lie, which may be elsewhere when a run goes on: those that are paths."""
+    return {name for name, hint in get_type_hints(kind).items() if Path in (hint, *get_args(hint))}
+
+
 def write_whole(path: Path, text: str) -> None:
     """All of it, or nothing: a kill leaves what was there before."""
     unfinished = path.with_suffix(".unfinished")
@@ -141,10 +153,8 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _as_json(settings: Settings) -> dict[str, Any]:
-    values = dataclasses.asdict(settings)
-    if settings.data_dir is not None:
-        values["data_dir"] = str(settings.data_dir.absolute())
-    return values
+    values = dataclasses.asdict(settings)  # pyright: ignore[reportArgumentType]
+    return {name: os.path.abspath(value) if isinstance(value, os.PathLike) else value for name, value in values.items()}
 
 
 def _finite(value: Any) -> Any:

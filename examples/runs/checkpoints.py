@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from examples.vision.parallel import is_first_process
+from examples.runs.parallel import is_first_process
 
 PyTree = Any
 

@@ -1,34 +1,35 @@
 """What tells of an epoch: a line in the log, TensorBoard's events, a line and a bar on the terminal."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import rich.console
 import rich.progress
 from tensorboardX import SummaryWriter
 
-from examples.vision.parallel import is_first_process
-from examples.vision.run_directory import RunDirectory
-from examples.vision.settings import Settings
+from examples.runs.parallel import is_first_process
+from examples.runs.run_directory import RunDirectory
 
 
 @contextlib.contextmanager
 def epoch_reports(
-    settings: Settings,
+    epochs: int,
     seeds: Sequence[int],
     directories: Sequence[RunDirectory],
     done: int,
     console: rich.console.Console,
+    describe: Callable[[Mapping[str, Any]], str],
 ) -> Iterator[Callable[[Sequence[dict[str, Any]]], None]]:
     """Takes the lines of an epoch, one for each seed; in one process of several, the others say nothing.
 
     Args:
-      settings: of the runs.
+      epochs: of the runs.
       seeds: that train together.
       directories: theirs.
       done: epochs that are done already; what was logged after them is dropped.
       console: the terminal.
+      describe: what the terminal says of a line.
     """
     if not is_first_process():
         yield lambda lines: None
@@ -45,26 +46,17 @@ def epoch_reports(
     with contextlib.ExitStack() as opened:
         progress = opened.enter_context(rich.progress.Progress(*columns, console=console, disable=not console.is_terminal))
         events = [opened.enter_context(SummaryWriter(str(each.path), purge_step=done + 1)) for each in directories]
-        task = progress.add_task("", total=settings.epochs, completed=done, line="")
+        task = progress.add_task("", total=epochs, completed=done, line="")
 
         def report(lines: Sequence[dict[str, Any]]) -> None:
             for line, seed, directory, writer in zip(lines, seeds, directories, events, strict=True):
                 directory.write_log(line)
                 _write_events(writer, line)
                 which = f"seed {seed}  " if len(seeds) > 1 else ""
-                console.print(f"epoch {line['epoch']:3d}  {which}{_describe(line)}", soft_wrap=True)
-            progress.update(task, completed=lines[0]["epoch"], line=_describe(lines[0]))
+                console.print(f"epoch {line['epoch']:3d}  {which}{describe(line)}", soft_wrap=True)
+            progress.update(task, completed=lines[0]["epoch"], line=describe(lines[0]))
 
         yield report
-
-
-def _describe(line: dict[str, Any]) -> str:
-    scales = line["scale"].values()
-    spread = f"  scales {min(scales):.2f}-{max(scales):.2f}" if line["refreshes"] or max(scales) != 1 else ""
-    return (
-        f"loss {line['train_loss']:.3f}  train {line['train_accuracy']:.1%}  test {line['test_accuracy']:.1%}  "
-        f"{line['images_per_second']:,.0f} images/s{spread}"
-    )
 
 
 def _write_events(events: SummaryWriter, line: dict[str, Any]) -> None:

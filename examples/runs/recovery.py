@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from examples.vision.checkpoints import find_damage, saved
-from examples.vision.errors import UserError
-from examples.vision.run_directory import RunDirectory
+from examples.runs.checkpoints import find_damage, saved
+from examples.runs.errors import UserError
+from examples.runs.run_directory import RunDirectory
 
 
 def recover(directory: RunDirectory, tell: Callable[[str], None]) -> None:

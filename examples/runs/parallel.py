@@ -12,8 +12,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from examples.vision.errors import UserError
-from examples.vision.settings import Devices
+from examples.runs.devices import Devices
+from examples.runs.errors import UserError
 
 Value = TypeVar("Value")
 
