@@ -43,7 +43,8 @@ def test_a_flag_leaves_the_users_folder_alone(nothing_chosen, monkeypatch, flags
 
 @pytest.mark.slow
 def test_a_run_that_finds_its_programs_computes_the_same(tmp_path):
-    """And compiles nothing that the first one has compiled."""
+    """And compiles none of the large programs anew; small ones are kept or not by the time that they happened to take."""
+    large = ("jit_train_epoch", "jit_evaluate", "jit_create")
     environment, logs, programs = {"JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path / "cache")}, [], []
     for name in ("first", "second"):
         command = ["-m", "examples.vision.train", *RUN, "--out", tmp_path / name]
@@ -52,6 +53,6 @@ def test_a_run_that_finds_its_programs_computes_the_same(tmp_path):
         assert log.exists(), said
         line = json.loads(log.read_text())
         logs.append({key: value for key, value in line.items() if "second" not in key})
-        programs.append({path.name for path in (tmp_path / "cache").rglob("*-cache")})
+        programs.append({path.name for path in (tmp_path / "cache").rglob("*-cache") if path.name.startswith(large)})
     assert logs[0] == logs[1]
-    assert len(programs[0]) > 3 and programs[0] == programs[1]
+    assert len(programs[0]) == len(large) and programs[0] == programs[1]
