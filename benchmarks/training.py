@@ -7,16 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 import tb_optax
 from benchmarks.contenders import Case, Prepared
 from benchmarks.networks import create
 from examples.runs.parallel import create_mesh
+from examples.runs.program import compile_program
 from examples.vision.data import Dataset
+from examples.vision.domain import prepare
 from examples.vision.methods import create_optimizer
-from examples.vision.models import create_model
-from examples.vision.program import compile_program, place
 from examples.vision.settings import Settings
 
 # As often as an update interval can be without ever being reached.
@@ -65,23 +64,10 @@ def training(case: Case) -> Prepared:
     channels = np.full(3, 0.5, np.float32)
     dataset = Dataset("random", images, labels, images[few], labels[few], 10, channels, channels, flip=True)
 
-    @nnx.jit
-    def model(key: jax.Array) -> nnx.Module:
-        return create_model(
-            case["model"],
-            width=case["width"],
-            num_classes=10,
-            image_shape=(32, 32, 3),
-            dtype=jnp.dtype(case["dtype"]),
-            rngs=nnx.Rngs(key),
-        )
-
-    create_tx = functools.partial(_scheduled, case["method"])
+    size = {name: case[name] for name in ("model", "width", "dtype", "batch_size")}
+    settings = Settings(method=case["method"], update_interval=NEVER, **size)
     mesh = create_mesh(1, case["batch_size"])
-    create_seeded = lambda seed: model(jax.random.key(seed, impl="rbg"))
-    program = compile_program(
-        create_seeded, create_tx, tb_optax.pl_alpha_hill, place(dataset, mesh), case["batch_size"], mesh
-    )
+    program = compile_program(prepare(settings, dataset, mesh, _scheduled), tb_optax.pl_alpha_hill, mesh)
     state = program.start([0])
 
     def run(update_interval: int = NEVER) -> None:
@@ -99,11 +85,13 @@ def _optimizer(method: str, layers: tb_optax.LayersOrFn, update_interval: Any) -
     return create_optimizer(settings, optax.constant_schedule(_LEARNING_RATE), 1, layers, layers)
 
 
-def _scheduled(method: str, layers: tb_optax.Layers, _: tb_optax.Layers) -> optax.GradientTransformationExtraArgs:
+def _scheduled(
+    settings: Settings, schedule: optax.Schedule, steps: int, layers: tb_optax.Layers, weights: tb_optax.Layers
+) -> optax.GradientTransformationExtraArgs:
     """The interval is part of the state, so that one compiled epoch serves for all intervals."""
-    if method == "cal":
-        return _optimizer(method, layers, NEVER)
-    build = lambda update_interval: _optimizer(method, layers, update_interval)
+    if settings.method == "cal":
+        return _optimizer(settings.method, layers, NEVER)
+    build = lambda update_interval: _optimizer(settings.method, layers, update_interval)
     return optax.inject_hyperparams(build)(update_interval=NEVER)
 
 

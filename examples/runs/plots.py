@@ -15,25 +15,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 
-def plot_run(log: Sequence[Mapping[str, Any]], title: str, directory: Path) -> list[Path]:
+def plot_run(log: Sequence[Mapping[str, Any]], interval: str, title: str, directory: Path) -> list[Path]:
     """Writes `alpha.png` and `learning_rate.png` of the balanced layers and, where scales differ from 1, `scale.png`.
 
     Args:
       log: the lines of the run's `log.jsonl`.
+      interval: what each line is of, and how lines call it.
       title: of the plots.
       directory: where to write.
 
     Returns:
       The files written.
     """
-    epochs = [line["epoch"] for line in log]
+    epochs = [line[interval] for line in log]
     balanced = list(log[-1]["scale"])
     rates = np.array([line["learning_rate"] for line in log])
     alphas = {name: np.array([line["alpha"][name] for line in log], float) for name in balanced}
     scales = {name: np.array([line["scale"][name] for line in log]) for name in balanced}
     same = all((scale == 1).all() for scale in scales.values())
     panels = {
-        "alpha": ("PL_Alpha_Hill after the epoch", alphas),
+        "alpha": (f"PL_Alpha_Hill after the {interval}", alphas),
         "learning_rate": (
             "learning rate",
             {"all layers": rates} if same else {name: rates * scale for name, scale in scales.items()},
@@ -45,7 +46,7 @@ def plot_run(log: Sequence[Mapping[str, Any]], title: str, directory: Path) -> l
         if lines:
             figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
             _draw_layers(figure, axes, epochs, lines)
-            axes.set(title=title, xlabel="epoch", ylabel=label)
+            axes.set(title=title, xlabel=interval, ylabel=label)
             written.append(directory / f"{name}.png")
             figure.savefig(written[-1], dpi=150)
             plt.close(figure)

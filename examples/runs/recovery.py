@@ -1,4 +1,4 @@
-"""What of a run's folder can be believed: the last epoch on which its checkpoints and its log agree."""
+"""What of a run's folder can be believed: the last interval on which its checkpoints and its log agree."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from examples.runs.run_directory import RunDirectory
 
 
 def recover(directory: RunDirectory, tell: Callable[[str], None]) -> None:
-    """Leaves the run at the last epoch whose checkpoint is whole and that is in the log, so that it goes on from there.
+    """Leaves the run at the last interval whose checkpoint is whole and that is in the log, so that it goes on from there.
 
     Later checkpoints are put aside, and a line tells what was wrong with them. Nothing happens to the folder of a run that
     has none yet.
@@ -16,21 +16,21 @@ def recover(directory: RunDirectory, tell: Callable[[str], None]) -> None:
     Raises:
       UserError: there are checkpoints, and none can be gone on from.
     """
-    epochs, logged = saved(directory.checkpoints), len(directory.log())
+    done, logged, interval = saved(directory.checkpoints), len(directory.log()), directory.domain.interval
     problems: dict[int, str] = {}
-    for epoch in reversed(epochs):
-        damaged = find_damage(directory.checkpoints / str(epoch))
+    for number in reversed(done):
+        damaged = find_damage(directory.checkpoints / str(number))
         if damaged is not None:
-            problems[epoch] = f"{damaged.relative_to(directory.path.absolute())} is damaged"
-        elif epoch > logged:
-            problems[epoch] = f"the log ends with epoch {logged}, before checkpoint {epoch}"
+            problems[number] = f"{damaged.relative_to(directory.path.absolute())} is damaged"
+        elif number > logged:
+            problems[number] = f"the log ends with {interval} {logged}, before checkpoint {number}"
         else:
             break
     else:
-        if epochs:
+        if done:
             found = "; ".join(problems.values())
             raise UserError(f"{directory.path} cannot be resumed: {found}. Put back what is missing, or give another --out.")
         return
     for later, problem in problems.items():
         aside = directory.put_aside(directory.checkpoints / str(later))
-        tell(f"{problem}; put into {aside}, going on from epoch {epoch}")
+        tell(f"{problem}; put into {aside}, going on from {interval} {number}")

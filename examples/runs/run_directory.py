@@ -11,26 +11,19 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, Self, get_args, get_type_hints
+from typing import Any
 
 import filelock
 
+from examples.runs.domain import Domain, Settings
 from examples.runs.errors import UserError
-
-
-class Settings(Protocol):
-    """A dataclass of every choice that changes a run's result, each with a default; paths only say where data lie."""
-
-    def resolved(self) -> Self:
-        """The same run, said in one way."""
-        ...
 
 
 class RunDirectory:
     """A folder with `settings.json`, `log.jsonl`, `checkpoints/`, TensorBoard events, and in the end a summary and plots."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, domain: Domain):
+        self.path, self.domain = path, domain
         self.checkpoints = path.absolute() / "checkpoints"
         self._settings = path / "settings.json"
         self._log = path / "log.jsonl"
@@ -53,8 +46,8 @@ class RunDirectory:
         if resume and not self.exists():
             raise UserError(f"--resume: {self.path} holds no run; check --out, or start one without --resume.")
         if resume:
-            wanted, found = _as_json(settings), self.settings(type(settings))
-            names = [name for name in wanted | found if name not in places(type(settings))]
+            wanted, found = _as_json(settings), self.settings()
+            names = [name for name in wanted | found if name not in self.domain.places]
             different = [name for name in names if wanted.get(name) != found.get(name)]
             if different:
                 flags = ", ".join(f"--{name.replace('_', '-')} {found.get(name)}" for name in different)
@@ -86,28 +79,28 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self._settings, json.dumps(_as_json(settings), indent=2) + "\n")
 
-    def settings(self, kind: type[Settings]) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """As JSON; those that there were not yet when the run was started have their defaults."""
         if not self.exists():
             raise UserError(f"{self.path} holds no run.")
-        return _as_json(kind().resolved()) | _read_object(self._settings)
+        return _as_json(self.domain.settings().resolved()) | _read_object(self._settings)
 
     def log(self) -> list[dict[str, Any]]:
-        """The lines of the log, one for each epoch from the first; what is cut off, or in disorder, ends it."""
+        """The lines of the log, one for each interval from the first; what is cut off, or in disorder, ends it."""
         lines = []
         for line in self._log.read_text(errors="replace").splitlines() if self._log.exists() else []:
             try:
                 content = json.loads(line)
-                if content["epoch"] != len(lines) + 1:
+                if content[self.domain.interval] != len(lines) + 1:
                     break
             except (ValueError, KeyError, TypeError):
                 break
             lines.append(content)
         return lines
 
-    def cut_log(self, epoch: int) -> None:
-        """Drops what was logged after an epoch: a resumed run will log it again."""
-        write_whole(self._log, "".join(json.dumps(line) + "\n" for line in self.log()[:epoch]))
+    def cut_log(self, done: int) -> None:
+        """Drops what was logged after so many intervals: a resumed run will log it again."""
+        write_whole(self._log, "".join(json.dumps(line) + "\n" for line in self.log()[:done]))
 
     def write_log(self, line: Mapping[str, Any]) -> None:
         with self._log.open("a") as file:
@@ -120,7 +113,8 @@ class RunDirectory:
         write_whole(self._summary, json.dumps(_finite(summary)) + "\n")
 
     def summary(self) -> dict[str, Any]:
-        return _read_object(self._summary)
+        """Nothing before the end."""
+        return _read_object(self._summary) if self._summary.exists() else {}
 
     def put_aside(self, path: Path) -> Path:
         """Moves something to where it is out of the way, in the place of what was put aside of that name before."""
@@ -128,11 +122,6 @@ class RunDirectory:
         shutil.rmtree(aside, ignore_errors=True)
         aside.parent.mkdir(exist_ok=True)
         return path.rename(aside)
-
-
-def places(kind: type[Settings]) -> set[str]:
-    """The settings that only say where data lie, which may be elsewhere when a run goes on: those that are paths."""
-    return {name for name, hint in get_type_hints(kind).items() if Path in (hint, *get_args(hint))}
 
 
 def write_whole(path: Path, text: str) -> None:

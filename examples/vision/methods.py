@@ -1,6 +1,5 @@
 """The optimizers of the paper's runs, as its authors ran them."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,25 +8,8 @@ import jax.numpy as jnp
 import optax
 
 import tb_optax
-from examples.runs.controls import CONTROLS
+from examples.runs.balance import balanced
 from examples.vision.settings import METHODS, Settings
-
-_METRICS = {
-    "pl_alpha_hill": tb_optax.pl_alpha_hill,
-    "spectral_norm": tb_optax.spectral_norm,
-    "alpha_weighted": tb_optax.alpha_weighted,
-}
-FITS = {
-    "median": tb_optax.median,
-    "goodness_of_fit": tb_optax.goodness_of_fit,
-    "fix_finger": tb_optax.fix_finger,
-}
-_ASSIGNMENTS = {
-    "linear": tb_optax.linear,
-    "sqrt": tb_optax.sqrt,
-    "log2": tb_optax.log2,
-    "step": tb_optax.step,
-}
 
 
 def create_schedule(settings: Settings, steps_per_epoch: int) -> optax.Schedule:
@@ -46,44 +28,23 @@ def create_optimizer(
     settings: Settings,
     schedule: optax.Schedule,
     steps_per_epoch: int,
-    balanced: tb_optax.LayersOrFn,
+    layers: tb_optax.LayersOrFn,
     weights: tb_optax.LayersOrFn,
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of `settings.method`, with TempBalance behind it where the method has it.
-
-    TempBalance comes last: it scales the step, as PyTorch's per-layer learning rates do, decoupled decay included.
+    """The optimizer of `settings.method`, with TempBalance after it where the method has it.
 
     Args:
       settings: method and numbers.
       schedule: of the learning rate.
       steps_per_epoch: the unit of `settings.start_epoch`, and the update interval by default.
-      balanced: the layers that TempBalance balances.
+      layers: that TempBalance balances.
       weights: all weights of two or more axes, for SNR and for the projections of SGDP and AdamP.
     """
     method = METHODS[settings.method]
     optimizer = _OPTIMIZERS[method.base](settings, schedule, weights)
-    if not method.balanced:
-        return optax.with_extra_args_support(optimizer)
-    balance = tb_optax.tempbalance(
-        steps_per_epoch if settings.update_interval is None else settings.update_interval,
-        min_scale=settings.min_scale,
-        max_scale=settings.max_scale,
-        metric=create_metric(settings.metric, settings.fit),
-        assign=_assignment(settings),
-        layers=balanced,
-        start_step=settings.start_epoch * steps_per_epoch,
-    )
-    return optax.chain(optimizer, balance)
-
-
-def _assignment(settings: Settings) -> tb_optax.assignments.Assignment:
-    assign = _ASSIGNMENTS[settings.assignment]
-    return assign if settings.control == "none" else CONTROLS[settings.control](assign)
-
-
-def create_metric(metric: str, fit: str) -> Callable[..., jax.Array]:
-    """What is read off a spectrum, by its name and that of the fit it takes, if it takes one."""
-    return _METRICS[metric] if metric == "spectral_norm" else functools.partial(_METRICS[metric], fit=FITS[fit])
+    if method.balanced:
+        return balanced(optimizer, settings, steps_per_epoch, layers)
+    return optax.with_extra_args_support(optimizer)
 
 
 _Optimizer = optax.GradientTransformation

@@ -1,21 +1,13 @@
 """What a run is: every choice that changes its result."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Any, Literal
 
-import tyro
-
-from examples.runs.devices import Devices
+from examples.runs.balance import BALANCE, BalanceSettings, check_range
+from examples.runs.domain import Method
 from examples.runs.errors import UserError
-
-
-class Method(NamedTuple):
-    """An optimizer, and whether TempBalance follows it."""
-
-    base: str
-    balanced: bool = False
-
 
 # What the paper's runs of each optimizer started from.
 _LEARNING_RATES = {
@@ -33,31 +25,19 @@ _READ_BY_BASE = {
     "sgdr": {"restart_epochs"},
     "lookahead": {"lookahead_steps", "lookahead_step_size"},
 }
-_READ_BY_BALANCE = {
-    *(
-        "metric",
-        "fit",
-        "assignment",
-        "control",
-        "min_scale",
-        "max_scale",
-        "update_interval",
-        "start_epoch",
-        "first_and_last",
-    ),
-}
 
 
-def unused_by(method: str, metric: str) -> set[str]:
-    """The settings that a method with this metric does not read."""
-    unused = set().union(*(names for base, names in _READ_BY_BASE.items() if base != METHODS[method].base))
-    if not METHODS[method].balanced:
-        return unused | _READ_BY_BALANCE
-    return unused | {"fit"} if metric == "spectral_norm" else unused
+def unused(settings: Mapping[str, Any]) -> set[str]:
+    """The settings that a run with these ones does not read."""
+    method = METHODS[settings["method"]]
+    names = set().union(*(names for base, names in _READ_BY_BASE.items() if base != method.base))
+    if not method.balanced:
+        return names | {*BALANCE, "start_epoch"}
+    return names | {"fit"} if settings["metric"] == "spectral_norm" else names
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(BalanceSettings):
     """Trains one network by one of the paper's methods."""
 
     method: Literal[
@@ -113,36 +93,29 @@ class Settings:
     """Steps between synchronizations of the fast and the slow weights (lookahead)."""
     lookahead_step_size: float = 0.8
     """How far the slow weights then move towards the fast ones (lookahead)."""
-    metric: Literal["pl_alpha_hill", "spectral_norm", "alpha_weighted"] = "pl_alpha_hill"
-    """What of a layer's spectrum its scale is read off (tb)."""
-    fit: Literal["median", "goodness_of_fit", "fix_finger"] = "median"
-    """How the tail of a spectrum is fitted (tb)."""
-    assignment: Literal["linear", "sqrt", "log2", "step"] = "linear"
-    """How metrics become scales (tb)."""
-    control: Literal["none", "placebo", "mean"] = "none"
-    """Instead of each layer's own scale (tb), that of a layer drawn at every refresh, or every layer the mean of all."""
-    min_scale: float = 0.5
-    """The least scale of a layer (tb): with linear, that of the heaviest tail."""
-    max_scale: float = 1.5
-    """The greatest scale of a layer (tb)."""
-    update_interval: int | None = None
-    """Steps between refreshes of the scales (tb); by default an epoch's."""
     start_epoch: int = 0
     """Epochs before the first refresh (tb)."""
-    first_and_last: bool = False
-    """Balances the first and the last layer too (tb)."""
+
+    @property
+    def network(self) -> str:
+        """The model and its size."""
+        return f"{self.model} x{self.width:g}"
+
+    @property
+    def intervals(self) -> int:
+        """Epochs."""
+        return self.epochs
+
+    def refreshes(self, steps: int) -> tuple[int, int]:
+        """The steps from one refresh to the next, and before the first; an epoch has `steps`."""
+        interval, _ = super().refreshes(steps)
+        return interval, self.start_epoch * steps
 
     def check(self) -> None:
         """Raises UserError where a number is out of range."""
-        positive = ("width", "epochs", "batch_size", "learning_rate", "update_interval", "restart_epochs", "lookahead_steps")
-        others = ("seed", "weight_decay", "min_scale", "max_scale", "snr_coefficient", "lookahead_step_size", "start_epoch")
-        for name in (*positive, *others):
-            value = getattr(self, name)
-            if value is not None and not (value > 0 if name in positive else value >= 0):
-                least = "above 0" if name in positive else "at least 0"
-                raise UserError(f"--{name.replace('_', '-')} {value} must be {least}.")
-        if self.min_scale > self.max_scale:
-            raise UserError(f"--min-scale {self.min_scale} is above --max-scale {self.max_scale}.")
+        super().check()
+        positive = ("width", "epochs", "batch_size", "learning_rate", "restart_epochs", "lookahead_steps")
+        check_range(self, positive, ("seed", "weight_decay", "snr_coefficient", "lookahead_step_size", "start_epoch"))
         if self.lookahead_step_size > 1:
             raise UserError(f"--lookahead-step-size {self.lookahead_step_size} must be at most 1.")
 
@@ -150,24 +123,6 @@ class Settings:
         """The same run, said in one way: with its method's learning rate, and defaults for what the method does not use."""
         rate = _LEARNING_RATES[METHODS[self.method].base] if self.learning_rate is None else self.learning_rate
         restart = -(-self.epochs // 2) if self.restart_epochs is None else self.restart_epochs
-        unused = unused_by(self.method, self.metric)
-        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in unused}
+        not_read = unused(vars(self))
+        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in not_read}
         return dataclasses.replace(self, **{"learning_rate": rate, "restart_epochs": restart} | defaults)
-
-
-@dataclasses.dataclass(frozen=True)
-class Command:
-    """Trains one network by one of the paper's methods.
-
-    Writes to --out one JSON line an epoch (log.jsonl), TensorBoard events, a checkpoint an epoch, and plots of alpha,
-    learning rate and the spectrum of every layer.
-    """
-
-    settings: Annotated[Settings, tyro.conf.arg(name="")]
-    devices: Annotated[Devices, tyro.conf.arg(name="")]
-    out: Path | None = None
-    """Where to write; by default runs/DATASET-MODEL-METHOD-seedSEED."""
-    resume: bool = False
-    """Go on with the run in --out from its last checkpoint."""
-    compilation_cache: bool = True
-    """Keep compiled programs in the user's cache folder: the next run of the same network starts sooner."""

@@ -6,7 +6,7 @@ import signal
 from flax import nnx
 
 from examples.runs.parallel import run_command
-from examples.vision import train, trainer
+from examples.vision import domain, train
 from examples.vision.convolution import conv_general_dilated
 
 
@@ -36,5 +36,5 @@ def create_small_network(name="small", *, num_classes, image_shape, rngs, **_):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # heard even where the tests were started to ignore it
-    trainer.create_model = create_small_network
+    domain.create_model = create_small_network
     run_command(train.main)

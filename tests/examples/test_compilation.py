@@ -7,6 +7,7 @@ import jax
 import pytest
 from processes import finish, start
 
+from examples.runs import train as runs_train
 from examples.runs.compilation import keep_compiled_programs
 from examples.vision import train as train_module
 
@@ -35,7 +36,7 @@ def test_programs_are_kept_in_the_users_cache_folder_or_where_jax_was_told(nothi
 
 @pytest.mark.parametrize(("flags", "kept"), [([], True), (["--no-compilation-cache"], False)])
 def test_a_flag_leaves_the_users_folder_alone(nothing_chosen, monkeypatch, flags, kept):
-    monkeypatch.setattr(train_module, "train", lambda *_: None)
+    monkeypatch.setattr(runs_train, "train", lambda *_: None)
     monkeypatch.setattr("sys.argv", ["train", *flags])
     train_module.main()
     assert (jax.config.jax_compilation_cache_dir is not None) == kept
@@ -44,7 +45,7 @@ def test_a_flag_leaves_the_users_folder_alone(nothing_chosen, monkeypatch, flags
 @pytest.mark.slow
 def test_a_run_that_finds_its_programs_computes_the_same(tmp_path):
     """And compiles none of the large programs anew; small ones are kept or not by the time that they happened to take."""
-    large = ("jit_train_epoch", "jit_evaluate", "jit_create")
+    large = ("jit_train_interval", "jit_evaluate", "jit_create")
     environment, logs, programs = {"JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path / "cache")}, [], []
     for name in ("first", "second"):
         command = ["-m", "examples.vision.train", *RUN, "--out", tmp_path / name]

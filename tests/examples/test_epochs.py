@@ -7,8 +7,9 @@ import optax
 from flax import nnx
 from small_network import create_small_network
 
+from examples.runs.observations import watched_steps
 from examples.runs.parallel import create_mesh
-from examples.vision.training import Images, Network, TrainState, paper_layers, train_epoch, watched_steps
+from examples.vision.epoch import Images, Network, TrainState, paper_layers, train_epoch
 
 RATE, BATCH, STEPS = 0.05, 2, 65
 

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import scipy.stats
 from made_up import LAYERS, finals, make_row, with_norms_within, with_spectra_within
+from on_vision import pooled_by_task
 
-from examples.vision.report.alphas import pooled, pooled_by_task
-from examples.vision.report.few_layers import over_seeds, two_layers
-from examples.vision.report.figures import DECAYS, synthetic_alphas
-from examples.vision.report.gradient_figures import extremes, in_first_epoch, norms_within, shared_bins
-from examples.vision.report.layer_figures import density_of, tail_share
-from examples.vision.report.violins import center, outline
-from examples.vision.report.weight_figure import moments, tells_spectra, when
+from examples.runs.report.alphas import pooled
+from examples.runs.report.few_layers import over_seeds, two_layers
+from examples.runs.report.figures import DECAYS, synthetic_alphas
+from examples.runs.report.gradient_figures import extremes, in_first_interval, norms_within, shared_bins
+from examples.runs.report.layer_figures import density_of, tail_share
+from examples.runs.report.violins import center, outline
+from examples.runs.report.weight_figure import moments, tells_spectra, when
 
 SEEDS = (43, 37, 13, 51)
 
@@ -93,12 +94,12 @@ def test_norms_within_epochs_are_at_their_iterations_and_of_the_layers():
 
 def test_histograms_are_of_iterations_of_the_first_epoch_and_hold_all_layers():
     found = norms_within(with_norms_within(make_row(70.0), steps=390, epochs=2), LAYERS[1:-1])
-    chosen = in_first_epoch(found, 4)
+    chosen = in_first_interval(found, 4)
     assert list(chosen) == [0, 120, 240, 360]
     np.testing.assert_array_equal(chosen[120], found.norms[4])
     bins = shared_bins([*chosen.values(), np.array([np.nan, 0.0])])
     assert sum(np.histogram(norms, bins)[0].sum() for norms in chosen.values()) == 4 * len(LAYERS[1:-1])
-    assert list(in_first_epoch(norms_within(with_norms_within(make_row(70.0), steps=11), LAYERS), 4)) == [0]
+    assert list(in_first_interval(norms_within(with_norms_within(make_row(70.0), steps=11), LAYERS), 4)) == [0]
 
 
 def test_the_fits_find_the_exponent_of_synthetic_spectra():
@@ -119,7 +120,12 @@ def test_a_weights_spectra_are_those_of_the_first_epoch_one_later_and_the_last()
     layer, spectra, steps = moments(row)
     assert (layer, steps) == (LAYERS[2], 70) and list(spectra) == [0, 17, 35, 52, 70, 350, 700]
     assert all(spectrum["iteration"] == iteration for iteration, spectrum in spectra.items())
-    assert [when(each, steps) for each in (0, 17, 70, 350)] == ["initial", "iteration 17", "after epoch 1", "after epoch 5"]
+    assert [when(each, steps, "epoch") for each in (0, 17, 70, 350)] == [
+        "initial",
+        "iteration 17",
+        "after epoch 1",
+        "after epoch 5",
+    ]
     short = with_spectra_within(make_row(70.0), iterations=(0, 70))
     assert list(moments(short).spectra) == [0, 70]
     assert tells_spectra([row, short]) and not tells_spectra([row, make_row(70.0)])

@@ -11,8 +11,9 @@ import pytest
 from tiny import numpy_project
 
 import tb_optax
+from examples.runs.domain import Method
 from examples.vision.methods import create_optimizer, create_schedule
-from examples.vision.settings import METHODS, Method, Settings
+from examples.vision.settings import METHODS, Settings
 
 STEPS_PER_EPOCH = 2
 WEIGHTS = lambda params: tb_optax.find_layers(params, min_eigenvalues=2)

@@ -7,10 +7,10 @@ import pytest
 from flax import nnx
 
 from examples.runs.errors import UserError
+from examples.vision.epoch import Network, paper_layers
 from examples.vision.models import MODELS, create_model
 from examples.vision.models.resnet import Bottleneck
 from examples.vision.models.wide_resnet import WideBlock
-from examples.vision.training import Network, paper_layers
 from tb_optax._layers.layer import leaves_by_path
 
 IMAGE = (32, 32, 3)

@@ -9,6 +9,7 @@ import time
 
 import jax
 import numpy as np
+import on_vision
 import pytest
 from outcomes import final_arrays
 from processes import finish, free_address, start
@@ -16,8 +17,8 @@ from small_network import SmallNetwork, create_small_network
 
 from examples.runs.checkpoints import Checkpoints
 from examples.runs.devices import Devices
+from examples.vision import domain as domain_module
 from examples.vision import train as train_module
-from examples.vision import trainer as trainer_module
 from examples.vision.settings import Settings
 
 RUN = dict(batch_size=32, learning_rate=0.05, epochs=3)
@@ -25,8 +26,8 @@ RUN = dict(batch_size=32, learning_rate=0.05, epochs=3)
 
 def train(prepared, out, devices, **changes):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer_module, "create_model", create_small_network)
-        train_module.train(Settings(data_dir=prepared, **RUN), out, devices=Devices(mesh=devices), **changes)
+        patch.setattr(domain_module, "create_model", create_small_network)
+        on_vision.train(Settings(data_dir=prepared, **RUN), out, devices=Devices(mesh=devices), **changes)
     return out
 
 

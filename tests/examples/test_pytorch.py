@@ -12,10 +12,10 @@ from flax import nnx
 from networks import oihw
 from tiny import numpy_alpha, numpy_linear
 
+from examples.vision.epoch import Network, paper_layers
 from examples.vision.methods import create_optimizer, create_schedule
 from examples.vision.models import create_model
 from examples.vision.settings import Settings
-from examples.vision.training import Network, paper_layers
 
 torch = pytest.importorskip("torch")
 

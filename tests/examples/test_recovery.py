@@ -8,7 +8,9 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
+import on_vision
 import pytest
+from on_vision import RunDirectory, read_results
 from outcomes import final_arrays
 from processes import finish, start
 from small_network import create_small_network
@@ -17,10 +19,9 @@ from examples.runs.checkpoints import Checkpoints, find_damage, last_saved, save
 from examples.runs.devices import Devices
 from examples.runs.errors import UserError
 from examples.runs.recovery import recover
-from examples.runs.run_directory import RunDirectory
+from examples.runs.results import append_row
+from examples.vision import domain as domain_module
 from examples.vision import train as train_module
-from examples.vision import trainer as trainer_module
-from examples.vision.results import append_row, read_results
 from examples.vision.settings import Settings
 
 STATE = {"weights": jnp.arange(400.0).reshape(20, 20) ** 0.5, "count": jnp.array(7)}
@@ -179,7 +180,7 @@ def test_damaged_settings_are_one_line(run, monkeypatch, capsys, text):
 def test_a_folder_in_which_another_process_trains_is_refused_until_that_ends(tmp_path):
     hold = f"""
 import pathlib, sys, time
-from examples.runs.run_directory import RunDirectory
+from on_vision import RunDirectory
 with RunDirectory(pathlib.Path({str(tmp_path)!r})).held():
     print("held", flush=True)
     time.sleep(600)
@@ -201,7 +202,7 @@ def test_rows_that_processes_add_at_once_are_all_kept(tmp_path):
     path = tmp_path / "results.jsonl"
     add = f"""
 import pathlib, sys
-from examples.vision.results import append_row
+from examples.runs.results import append_row
 for seed in range(15):
     append_row(pathlib.Path({str(path)!r}), {{"settings": {{"seed": 100 * int(sys.argv[1]) + seed}}}})
 """
@@ -220,8 +221,8 @@ SMALL = dict(method="tb", width=1 / 16, epochs=3, batch_size=32, learning_rate=0
 
 def train(settings, out, **changes):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer_module, "create_model", create_small_network)
-        train_module.train(settings, out, devices=Devices(mesh=1), **changes)
+        patch.setattr(domain_module, "create_model", create_small_network)
+        on_vision.train(settings, out, devices=Devices(mesh=1), **changes)
 
 
 @pytest.fixture(scope="module")
@@ -273,11 +274,12 @@ def test_of_two_starts_at_once_one_trains_and_the_other_says_who(prepared, tmp_p
 FAILING = """
 import sys, threading
 from small_network import create_small_network
-from examples.vision import train, trainer
+from examples.vision import domain, train
+from examples.runs import loop
 from examples.runs.parallel import run_command
 
-trainer.create_model = create_small_network
-train_epoch = trainer.Trainer._train_epoch
+domain.create_model = create_small_network
+train_epoch = loop.Trainer._train_interval
 
 def fail(self, program, state, epoch, together):
     if epoch == 2:
@@ -285,7 +287,7 @@ def fail(self, program, state, epoch, together):
         raise RuntimeError("no more")
     return train_epoch(self, program, state, epoch, together)
 
-trainer.Trainer._train_epoch = fail
+loop.Trainer._train_interval = fail
 run_command(train.main)
 """
 

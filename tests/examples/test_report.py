@@ -10,17 +10,15 @@ import pytest
 import scipy.stats
 from flax import nnx
 from made_up import LAYERS, finals, make_row, with_norms_within, with_spectra_within, write_rows
+from on_vision import load_grid, other_runs, read_published, ready_grids, report, sections_of, setting_key
 
 import tb_optax
 from examples.runs.errors import UserError
-from examples.vision.grids import load_grid, ready_grids
+from examples.runs.report.alphas import spreads
+from examples.runs.report.markdown import Report
+from examples.runs.report.sections import comparisons
+from examples.vision import report as report_module
 from examples.vision.models import create_model
-from examples.vision.report import markdown as report_module
-from examples.vision.report.alphas import spreads
-from examples.vision.report.markdown import Report, report
-from examples.vision.report.published import read_published
-from examples.vision.report.sections import comparisons, other_runs, sections_of
-from examples.vision.results import setting_key
 
 CAL = {43: 73.46, 37: 75.90, 13: 74.64, 51: 75.41}
 TB = {43: 75.12, 37: 73.54, 13: 75.23, 51: 73.28}
@@ -245,7 +243,7 @@ def test_where_all_layers_have_as_many_eigenvalues_none_is_larger():
         for spectrum in row["spectra"].values():
             spectrum["eigenvalues"] = 72
     _, tb = spreads(other_runs(rows).tasks()[0])
-    assert tb.against_cal is not None and tb.of_larger_layers is None
+    assert tb.against_base is not None and tb.of_larger_layers is None
 
 
 def test_alphas_that_a_run_lacks_are_left_out_of_the_spread():

@@ -9,16 +9,19 @@ import sys
 import jax
 import numpy as np
 import pytest
+from on_vision import load_grid, name_of_run, parse_changes, read_results, ready_grids, run_key, setting_key, sweep
 from outcomes import final_arrays
 from small_network import create_small_network
 
+from examples.runs import loop as loop_module
+from examples.runs import sweep as sweep_module
 from examples.runs.errors import UserError
-from examples.vision import sweep as sweep_module
-from examples.vision import trainer as trainer_module
-from examples.vision.grids import PAPER_SEEDS, load_grid, parse_changes, ready_grids
-from examples.vision.results import append_row, read_results, run_key, setting_key
+from examples.runs.grids import PAPER_SEEDS
+from examples.runs.results import append_row
+from examples.runs.sweep import Sweep
+from examples.vision import domain as domain_module
+from examples.vision import sweep as vision_sweep
 from examples.vision.settings import Settings
-from examples.vision.sweep import Sweep, sweep
 
 TINY = ("dataset=brightness", "train_split=train", "epochs=2", "batch_size=32")
 
@@ -26,7 +29,7 @@ TINY = ("dataset=brightness", "train_split=train", "epochs=2", "batch_size=32")
 @pytest.fixture
 def small(monkeypatch):
     """A network that compiles in seconds, for every model; its smallest layers have 8 eigenvalues."""
-    monkeypatch.setattr(trainer_module, "create_model", create_small_network)
+    monkeypatch.setattr(domain_module, "create_model", create_small_network)
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ class Stopped(BaseException):
 
 def stop_after(monkeypatch, runs):
     """Ctrl-C within the first epoch of the run behind so many finished ones."""
-    trained, train_epoch = [], trainer_module.Trainer._train_epoch
+    trained, train_epoch = [], loop_module.Trainer._train_interval
 
     def interrupted(self, program, state, epoch, together):
         if len(trained) == runs and epoch == 2:
@@ -58,20 +61,20 @@ def stop_after(monkeypatch, runs):
     def leave(status):
         raise Stopped(status)
 
-    monkeypatch.setattr(trainer_module.Trainer, "_train_epoch", interrupted)
+    monkeypatch.setattr(loop_module.Trainer, "_train_interval", interrupted)
     monkeypatch.setattr(sweep_module.os, "_exit", leave)
     return trained
 
 
 def logged_epochs(monkeypatch):
     """Every epoch that is trained, as it is."""
-    found, train_epoch = [], trainer_module.Trainer._train_epoch
+    found, train_epoch = [], loop_module.Trainer._train_interval
 
     def noted(self, program, state, epoch, together):
         found.append((self.settings.method, epoch, together))
         return train_epoch(self, program, state, epoch, together)
 
-    monkeypatch.setattr(trainer_module.Trainer, "_train_epoch", noted)
+    monkeypatch.setattr(loop_module.Trainer, "_train_interval", noted)
     return found
 
 
@@ -304,13 +307,13 @@ def test_settings_that_differ_have_folders_that_differ():
         Settings(train_split=split).resolved() for split in ("train", "train[:10000]", "train[10000:]", "train10000")
     ]
     different += [Settings(test_split=split).resolved() for split in ("test", "test[:1]", "te/st", "te%2Fst")]
-    names = [sweep_module._name(settings) for settings in different]
+    names = [name_of_run(settings) for settings in different]
     assert len(set(names)) == len(names) and not any("/" in name for name in names)
 
 
 def test_a_dry_run_trains_nothing(command, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sweep", "table1", "--results", str(command.results), "--dry-run"])
-    sweep_module.main()
+    vision_sweep.main()
     assert "Table 1, Figure 3: CAL, SNR, TB and TB + SNR: 0 of 240 runs done" in capsys.readouterr().out
     assert not command.runs.exists()
 

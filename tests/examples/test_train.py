@@ -10,7 +10,9 @@ import sys
 import time
 
 import numpy as np
+import on_vision
 import pytest
+from on_vision import compare
 from outcomes import final_arrays
 from processes import TESTS
 from small_network import create_small_network
@@ -19,14 +21,13 @@ import tb_optax
 from examples.runs.checkpoints import Checkpoints
 from examples.runs.devices import Devices
 from examples.runs.errors import UserError
+from examples.runs.results import row_of
 from examples.runs.weight_spectra import told_after
+from examples.vision import domain as domain_module
 from examples.vision import train as train_module
-from examples.vision import trainer as trainer_module
-from examples.vision.compare import compare
-from examples.vision.results import row_of
 from examples.vision.settings import Settings
 
-train = functools.partial(train_module.train, devices=Devices(mesh=1))  # as in a process of its own, on its one device
+train = functools.partial(on_vision.train, devices=Devices(mesh=1))  # as in a process of its own, on its one device
 SMALL = dict(width=1 / 16, epochs=3, batch_size=32, train_split="train", learning_rate=0.05)
 
 
@@ -75,7 +76,7 @@ def settings(prepared):
 @pytest.fixture
 def small(monkeypatch):
     """A network that compiles in seconds."""
-    monkeypatch.setattr(trainer_module, "create_model", create_small_network)
+    monkeypatch.setattr(domain_module, "create_model", create_small_network)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def finished(settings, tmp_path_factory):
     """A run of the small network."""
     out = tmp_path_factory.mktemp("runs") / "finished"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer_module, "create_model", create_small_network)
+        patch.setattr(domain_module, "create_model", create_small_network)
         train(settings, out)
     return out
 

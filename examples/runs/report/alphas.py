@@ -6,10 +6,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from examples.vision.report.published import Published, figures_of
-from examples.vision.report.sections import Entry, Task, cal_and_tb, closest, other_runs
-from examples.vision.report.statistics import Paired, mean_and_deviation, paired
-from examples.vision.results import Row
+from examples.runs.domain import Domain
+from examples.runs.report.published import Published, figures_of
+from examples.runs.report.sections import Entry, Task, baseline_and_tb, closest, other_runs
+from examples.runs.report.statistics import Paired, mean_and_deviation, paired
+from examples.runs.report.wording import method_name
+from examples.runs.results import Row
 
 
 class Spread(NamedTuple):
@@ -21,8 +23,8 @@ class Spread(NamedTuple):
     """The largest minus the smallest."""
     deviation: float
     """The standard deviation over the layers."""
-    against_cal: Paired | None
-    """The deviation minus CAL's, by seed; None for CAL, and where they share fewer than two seeds."""
+    against_base: Paired | None
+    """The deviation minus the baseline's, by seed; None for that, and where they share fewer than two seeds."""
     of_larger_layers: Paired | None
     """The same over `larger_layers`; None too where there are none."""
 
@@ -76,14 +78,14 @@ def pooled(methods: Mapping[str, Sequence[Row]]) -> dict[str, Pooled]:
     return found
 
 
-def pooled_by_task(rows: Iterable[Row]) -> dict[str, dict[str, Pooled]]:
-    """The final alphas under CAL and under TB of every task that both have been run on with one seed at least."""
+def pooled_by_task(domain: Domain, rows: Iterable[Row]) -> dict[str, dict[str, Pooled]]:
+    """The final alphas under the baseline and under TB of every task that both have been run on with one seed at least."""
     found = {}
-    for task in other_runs(rows).tasks():
-        pair = cal_and_tb(task)
+    for task in other_runs(domain, rows).tasks():
+        pair = baseline_and_tb(task)
         if pair is not None:
-            cal, tb = (list(task.entries[label].rows.values()) for label in pair[1:])
-            found[task.label] = pooled({"CAL": cal, "TB": tb})
+            base, tb = (list(task.entries[label].rows.values()) for label in pair[1:])
+            found[task.label] = pooled({method_name(domain, domain.baseline): base, "TB": tb})
     return found
 
 
@@ -100,17 +102,17 @@ def deviations_by_epoch(row: Row, layers: Sequence[str]) -> np.ndarray:
 
 
 def spreads(task: Task) -> Iterator[Spread]:
-    """Of each method that has runs with finite alphas; beside the CAL of the same learning rate where there is one."""
+    """Of each method that has runs with finite alphas; beside the baseline of the same learning rate where there is one."""
     with_runs = {label: entry for label, entry in task.entries.items() if entry.rows}
     rows = [row for entry in with_runs.values() for row in entry.rows.values()]
     layers = balanced_layers(rows)
     larger = larger_layers(rows, layers)
-    cals = [entry for entry in task.entries.values() if entry.settings["method"] == "cal"]
+    bases = [entry for entry in task.entries.values() if entry.settings["method"] == entry.domain.baseline]
     for label, entry in with_runs.items():
         deviations = _last_deviations(entry, layers)
         if deviations:
-            cal = None if entry in cals else closest(entry, cals)
-            against = [_paired_deviations(entry, cal, among) for among in (layers, larger)]
+            base = None if entry in bases else closest(entry, bases)
+            against = [_paired_deviations(entry, base, among) for among in (layers, larger)]
             alphas = [list(final_alphas(entry.rows[seed], layers).values()) for seed in deviations]
             extent = float(np.mean(np.nanmax(alphas, axis=1) - np.nanmin(alphas, axis=1)))
             yield Spread(label, len(deviations), extent, float(np.mean(list(deviations.values()))), *against)
@@ -135,5 +137,5 @@ def _last_deviations(entry: Entry, layers: Sequence[str]) -> dict[int, float]:
     return {seed: deviation for seed, deviation in last.items() if np.isfinite(deviation)}
 
 
-def _paired_deviations(entry: Entry, cal: Entry | None, layers: Sequence[str]) -> Paired | None:
-    return None if cal is None or not layers else paired(_last_deviations(entry, layers), _last_deviations(cal, layers))
+def _paired_deviations(entry: Entry, base: Entry | None, layers: Sequence[str]) -> Paired | None:
+    return None if base is None or not layers else paired(_last_deviations(entry, layers), _last_deviations(base, layers))

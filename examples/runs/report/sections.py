@@ -5,33 +5,34 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from examples.vision.grids import Grid
-from examples.vision.report.statistics import Paired, common_seeds, paired
-from examples.vision.report.wording import TASK, method_label, task_label
-from examples.vision.results import Row, run_key, setting_key
-from examples.vision.settings import METHODS
+from examples.runs.domain import Domain
+from examples.runs.grids import Grid
+from examples.runs.report.statistics import Paired, common_seeds, paired
+from examples.runs.report.wording import method_label, task_label
+from examples.runs.results import Row, run_key, setting_key
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """A setting, without its seed, and its finished runs by seed."""
 
+    domain: Domain
     settings: Mapping[str, Any]
     rows: Mapping[int, Row]
     wanted: int
 
     @property
-    def accuracies(self) -> dict[int, float]:
-        """On the test set, in percent."""
-        return {seed: 100 * row["test_accuracy"] for seed, row in self.rows.items()}
+    def results(self) -> dict[int, float]:
+        """By the domain's measure."""
+        return {seed: self.domain.measure.of(row) for seed, row in self.rows.items()}
 
     def is_tempbalance(self) -> bool:
-        return METHODS[self.settings["method"]].balanced
+        return self.domain.is_balanced(self.settings)
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The entries of a section that train one network on one data set for the same number of epochs."""
+    """The entries of a section that train one network on one data set for as long."""
 
     label: str
     entries: Mapping[str, Entry]
@@ -42,6 +43,7 @@ class Task:
 class Section:
     """The entries of a grid."""
 
+    domain: Domain
     name: str
     title: str
     entries: Sequence[Entry]
@@ -55,13 +57,13 @@ class Section:
     def tasks(self) -> list[Task]:
         found: dict[tuple[Any, ...], list[Entry]] = {}
         for entry in self.entries:
-            found.setdefault(tuple(entry.settings[name] for name in TASK), []).append(entry)
+            found.setdefault(tuple(entry.settings[name] for name in self.domain.task), []).append(entry)
         everything = [entry.settings for entry in self.entries]
         tasks = []
         for entries in found.values():
             among = [entry.settings for entry in entries]
-            labels = [method_label(settings, among) for settings in among]
-            tasks.append(Task(task_label(among[0], everything), dict(zip(labels, entries, strict=True))))
+            labels = [method_label(self.domain, settings, among) for settings in among]
+            tasks.append(Task(task_label(self.domain, among[0], everything), dict(zip(labels, entries, strict=True))))
         return tasks
 
 
@@ -77,30 +79,30 @@ class Comparison:
     result: Paired | None
 
 
-def sections_of(grids: Iterable[Grid], rows: Iterable[Row]) -> tuple[list[Section], list[Row]]:
+def sections_of(domain: Domain, grids: Iterable[Grid], rows: Iterable[Row]) -> tuple[list[Section], list[Row]]:
     """A section for each grid, and the rows that are in none of them."""
-    by_run = {run_key(row["settings"]): row for row in rows}
+    by_run = {run_key(domain, row["settings"]): row for row in rows}
     left = dict(by_run)
     sections = []
     for grid in grids:
         entries = []
         for settings in grid.settings:
-            keys = {seed: run_key(dataclasses.replace(settings, seed=seed)) for seed in grid.seeds}
+            keys = {seed: run_key(domain, dataclasses.replace(settings, seed=seed)) for seed in grid.seeds}
             found = {seed: by_run[key] for seed, key in keys.items() if key in by_run}
-            entries.append(Entry(json.loads(setting_key(settings)), found, len(grid.seeds)))
+            entries.append(Entry(domain, json.loads(setting_key(domain, settings)), found, len(grid.seeds)))
             for key in keys.values():
                 left.pop(key, None)
-        sections.append(Section(grid.name, grid.title, entries))
+        sections.append(Section(domain, grid.name, grid.title, entries))
     return sections, list(left.values())
 
 
-def other_runs(rows: Iterable[Row]) -> Section:
+def other_runs(domain: Domain, rows: Iterable[Row]) -> Section:
     """A section of rows that are in no grid: nothing more is wanted there than is done."""
     found: dict[str, dict[int, Row]] = {}
     for row in rows:
-        found.setdefault(setting_key(row["settings"]), {})[row["settings"]["seed"]] = row
-    entries = [Entry(json.loads(key), by_seed, len(by_seed)) for key, by_seed in found.items()]
-    return Section("other", "Other runs", entries)
+        found.setdefault(setting_key(domain, row["settings"]), {})[row["settings"]["seed"]] = row
+    entries = [Entry(domain, json.loads(key), by_seed, len(by_seed)) for key, by_seed in found.items()]
+    return Section(domain, "other", "Other runs", entries)
 
 
 def closest(entry: Entry, candidates: Iterable[Entry]) -> Entry | None:
@@ -109,22 +111,26 @@ def closest(entry: Entry, candidates: Iterable[Entry]) -> Entry | None:
     return max(candidates, key=alike, default=None)
 
 
-def cal_and_tb(task: Task) -> tuple[int, str, str] | None:
-    """The first seed that CAL and TB have both been run with, and their labels; of several TBs, the paper's choice."""
+def baseline_and_tb(task: Task) -> tuple[int, str, str] | None:
+    """The first seed that the baseline and TB after it both have, and their labels; of several TBs, the usual one."""
     with_runs = {label: entry for label, entry in task.entries.items() if entry.rows}
-    for label, cal in with_runs.items():
-        others = [e for e in with_runs.values() if e.settings["method"] == "tb" and common_seeds(cal.rows, e.rows)]
-        if cal.settings["method"] == "cal" and others:
-            # CAL reads no setting of TB, so it has the defaults, and these are the paper's.
-            balanced = closest(cal, others)
+    for label, base in with_runs.items():
+        method = base.settings["method"]
+        after = [
+            e for e in with_runs.values() if e.is_tempbalance() and base.domain.methods[e.settings["method"]].base == method
+        ]
+        others = [entry for entry in after if common_seeds(base.rows, entry.rows)]
+        if method == base.domain.baseline and others:
+            # The baseline reads no setting of TB, so it has the defaults, and these are the paper's.
+            balanced = closest(base, others)
             assert balanced is not None
             tb = next(label for label, other in with_runs.items() if other is balanced)
-            return common_seeds(cal.rows, balanced.rows)[0], label, tb
+            return common_seeds(base.rows, balanced.rows)[0], label, tb
     return None
 
 
 def comparisons(section: Section) -> list[Comparison]:
-    """Every entry against the task's CAL, TB with another method against that method alone, and TB against its controls."""
+    """Every entry against the task's baseline, TB after another method against that alone, and TB against its controls."""
     return [comparison for task in section.tasks() for comparison in _comparisons(task)]
 
 
@@ -134,15 +140,16 @@ def _comparisons(task: Task) -> Iterator[Comparison]:
         for against in _held_against(entry, list(task.entries.values())):
             if against.rows and entry.rows:
                 seeds = len(entry.rows.keys() & against.rows.keys())
-                result = paired(entry.accuracies, against.accuracies)
+                result = paired(entry.results, against.results, entry.domain.measure.higher_is_better)
                 yield Comparison(task.label, entry.settings["method"], label, labels[id(against)], seeds, result)
 
 
 def _held_against(entry: Entry, entries: Sequence[Entry]) -> Iterator[Entry]:
     own = entry.settings["method"]
-    for method in dict.fromkeys(("cal", METHODS[own].base)):
+    baseline = entry.domain.baseline
+    for method in dict.fromkeys((baseline, entry.domain.methods[own].base)):
         against = closest(entry, [other for other in entries if other.settings["method"] == method])
-        if against is not None and own not in ("cal", method):
+        if against is not None and own not in (baseline, method):
             yield against
     if entry.is_tempbalance() and entry.settings["control"] == "none":
         differs = lambda other: {name for name, value in entry.settings.items() if other.settings[name] != value}

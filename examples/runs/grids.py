@@ -8,7 +8,7 @@ title = "A range of learning rates"
 runs = [{ method = ["cal", "tb"], model = "resnet18", dataset = "cifar100", learning_rate = [0.05, 0.1, 0.15] }]
 ```
 
-The files beside this module are the paper's.
+Those in a domain's folder `grids` are ready: they are the paper's, and some of our own.
 """
 
 import dataclasses
@@ -18,12 +18,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from examples.runs.domain import Domain, Settings
 from examples.runs.errors import UserError
-from examples.vision.settings import Settings
 
 PAPER_SEEDS = (43, 37, 13, 51, 71)
-_READY = Path(__file__).parent
-_TYPES = get_type_hints(Settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,23 +30,24 @@ class Grid:
 
     name: str
     title: str
-    settings: tuple[Settings, ...]
+    settings: tuple[Any, ...]
     seeds: tuple[int, ...]
 
-    def runs(self) -> list[Settings]:
+    def runs(self) -> list[Any]:
         return [dataclasses.replace(settings, seed=seed) for settings in self.settings for seed in self.seeds]
 
 
-def ready_grids() -> list[str]:
-    """The names of the paper's grids, tables before figures."""
-    names = (path.stem for path in _READY.glob("*.toml"))
+def ready_grids(domain: Domain) -> list[str]:
+    """The names of a domain's grids, tables before figures."""
+    names = (path.stem for path in (domain.folder / "grids").glob("*.toml"))
     return sorted(names, key=lambda name: (name.rstrip("0123456789") != "table", name.rstrip("0123456789"), len(name), name))
 
 
-def load_grid(name: str, changes: Mapping[str, Any] | None = None, seeds: Sequence[int] = ()) -> Grid:
+def load_grid(domain: Domain, name: str, changes: Mapping[str, Any] | None = None, seeds: Sequence[int] = ()) -> Grid:
     """A ready grid by its name, or that of a TOML file.
 
     Args:
+      domain: that it is of.
       name: of a ready grid, or the path of a file.
       changes: settings that replace those of every run, for example `{"epochs": 2}`.
       seeds: instead of the grid's.
@@ -56,11 +55,11 @@ def load_grid(name: str, changes: Mapping[str, Any] | None = None, seeds: Sequen
     Raises:
       UserError: there is no such grid, or something in it is not a setting.
     """
-    path = _READY / f"{name}.toml"
+    path = domain.folder / "grids" / f"{name}.toml"
     if not path.exists():
         path = Path(name)
     if not path.is_file():
-        raise UserError(f"{name} is no file, and none of the ready grids: {', '.join(ready_grids())}.")
+        raise UserError(f"{name} is no file, and none of the ready grids: {', '.join(ready_grids(domain))}.")
     try:
         content = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -68,12 +67,12 @@ def load_grid(name: str, changes: Mapping[str, Any] | None = None, seeds: Sequen
     unknown = set(content) - {"title", "seeds", "runs"}
     if unknown or not content.get("runs"):
         raise UserError(f"{path} needs a list of runs, and may have a title and seeds{_but(unknown)}.")
-    settings = [_settings(f"{path}: runs", dict(run) | dict(changes or {})) for run in _products(content["runs"])]
+    settings = [_settings(domain, f"{path}: runs", dict(run) | dict(changes or {})) for run in _products(content["runs"])]
     unique = tuple(dict.fromkeys(settings))
     return Grid(path.stem, content.get("title", path.stem), unique, tuple(seeds or content.get("seeds", PAPER_SEEDS)))
 
 
-def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
+def parse_changes(domain: Domain, changes: Sequence[str]) -> dict[str, Any]:
     """`["epochs=2", "model=vgg16"]` as settings.
 
     Raises:
@@ -88,7 +87,7 @@ def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
             parsed[name] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
             parsed[name] = value
-    _settings("--set", parsed)
+    _settings(domain, "--set", parsed)
     return parsed
 
 
@@ -100,19 +99,20 @@ def _products(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _settings(where: str, values: Mapping[str, Any]) -> Settings:
-    unknown = set(values) - set(_TYPES) | (set(values) & {"seed"})
+def _settings(domain: Domain, where: str, values: Mapping[str, Any]) -> Settings:
+    types = get_type_hints(domain.settings)
+    unknown = set(values) - set(types) | (set(values) & {"seed"})
     if unknown:
-        instead = "seeds stand by themselves" if "seed" in unknown else f"settings are {', '.join(_TYPES)}"
+        instead = "seeds stand by themselves" if "seed" in unknown else f"settings are {', '.join(types)}"
         raise UserError(f"{where}: {sorted(unknown)[0]} is not a setting of a grid; {instead}.")
-    settings = Settings(**{name: _checked(where, name, value) for name, value in values.items()}).resolved()
+    checked = {name: _checked(where, name, types[name], value) for name, value in values.items()}
+    settings = domain.settings(**checked).resolved()
     settings.check()
     return settings
 
 
-def _checked(where: str, name: str, value: Any) -> Any:
+def _checked(where: str, name: str, hint: Any, value: Any) -> Any:
     """A value of the type that the setting has."""
-    hint = _TYPES[name]
     allowed = get_args(hint) or (hint,)
     if float in allowed and type(value) is int:
         return float(value)

@@ -1,20 +1,17 @@
-"""Figures that others have published for a setting, from `published.jsonl`."""
+"""Figures that others have published for a setting, from a domain's `published.jsonl`."""
 
-import dataclasses
 import json
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from examples.runs.domain import Domain
 from examples.runs.errors import UserError
-from examples.vision.settings import Settings
-
-PUBLISHED = Path(__file__).with_name("published.jsonl")
 
 
 class Published(NamedTuple):
-    """Test accuracy in percent: mean and sample standard deviation over seeds."""
+    """The domain's measure: mean and sample standard deviation over seeds."""
 
     source: str
     settings: Mapping[str, Any]
@@ -30,13 +27,17 @@ class Published(NamedTuple):
         return all(settings[name] == value for name, value in wanted.items())
 
 
-def read_published(path: Path = PUBLISHED) -> list[Published]:
-    """The lines of a file.
+def read_published(domain: Domain, path: Path | None = None) -> list[Published]:
+    """The lines of a file, by default the domain's; none where it has none.
 
     Raises:
       UserError: a line is not a figure of a setting.
     """
-    names = {field.name for field in dataclasses.fields(Settings)} - {"seed", "data_dir"}
+    if path is None:
+        path = domain.folder / "published.jsonl"
+        if not path.exists():
+            return []
+    names = set(domain.field_names()) - {"seed"} - domain.places
     found = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from scipy import stats
 
-from examples.vision.report.alphas import Pooled
-from examples.vision.report.figures import method_color, save, tidy
+from examples.runs.report.alphas import Pooled
+from examples.runs.report.figures import method_color, save, tidy
 
 _POINTS = 200
 _HEIGHT = 0.4
@@ -63,7 +63,7 @@ def alpha_distributions(title: str, groups: Mapping[str, Mapping[str, Pooled]], 
             place += 1
     axes.set_yticks(ticks, labels, fontsize=8)
     axes.set_ylim(place - 0.45, -0.55 if gap == 0 else -0.2)
-    axes.set_xlabel("PL_Alpha_Hill of the balanced layers after the last epoch")
+    axes.set_xlabel("PL_Alpha_Hill of the balanced layers at the end")
     figure.suptitle(title, fontsize=10)
     figure.legend(handles=_legend(), loc="outside lower center", ncols=3, frameon=False, fontsize=8, borderpad=0.8)
     tidy(axes, "x")

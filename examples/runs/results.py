@@ -1,8 +1,8 @@
 """Results: one line of JSON for each finished run, in plain files that merge by being put behind one another.
 
-A line holds the run's settings, its final accuracies and losses, how accuracy, learning rate and every layer's alpha,
-scale and gradient norm went over the epochs, gradient norms within the first epochs and spectra of one weight there and
-later (not in lines of older versions), histograms of the final spectra, and where it was computed. A run is known by its
+A line holds the run's settings, its final metrics, how these, the learning rate and every layer's alpha, scale and gradient
+norm went over the intervals, gradient norms within the first intervals and spectra of one weight there and later (not in
+lines of older versions), histograms of the final spectra, and where it was computed. A run is known by its
 settings: where several lines have the same, the last one counts.
 """
 
@@ -14,51 +14,50 @@ from typing import Any
 
 import filelock
 
+from examples.runs.domain import Domain, Settings
 from examples.runs.errors import UserError
 from examples.runs.run_directory import RunDirectory, write_whole
-from examples.vision.settings import Settings
 
 Row = Mapping[str, Any]
 
-_DEFAULTS = dataclasses.asdict(Settings())
-_OVER_EPOCHS = ("learning_rate", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "images_per_second")
 _OVER_LAYERS = ("alpha", "scale", "gradient_norm")
 
 
-def run_key(settings: Settings | Mapping[str, Any]) -> str:
+def run_key(domain: Domain, settings: Settings | Mapping[str, Any]) -> str:
     """What a run is known by: every setting but the place of its data, as text."""
-    if not isinstance(settings, Settings):
-        known = {name: value for name, value in settings.items() if name in _DEFAULTS}
-        settings = Settings(**known)
-    values = dataclasses.asdict(settings.resolved())
-    return json.dumps({name: value for name, value in sorted(values.items()) if name != "data_dir"})
+    if isinstance(settings, Mapping):
+        names = domain.field_names()
+        settings = domain.settings(**{name: value for name, value in settings.items() if name in names})
+    values = dataclasses.asdict(settings.resolved())  # pyright: ignore[reportArgumentType]
+    return json.dumps({name: value for name, value in sorted(values.items()) if name not in domain.places})
 
 
-def setting_key(settings: Settings | Mapping[str, Any]) -> str:
+def setting_key(domain: Domain, settings: Settings | Mapping[str, Any]) -> str:
     """What runs that differ in their seed only have in common."""
-    return json.dumps({name: value for name, value in json.loads(run_key(settings)).items() if name != "seed"})
+    return json.dumps({name: value for name, value in json.loads(run_key(domain, settings)).items() if name != "seed"})
 
 
 def row_of(directory: RunDirectory) -> Row:
     """The line of a finished run."""
-    log, summary = directory.log(), directory.summary()
+    domain, log, summary = directory.domain, directory.log(), directory.summary()
     last = log[-1]
-    settings = {name: value for name, value in directory.settings(Settings).items() if name != "data_dir"}
+    settings = {name: value for name, value in directory.settings().items() if name not in domain.places}
+    over_intervals = ("learning_rate", *domain.metrics, domain.speed)
     return {
         "settings": settings,
-        **{name: last[name] for name in ("test_accuracy", "test_loss", "train_accuracy", "train_loss")},
+        **{name: last[name] for name in domain.metrics},
         "seconds": round(sum(line["seconds"] for line in log), 1),
-        "history": {name: [_rounded(line[name]) for line in log] for name in _OVER_EPOCHS}
+        "history": {name: [_rounded(line[name]) for line in log] for name in over_intervals}
         | {name: {layer: [_rounded(line[name][layer]) for line in log] for layer in last[name]} for name in _OVER_LAYERS}
-        | _within_epochs(log),
+        | _within_intervals(log),
         **summary,
     }
 
 
-def _within_epochs(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of each layer the gradient norms within each epoch that has them, and all spectra of one weight.
+def _within_intervals(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of each layer the gradient norms within each interval that has them, and all spectra of one weight.
 
-    Nothing of a run whose first epoch's line lacks them: an older version began it.
+    Nothing of a run whose first interval's line lacks them: an older version began it.
     """
     found = {}
     if "gradient_norms_within" in log[0]:
@@ -71,7 +70,7 @@ def _within_epochs(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def read_results(paths: Iterable[Path]) -> list[Row]:
+def read_results(domain: Domain, paths: Iterable[Path]) -> list[Row]:
     """The rows of files, and of all `*.jsonl` in folders; of those with the same settings, the last.
 
     Raises:
@@ -83,7 +82,7 @@ def read_results(paths: Iterable[Path]) -> list[Row]:
             raise UserError(f"{path}: no such file of results.")
         for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path]:
             for row in _read(file):
-                rows[run_key(row["settings"])] = row
+                rows[run_key(domain, row["settings"])] = row
     return list(rows.values())
 
 

@@ -1,4 +1,4 @@
-"""Figure 20 of the paper: the spectrum of one weight within the first epoch and after."""
+"""Figure 20 of the paper: the spectrum of one weight within the first interval and after."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from examples.vision.report.figures import method_color, save, tidy
-from examples.vision.report.layer_figures import density_of
-from examples.vision.results import Row
+from examples.runs.report.figures import method_color, save, tidy
+from examples.runs.report.layer_figures import density_of
+from examples.runs.results import Row
 
 _SMALLEST_DRAWN = 1e-3
 """Of the largest eigenvalue of all: what is far below is zero but for rounding."""
@@ -23,17 +23,17 @@ class Moments(NamedTuple):
     layer: str
     spectra: dict[int, Mapping[str, Any]]
     steps: int
-    """Of an epoch."""
+    """Of an interval."""
 
 
 def tells_spectra(rows: Sequence[Row]) -> bool:
-    """Whether all these runs have spectra within the first epoch, and of one weight; older ones have none."""
+    """Whether all these runs have spectra within the first interval, and of one weight; older ones have none."""
     within = [row["history"].get("spectra_within") for row in rows]
     return all(each is not None and each["spectra"] for each in within) and len({each["layer"] for each in within}) == 1
 
 
 def moments(row: Row) -> Moments:
-    """Those within the first epoch and at its end, one between, and the last."""
+    """Those within the first interval and at its end, one between, and the last."""
     within = row["history"]["spectra_within"]
     spectra = {spectrum["iteration"]: spectrum for spectrum in within["spectra"]}
     early = [iteration for iteration in spectra if iteration <= within["steps"]]
@@ -42,14 +42,14 @@ def moments(row: Row) -> Moments:
     return Moments(within["layer"], {iteration: spectra[iteration] for iteration in chosen}, within["steps"])
 
 
-def when(iteration: int, steps: int) -> str:
+def when(iteration: int, steps: int, interval: str) -> str:
     """An iteration in words."""
     if iteration < steps:
         return "initial" if iteration == 0 else f"iteration {iteration}"
-    return f"after epoch {iteration // steps}"
+    return f"after {interval} {iteration // steps}"
 
 
-def weight_figure(title: str, runs: Mapping[str, Row], path: Path) -> None:
+def weight_figure(title: str, runs: Mapping[str, Row], interval: str, path: Path) -> None:
     """A row for each method, a column for each moment; the axes are the same, a triangle marks the largest eigenvalue."""
     found = {label: moments(run) for label, run in runs.items()}
     columns = sorted({iteration for each in found.values() for iteration in each.spectra})
@@ -66,7 +66,7 @@ def weight_figure(title: str, runs: Mapping[str, Row], path: Path) -> None:
                 heights.append(_draw(axes, each.spectra[iteration], _SMALLEST_DRAWN * largest, method_color(label)))
         row[0].set_ylabel(f"{label}\ndensity")
     for axes, iteration in zip(grid[0], columns, strict=True):
-        axes.set_title(when(iteration, steps), fontsize=9)
+        axes.set_title(when(iteration, steps, interval), fontsize=9)
     drawn = np.concatenate(heights)
     grid[0, 0].set(xlim=(_SMALLEST_DRAWN * largest, 3 * largest), ylim=(drawn.min() / 3, 10 * drawn.max()))
     figure.supxlabel("eigenvalue; triangle: the largest", fontsize=10)

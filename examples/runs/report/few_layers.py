@@ -1,4 +1,4 @@
-"""Figure 14 of the paper: learning rate and alpha of two layers over the epochs, CAL and TB, every seed."""
+"""Figure 14 of the paper: learning rate and alpha of two layers over the intervals, two methods, every seed."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,16 +9,16 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from examples.vision.report.figures import method_color, save, tidy
-from examples.vision.report.layer_figures import numbers, rates
-from examples.vision.results import Row
+from examples.runs.report import layer_figures
+from examples.runs.report.figures import method_color, save, tidy
+from examples.runs.results import Row
 
 NAMED = ("layer1/0/conv2", "layer4/0/conv2")
 """The paper's `layer1.0.conv2` and `layer4.0.conv2`."""
 
 _READ = {
-    "learning rate": rates,
-    "PL_Alpha_Hill": lambda history, layer: numbers(history["alpha"][layer]),
+    "learning rate": layer_figures.rates,
+    "PL_Alpha_Hill": lambda history, layer: layer_figures.numbers(history["alpha"][layer]),
 }
 
 
@@ -30,12 +30,14 @@ def two_layers(balanced: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((inner[0], inner[-1]))) if inner else ()
 
 
-def over_seeds(rows: Sequence[Row], quantity: str, layer: str) -> Float[np.ndarray, "seeds epochs"]:
+def over_seeds(rows: Sequence[Row], quantity: str, layer: str) -> Float[np.ndarray, "seeds intervals"]:
     """The layer's `learning rate` or `PL_Alpha_Hill` in each of these runs; NaN where it had none."""
     return np.array([_READ[quantity](row["history"], layer) for row in rows])
 
 
-def two_layers_figure(title: str, methods: Mapping[str, Sequence[Row]], layers: Sequence[str], path: Path) -> None:
+def two_layers_figure(
+    title: str, methods: Mapping[str, Sequence[Row]], layers: Sequence[str], interval: str, path: Path
+) -> None:
     """A column for each layer, learning rate above alpha; a thin line for each seed and a thick one for their mean."""
     size = (1.0 + 3.3 * len(layers), 5.4)
     figure, grid = plt.subplots(
@@ -52,16 +54,16 @@ def two_layers_figure(title: str, methods: Mapping[str, Sequence[Row]], layers: 
         axes.set_title(layer, fontsize=10)
         axes.set_ylim(0, None)
     for axes in grid[-1]:
-        axes.set_xlabel("epoch")
+        axes.set_xlabel(interval)
     figure.suptitle(title, fontsize=10)
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     save(figure, path)
 
 
 def _draw(axes: Axes, lines: np.ndarray, label: str) -> None:
-    epochs, color = range(1, lines.shape[1] + 1), method_color(label)
-    axes.plot(epochs, lines.T, color=color, linewidth=0.8, alpha=0.5)
+    numbers, color = range(1, lines.shape[1] + 1), method_color(label)
+    axes.plot(numbers, lines.T, color=color, linewidth=0.8, alpha=0.5)
     mean = np.ma.masked_invalid(lines).mean(axis=0).filled(np.nan)
     axes.plot(
-        epochs, mean, color=color, linewidth=2.2, label=f"{label}, mean of {len(lines)}", marker="o" * (len(epochs) == 1)
+        numbers, mean, color=color, linewidth=2.2, label=f"{label}, mean of {len(lines)}", marker="o" * (len(numbers) == 1)
     )

@@ -1,4 +1,4 @@
-"""Figures of single runs, layer by layer: alpha, learning rate and gradient norms over the epochs, final spectra."""
+"""Figures of single runs, layer by layer: alpha, learning rate and gradient norms over the intervals, final spectra."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,33 +10,34 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from examples.vision.report.figures import layer_colors, name_layers, save, tidy
-from examples.vision.results import Row
+from examples.runs.report.figures import layer_colors, name_layers, save, tidy
+from examples.runs.results import Row
 
 # Of the threshold of the tail, what is drawn: far below it are the eigenvalues that are zero but for rounding.
 _SMALLEST_DRAWN = 1e-3
 
 
-def training_figure(title: str, runs: Mapping[str, Row], layers: Sequence[str], path: Path) -> None:
-    """Alpha above and learning rate below, of every balanced layer over the epochs; a column for each method."""
+def training_figure(title: str, runs: Mapping[str, Row], layers: Sequence[str], interval: str, path: Path) -> None:
+    """Alpha above and learning rate below, of every balanced layer over the intervals; a column for each method."""
     parts = {
         "PL_Alpha_Hill": lambda history: {layer: numbers(history["alpha"][layer]) for layer in layers},
         "learning rate": lambda history: {layer: rates(history, layer) for layer in layers},
     }
-    _over_epochs(title, runs, parts, layers, path)
+    _over_intervals(title, runs, parts, layers, interval, path)
 
 
-def gradient_figure(title: str, runs: Mapping[str, Row], layers: Sequence[str], path: Path) -> None:
-    """The norm of the loss gradient, of every balanced layer over the epochs; a column for each method."""
+def gradient_figure(title: str, runs: Mapping[str, Row], layers: Sequence[str], interval: str, path: Path) -> None:
+    """The norm of the loss gradient, of every balanced layer over the intervals; a column for each method."""
     norms = lambda history: {layer: numbers(history["gradient_norm"][layer]) for layer in layers}
-    _over_epochs(title, runs, {"gradient norm, mean of the epoch": norms}, layers, path, logarithmic=True)
+    _over_intervals(title, runs, {f"gradient norm, mean of the {interval}": norms}, layers, interval, path, logarithmic=True)
 
 
-def _over_epochs(
+def _over_intervals(
     title: str,
     runs: Mapping[str, Row],
     parts: Mapping[str, Any],
     layers: Sequence[str],
+    interval: str,
     path: Path,
     logarithmic: bool = False,
 ) -> None:
@@ -49,12 +50,14 @@ def _over_epochs(
         for axes, (label, run) in zip(row, runs.items(), strict=True):
             lines = read(run["history"])
             for index, layer in enumerate(layers):
-                epochs = range(1, len(lines[layer]) + 1)
-                axes.plot(epochs, lines[layer], color=colors(index), linewidth=1.2, marker="o" if len(epochs) == 1 else None)
+                numbered = range(1, len(lines[layer]) + 1)
+                axes.plot(
+                    numbered, lines[layer], color=colors(index), linewidth=1.2, marker="o" if len(numbered) == 1 else None
+                )
             if axes in grid[0]:
                 axes.set_title(label, fontsize=10)
             if axes in grid[-1]:
-                axes.set_xlabel("epoch")
+                axes.set_xlabel(interval)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             if logarithmic:
                 axes.set_yscale("log")
@@ -123,8 +126,8 @@ def tail_share(counts: np.ndarray, edges: np.ndarray, threshold: float) -> float
     return float((counts * above).sum() / max(counts.sum(), 1))
 
 
-def rates(history: Mapping[str, Any], layer: str) -> Float[np.ndarray, " epochs"]:
-    """A layer's learning rates: the schedule's at the start of each epoch, by the scale that was in force at its end."""
+def rates(history: Mapping[str, Any], layer: str) -> Float[np.ndarray, " intervals"]:
+    """A layer's learning rates: the schedule's at the start of each interval, by the scale that was in force at its end."""
     return np.array(history["learning_rate"]) * numbers(history["scale"][layer])
 
 

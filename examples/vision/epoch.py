@@ -1,7 +1,6 @@
-"""One training run as pure functions: a state, an epoch, an evaluation, a measurement of the spectra."""
+"""One training run as pure functions: a state, an epoch, an evaluation."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8, UInt32
 
 import tb_optax
+from examples.runs.observations import Observations, observed_steps
 from examples.runs.parallel import split
 from examples.vision.augment import crop_and_flip, normalize
 
@@ -37,26 +37,6 @@ class Images(NamedTuple):
 class EpochMetrics(NamedTuple):
     loss: Float[Array, ""]
     accuracy: Float[Array, ""]
-
-
-class Observations(NamedTuple):
-    """What an epoch tells of its gradients, by the name of the layer whose kernel's they are, and of one weight."""
-
-    norms: dict[str, Float[Array, ""]]
-    """Of the loss's gradient, their mean over the steps."""
-    norms_within: dict[str, Float[Array, " points"]]
-    """At the first step and every `NORM_INTERVAL`th from there."""
-    watched: Float[Array, "copies ..."]
-    """The watched kernel before each of the steps that `watched_steps` has."""
-
-
-NORM_INTERVAL = 30
-"""The paper's, of its Figure 18."""
-
-
-def watched_steps(steps: int) -> list[int]:
-    """Four steps of an epoch, the first one among them; fewer in a shorter epoch."""
-    return sorted({part * steps // 4 for part in range(4)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +91,8 @@ def train_epoch(
     steps = len(images) // batch_size
     order = jax.random.permutation(order_key, len(images))[: steps * batch_size].reshape(steps, batch_size)
 
-    copied = jnp.asarray(watched_steps(steps))
-
-    def step(carry: tuple[TrainState, Array], inputs: tuple[Array, Array, Array]) -> tuple[tuple[TrainState, Array], Any]:
-        (state, copies), (rows, key, number) = carry, inputs
-        # Overwritten until the step that it is to be of; behind the last one nothing is written.
-        copies = copies.at[jnp.sum(copied < number)].set(kernels(state.params)[watched.kernel], mode="drop")
+    def step(state: TrainState, inputs: tuple[Array, Array]) -> tuple[TrainState, nnx.State, EpochMetrics]:
+        rows, key = inputs
         rows = split(rows)
         batch = split(normalize(crop_and_flip(key, images[rows], flip=flip), mean, std))
 
@@ -130,27 +106,11 @@ def train_epoch(
         params: nnx.State = optax.apply_updates(state.params, updates)  # pyright: ignore[reportAssignmentType]
         correct = jnp.mean(logits.argmax(-1) == labels[rows])
         state = state._replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
-        return (state, copies), (EpochMetrics(loss, correct), kernel_norms(grads, layers))
+        return state, grads, EpochMetrics(loss, correct)
 
-    kernel = kernels(state.params)[watched.kernel]
-    carry = (state, jnp.zeros((len(copied), *kernel.shape), kernel.dtype))
-    inputs = (order, jax.random.split(augment_key, steps), jnp.arange(steps))
-    (state, copies), (metrics, norms) = jax.lax.scan(step, carry, inputs)
-    within = {layer: values[::NORM_INTERVAL] for layer, values in norms.items()}
-    metrics, mean = jax.tree.map(lambda values: jnp.mean(values, axis=0), (metrics, norms))
-    return state._replace(epoch=state.epoch + 1), metrics, Observations(mean, within, copies)
-
-
-def kernel_norms(grads: nnx.State, layers: tb_optax.Layers) -> dict[str, Float[Array, ""]]:
-    """The norm of the gradient of each layer's kernel, all its axes together."""
-    leaves = kernels(grads)
-    return {layer.name: jnp.linalg.norm(leaves[layer.kernel].astype(jnp.float32).reshape(-1)) for layer in layers}
-
-
-def kernels(params: nnx.State) -> dict[str, Array]:
-    """Every leaf, by the path that layers have for it."""
-    path_name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    inputs = (order, jax.random.split(augment_key, steps))
+    state, metrics, observed = observed_steps(step, state, inputs, layers, watched)
+    return state._replace(epoch=state.epoch + 1), metrics, observed
 
 
 def evaluate(network: Network, batch_size: int, state: TrainState, dataset: Images) -> EpochMetrics:
@@ -170,11 +130,3 @@ def evaluate(network: Network, batch_size: int, state: TrainState, dataset: Imag
         return EpochMetrics(total(losses), total(logits.argmax(-1) == labels[rows]))
 
     return jax.tree.map(lambda values: values.sum() / count, jax.lax.map(totals, rows))
-
-
-def measure_alphas(alpha: Callable[..., Array], layers: tb_optax.Layers, params: nnx.State) -> dict[str, Float[Array, ""]]:
-    """PL_Alpha_Hill of each of `layers` as `alpha` computes it, by a refresh of TempBalance; NaN where there is none."""
-    refresh = tb_optax.tempbalance(1, metric=alpha, layers=layers)
-    _, refreshed = refresh.update(params, refresh.init(params), params)
-    alphas = optax.tree_utils.tree_get(refreshed, "metric")
-    return {name: jnp.where(alpha > 0, alpha, jnp.nan) for name, alpha in alphas.items()}

@@ -1,4 +1,4 @@
-"""Figures over results: accuracies, final alphas by layer, and what the three fits make of spectra of known exponent."""
+"""Figures over results: bars, final alphas by layer, and what the three fits make of spectra of known exponent."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 import tb_optax
-from examples.vision.report.statistics import mean_and_deviation
+from examples.runs.report.statistics import mean_and_deviation
 
 DECAYS = np.linspace(0.5, 4, 15)
 _EIGENVALUES = 1000
@@ -28,9 +28,9 @@ _GREY, _BLUE, _ORANGE = "#8c8c8c", "#0072B2", "#E69F00"
 
 
 class Bar(NamedTuple):
-    """A method's accuracies in percent, one for each seed; and the mean that has been published, where there is one."""
+    """A method's results, one for each seed; and the mean that has been published, where there is one."""
 
-    accuracies: Sequence[float]
+    results: Sequence[float]
     published: float | None = None
 
 
@@ -41,10 +41,10 @@ class LayerAlphas(NamedTuple):
     published: Mapping[str, float]
 
 
-def accuracy_bars(title: str, panels: Mapping[str, Mapping[str, Bar]], path: Path) -> None:
+def result_bars(title: str, panels: Mapping[str, Mapping[str, Bar]], label: str, path: Path) -> None:
     """A panel for each task, with a bar for each method: mean, standard deviation, and a dot for each seed.
 
-    Bars do not start at zero; a point is as long in one panel as in any other.
+    Bars do not start at zero; a point is as long in one panel as in any other. `label` says what the results are.
     """
     across = min(len(panels), 3)
     rows = [list(panels.items())[start : start + across] for start in range(0, len(panels), across)]
@@ -64,7 +64,7 @@ def accuracy_bars(title: str, panels: Mapping[str, Mapping[str, Bar]], path: Pat
         axes.set_title(task, fontsize=9)
     published = any(bar.published is not None for bars in panels.values() for bar in bars.values())
     figure.suptitle(title, fontsize=11)
-    figure.supxlabel("test accuracy, %; the axes do not start at 0" + "; diamond: published" * published, fontsize=9)
+    figure.supxlabel(f"{label}; the axes do not start at 0" + "; diamond: published" * published, fontsize=9)
     save(figure, path)
 
 
@@ -74,21 +74,21 @@ _PUBLISHED: dict[str, Any] = dict(
 
 
 def _extent(bars: Mapping[str, Bar]) -> tuple[float, float]:
-    means = [mean_and_deviation(bar.accuracies) for bar in bars.values()]
+    means = [mean_and_deviation(bar.results) for bar in bars.values()]
     ends = [mean + side * (deviation or 0) for mean, deviation in means for side in (-1, 1)]
-    ends += [value for bar in bars.values() for value in bar.accuracies]
+    ends += [value for bar in bars.values() for value in bar.results]
     ends += [bar.published for bar in bars.values() if bar.published is not None]
     return min(ends), max(ends)
 
 
 def _draw_bars(axes: Axes, bars: Mapping[str, Bar], start: float) -> None:
     for place, (label, bar) in enumerate(bars.items()):
-        mean, deviation = mean_and_deviation(bar.accuracies)
+        mean, deviation = mean_and_deviation(bar.results)
         axes.barh(place, mean - start, left=start, height=0.7, color=method_color(label), alpha=0.55)
         axes.errorbar(mean, place, xerr=deviation, color="black", capsize=3, linewidth=1.2)
-        beside = np.linspace(-0.2, 0.2, len(bar.accuracies)) if len(bar.accuracies) > 1 else [0.0]
+        beside = np.linspace(-0.2, 0.2, len(bar.results)) if len(bar.results) > 1 else [0.0]
         axes.scatter(
-            bar.accuracies,
+            bar.results,
             place + np.asarray(beside),
             s=12,
             color=method_color(label),
@@ -122,7 +122,7 @@ def alphas_by_layer(title: str, methods: Mapping[str, LayerAlphas], layers: Sequ
         published = [alphas.published.get(layer, np.nan) for layer in layers]
         axes.plot(places, published, **_PUBLISHED, zorder=4, label="published" if alphas.published else None)
     axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
-    axes.set_ylabel("PL_Alpha_Hill after the last epoch")
+    axes.set_ylabel("PL_Alpha_Hill at the end")
     axes.set_title(title, fontsize=10)
     handles, labels = axes.get_legend_handles_labels()
     named = dict(zip(labels, handles, strict=True))  # what is published, once
@@ -131,14 +131,14 @@ def alphas_by_layer(title: str, methods: Mapping[str, LayerAlphas], layers: Sequ
     save(figure, path)
 
 
-def deviations_over_epochs(title: str, methods: Mapping[str, Sequence[np.ndarray]], path: Path) -> None:
-    """How far apart the alphas of the balanced layers are after each epoch: under each method, a line for each seed."""
+def deviations_over_intervals(title: str, methods: Mapping[str, Sequence[np.ndarray]], interval: str, path: Path) -> None:
+    """How far apart the alphas of the balanced layers are after each interval: under each method, a line for each seed."""
     figure, axes = plt.subplots(figsize=(5.5, 3.2), layout="constrained")
     for label, runs in methods.items():
         for number, deviations in enumerate(runs):
-            epochs = range(1, len(deviations) + 1)
-            axes.plot(epochs, deviations, color=method_color(label), marker=".", label=None if number else label)
-    axes.set(xlabel="epoch", ylabel="deviation of PL_Alpha_Hill\nover the balanced layers", ylim=(0, None))
+            numbers = range(1, len(deviations) + 1)
+            axes.plot(numbers, deviations, color=method_color(label), marker=".", label=None if number else label)
+    axes.set(xlabel=interval, ylabel="deviation of PL_Alpha_Hill\nover the balanced layers", ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(title, fontsize=10)
     axes.legend(frameon=False, fontsize=8)

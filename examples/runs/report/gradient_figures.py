@@ -1,4 +1,4 @@
-"""Figures 18 and 19 of the paper: gradient norms of the layers within the first epochs."""
+"""Figures 18 and 19 of the paper: gradient norms of the layers within the first epochs or evaluations."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from examples.vision.report.figures import method_color, save, tidy
-from examples.vision.results import Row
+from examples.runs.report.figures import method_color, save, tidy
+from examples.runs.results import Row
 
 _BINS = 12
 _MOST_ITERATIONS = 4
@@ -24,7 +24,7 @@ class Norms(NamedTuple):
     norms: Float[np.ndarray, "points layers"]
     """NaN where one was none."""
     steps: int
-    """Of an epoch."""
+    """Of an interval."""
 
 
 class Extremes(NamedTuple):
@@ -36,16 +36,16 @@ class Extremes(NamedTuple):
 
 
 def told(rows: Sequence[Row]) -> bool:
-    """Whether all these runs have gradient norms within epochs; older ones do not."""
+    """Whether all these runs have gradient norms within intervals; older ones do not."""
     return all("gradient_norms_within" in row["history"] for row in rows)
 
 
 def norms_within(row: Row, layers: Sequence[str]) -> Norms:
-    """Those of these layers, in all the epochs that they were logged in."""
+    """Those of these layers, in all the intervals that they were logged in."""
     within = row["history"]["gradient_norms_within"]
-    norms = np.array([within["norms"][layer] for layer in layers], float)  # layers, epochs, points; NaN for null
-    epochs, points = norms.shape[1:]
-    iterations = within["steps"] * np.arange(epochs)[:, None] + within["every"] * np.arange(points)
+    norms = np.array([within["norms"][layer] for layer in layers], float)  # layers, intervals, points; NaN for null
+    intervals, points = norms.shape[1:]
+    iterations = within["steps"] * np.arange(intervals)[:, None] + within["every"] * np.arange(points)
     return Norms(iterations.ravel(), norms.reshape(len(layers), -1).T, within["steps"])
 
 
@@ -55,21 +55,21 @@ def extremes(norms: Float[np.ndarray, "points layers"]) -> Extremes:
     return Extremes(*(of(axis=1).filled(np.nan) for of in (present.min, present.mean, present.max)))
 
 
-def in_first_epoch(norms: Norms, most: int = _MOST_ITERATIONS) -> dict[int, Float[np.ndarray, " layers"]]:
-    """The layers' norms at so many iterations of epoch 1 at most, which are spread evenly over it."""
+def in_first_interval(norms: Norms, most: int = _MOST_ITERATIONS) -> dict[int, Float[np.ndarray, " layers"]]:
+    """The layers' norms at so many iterations of the first interval at most, which are spread evenly over it."""
     points = int((norms.iterations < norms.steps).sum())
     chosen = np.unique(np.linspace(0, points - 1, min(most, points)).round().astype(int))
     return {int(norms.iterations[index]): norms.norms[index] for index in chosen}
 
 
-def norms_figure(title: str, runs: Mapping[str, Row], layers: Sequence[str], path: Path) -> None:
+def norms_figure(title: str, runs: Mapping[str, Row], layers: Sequence[str], interval: str, path: Path) -> None:
     """The largest, least and mean norm over the layers, over the iterations; a column for each method."""
     size = (0.9 + 3.9 * len(runs), 3.6)
     figure, row = plt.subplots(1, len(runs), figsize=size, sharex=True, sharey=True, layout="constrained", squeeze=False)
     for axes, (label, run) in zip(row[0], runs.items(), strict=True):
         norms = norms_within(run, layers)
         _draw_extremes(axes, norms, method_color(label))
-        axes.set(title=label, xlabel="iteration; dotted: an epoch begins", yscale="log")
+        axes.set(title=label, xlabel=f"iteration; dotted: a new {interval}", yscale="log")
         axes.title.set_fontsize(10)
         tidy(axes, "y")
     low, high = row[0, 0].get_ylim()
@@ -91,8 +91,8 @@ def _draw_extremes(axes: Axes, norms: Norms, color: str) -> None:
 
 
 def histograms_figure(title: str, runs: Mapping[str, Row], layers: Sequence[str], path: Path) -> None:
-    """How the layers' norms are distributed at iterations of epoch 1; a row for each method, the bins are the same."""
-    found = {label: in_first_epoch(norms_within(run, layers)) for label, run in runs.items()}
+    """How the layers' norms are distributed at iterations of the first interval; a row for each method, the same bins."""
+    found = {label: in_first_interval(norms_within(run, layers)) for label, run in runs.items()}
     iterations = list(next(iter(found.values())))
     size = (1.0 + 2.5 * len(iterations), 1.2 + 1.9 * len(found))
     figure, grid = plt.subplots(

@@ -1,4 +1,4 @@
-"""Tables, tests and figures from results: `python -m examples.vision.report examples/vision/results`."""
+"""The command that makes tables, tests and figures of a domain's results."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,17 +8,17 @@ from typing import Annotated
 import rich.console
 import tyro
 
+from examples.runs.domain import Domain
 from examples.runs.errors import UserError, telling_errors
-from examples.vision.grids import load_grid, ready_grids
-from examples.vision.report.alphas import Agreement, agreements, pooled_by_task, spreads
-from examples.vision.report.figures import synthetic_figure
-from examples.vision.report.published import PUBLISHED, Published, figures_of, read_published
-from examples.vision.report.section_figures import Drawn, section_figures
-from examples.vision.report.sections import Comparison, Entry, Section, Task, comparisons, other_runs, sections_of
-from examples.vision.report.statistics import Paired, mean_and_deviation, p_of_equal_means
-from examples.vision.report.violins import alpha_distributions
-from examples.vision.report.wording import column_title, columns, in_common, method_name, varying
-from examples.vision.results import Row, read_results
+from examples.runs.grids import load_grid, ready_grids
+from examples.runs.report.alphas import Agreement, agreements, pooled_by_task, spreads
+from examples.runs.report.published import Published, figures_of, read_published
+from examples.runs.report.section_figures import Drawn, section_figures
+from examples.runs.report.sections import Comparison, Entry, Section, Task, comparisons, other_runs, sections_of
+from examples.runs.report.statistics import Paired, mean_and_deviation, p_of_equal_means
+from examples.runs.report.violins import alpha_distributions
+from examples.runs.report.wording import column_title, columns, in_common, method_name, varying
+from examples.runs.results import Row, read_results
 
 _DASH = "—"
 
@@ -27,53 +27,53 @@ _DASH = "—"
 class Report:
     """Writes a report on results: README.md, and the figures that it shows.
 
-    For each grid: a table of test accuracies, paired comparisons with CAL, how far apart the layers' alphas ended, and
+    For each grid: a table of results, paired comparisons with the baseline, how far apart the layers' alphas ended, and
     figures like the paper's.
     """
 
-    results: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="[RESULTS ...]")]] = (
-        Path("examples/vision/results"),
-    )
-    """Files of results, or folders of *.jsonl."""
+    results: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="[RESULTS ...]")]] = ()
+    """Files of results, or folders of *.jsonl; by default examples/DOMAIN/results."""
     grids: tuple[str, ...] = ()
     """Ready grids or TOML files; by default all ready ones, and the runs that are in none of them."""
     out: Path | None = None
     """Where to write; by default the folder report beside the first results."""
 
 
-def main() -> None:
+def report_command(domain: Domain) -> None:
+    """Writes the report that the command line asks for."""
     command = tyro.cli(Report)
+    if not command.results:
+        command = dataclasses.replace(command, results=(Path("examples", domain.name, "results"),))
     with telling_errors(_out(command)):
-        path = report(command)
+        path = report(domain, command)
     rich.console.Console(highlight=False).print(str(path), soft_wrap=True)
 
 
-def report(command: Report) -> Path:
+def report(domain: Domain, command: Report) -> Path:
     """Writes the report and returns the path of its README.md.
 
     Raises:
       UserError: there are no such results or grids, or two grids have one name.
     """
-    published = read_published()
-    rows = read_results(command.results)
-    grids = [load_grid(name) for name in command.grids or ready_grids()]
+    published = read_published(domain)
+    rows = read_results(domain, command.results)
+    grids = [load_grid(domain, name) for name in command.grids or ready_grids(domain)]
     names = [grid.name for grid in grids]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"--grids: two are called {twice}, and figures have their grid's name; rename a file.")
-    sections, others = sections_of(grids, rows)
+    sections, others = sections_of(domain, grids, rows)
     if others and not command.grids:
-        sections.append(other_runs(others))
+        sections.append(other_runs(domain, others))
         others = []
     out = _out(command)
     out.mkdir(parents=True, exist_ok=True)
-    synthetic_figure(out / "figure10.png")
-    parts = [*_introduction(sections)]
+    parts = [*_introduction(domain, sections)]
     drawn: Drawn = {}
     for section in sections:
         if section.rows():
             parts += [f"## {section.title}", *_section(section, published, out, drawn)]
-    parts += [*_figure10(), *_figure12(rows, out)]
+    parts += [*domain.appendix(out), *_figure12(domain, rows, out)]
     for section in sections:
         if not section.rows():
             parts += _published_only(section, published)
@@ -92,40 +92,40 @@ def _out(command: Report) -> Path:
     return (first.parent if first.suffix == ".jsonl" else first) / "report"
 
 
-def _introduction(sections: Iterable[Section]) -> Iterator[str]:
+def _introduction(domain: Domain, sections: Iterable[Section]) -> Iterator[str]:
     tested = sum(comparison.result is not None for section in sections for comparison in comparisons(section))
     yield "# Results"
     yield (
-        "Test accuracies after the last epoch, in percent: mean ± sample standard deviation over the seeds. Data sets are "
-        "called by their own names. CAL is SGD with cosine annealing, TB the same with TempBalance. There "
+        f"The {domain.measure.title} at the end of runs{', in percent' * domain.measure.percent}: mean ± sample standard "
+        f"deviation over the seeds. Data sets are called by their own names. {domain.introduction} There "
         f"{'is' if tested == 1 else 'are'} {_number(tested, 'paired comparison')} below, with no correction for their "
         "number: between equals, one in twenty would be told apart by chance."
     )
     yield (
-        f"*Published* has what `{PUBLISHED.name}` holds for a setting: the paper's Tables 1 to 6, means and deviations over "
-        "five seeds, and what the authors' code gave in a setting that was run with it. Grids of which nothing has been run "
-        "have their tables below ours. To add a figure, append a line with its source, the settings that make out the run, "
-        "mean, deviation and number of seeds."
+        "*Published* has what `published.jsonl` holds for a setting: the paper's tables, means and deviations over seeds, "
+        "and what the authors' code gave in a setting that was run with it. Grids of which nothing has been run have their "
+        "tables below ours. To add a figure, append a line with its source, the settings that make out the run, mean, "
+        "deviation and number of seeds."
     )
 
 
 def _section(section: Section, published: Sequence[Published], out: Path, drawn: Drawn) -> Iterator[str]:
-    yield f"In all, where it applies: {in_common([entry.settings for entry in section.entries])}."
-    yield from _accuracies(section, published)
-    yield from _tests(comparisons(section))
+    yield f"In all, where it applies: {in_common(section.domain, [entry.settings for entry in section.entries])}."
+    yield from _results(section, published)
+    yield from _tests(section.domain, comparisons(section))
     yield from _spreads(section)
     yield from _agreements(section, published)
     for path, says in section_figures(section, published, out, drawn):
         yield f"![{says}]({path.name})"
 
 
-def _accuracies(section: Section, published: Sequence[Published]) -> Iterator[str]:
+def _results(section: Section, published: Sequence[Published]) -> Iterator[str]:
     among = [entry.settings for entry in section.entries]
-    names = list(dict.fromkeys(("model", *varying(among))))
+    names = list(dict.fromkeys(("model", *varying(section.domain, among))))
     sources: dict[str, int] = {}
     cells = []
     for entry in section.entries:
-        texts = columns(entry.settings)
+        texts = columns(section.domain, entry.settings)
         figures = figures_of(entry.settings, published)
         marks = [sources.setdefault(figure.source, len(sources) + 1) for figure in figures]
         told = [f"{_spread(each.mean, each.deviation)} [{mark}]" for each, mark in zip(figures, marks, strict=True)]
@@ -133,28 +133,29 @@ def _accuracies(section: Section, published: Sequence[Published]) -> Iterator[st
         cells.append(
             [
                 *(texts.get(name, "") for name in names),
-                method_name(entry.settings["method"]),
+                method_name(section.domain, entry.settings["method"]),
                 f"{len(entry.rows)}/{entry.wanted}",
-                _accuracy(entry),
+                _result(entry),
                 ", ".join(told) or _DASH,
                 ", ".join(differences) or _DASH,
             ]
         )
-    yield _table((*map(column_title, names), "method", "runs", "test accuracy", "published", "ours - published"), cells)
+    titles = (*(column_title(section.domain, name) for name in names), "method", "runs", section.domain.measure.title)
+    yield _table((*titles, "published", "ours - published"), cells)
     if sources:
         listed = "; ".join(f"[{mark}] {source}" for source, mark in sources.items())
         welch = " The differences' p is Welch's t test's, uncorrected." if section.rows() else ""
         yield f"Published: {listed}.{welch}"
 
 
-def _accuracy(entry: Entry) -> str:
-    return _spread(*mean_and_deviation(list(entry.accuracies.values()))) if entry.rows else "not run"
+def _result(entry: Entry) -> str:
+    return _spread(*mean_and_deviation(list(entry.results.values()))) if entry.rows else "not run"
 
 
 def _minus_published(entry: Entry, figure: Published) -> str:
     if not entry.rows:
         return _DASH
-    values = list(entry.accuracies.values())
+    values = list(entry.results.values())
     difference = mean_and_deviation(values)[0] - figure.mean
     p = p_of_equal_means(values, figure.mean, figure.deviation, figure.seeds)
     return f"{difference:+.2f}" if p is None else f"{difference:+.2f} (p {_p(p)})"
@@ -164,14 +165,15 @@ def _spread(mean: float, deviation: float | None) -> str:
     return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
 
 
-def _tests(found: Sequence[Comparison]) -> Iterator[str]:
+def _tests(domain: Domain, found: Sequence[Comparison]) -> Iterator[str]:
     if not found:
         return
     tested = sum(comparison.result is not None for comparison in found)
+    lower = "" if domain.measure.higher_is_better else ", and lower is better"
     yield (
-        f"Paired by seed, {_number(tested, 'comparison')}, uncorrected; with the CAL of the same learning "
-        "rate where the grid has one. Differences are in points; *detectable* is the smallest true difference that so many "
-        "seeds find at 5% with 80% power, if differences scatter as these do."
+        f"Paired by seed, {_number(tested, 'comparison')}, uncorrected; with the {method_name(domain, domain.baseline)} of "
+        f"the same learning rate where the grid has one. Differences are in points{lower}; *detectable* is the smallest "
+        "true difference that so many seeds find at 5% with 80% power, if differences scatter as these do."
     )
     cells = []
     for comparison in found:
@@ -187,7 +189,7 @@ def _tests(found: Sequence[Comparison]) -> Iterator[str]:
                 f"{result.low:+.2f} to {result.high:+.2f}",
                 _p(result.p),
                 f"{result.detectable:.2f}",
-                _in_words(comparison.method, result),
+                _in_words(domain, comparison.method, result),
             ]
         )
     yield _table(("task", "compared", "seeds", "difference", "95% interval", "p", "detectable", ""), cells)
@@ -197,9 +199,9 @@ def _p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _in_words(method: str, result: Paired) -> str:
+def _in_words(domain: Domain, method: str, result: Paired) -> str:
     told = result.verdict
-    return told if told == "not told apart" else f"{method_name(method)} is {told}"
+    return told if told == "not told apart" else f"{method_name(domain, method)} is {told}"
 
 
 def _spreads(section: Section) -> Iterator[str]:
@@ -207,17 +209,20 @@ def _spreads(section: Section) -> Iterator[str]:
     cells = []
     for task in section.tasks():
         methods = {entry.settings["method"] for entry in task.entries.values() if entry.rows}
-        if "cal" not in methods or not any(entry.is_tempbalance() and entry.rows for entry in task.entries.values()):
+        if section.domain.baseline not in methods or not any(
+            entry.is_tempbalance() and entry.rows for entry in task.entries.values()
+        ):
             continue
         cells += list(_spread_cells(task))
+    base = method_name(section.domain, section.domain.baseline)
     if cells:
         yield (
             "How far apart the balanced layers' alphas ended: the largest minus the smallest, and their standard "
-            "deviation over the layers; means over the seeds. Then how much larger the deviation is than CAL's, with the "
-            "95% interval of a paired t test; and the same over the larger layers alone, of more eigenvalues than the "
+            f"deviation over the layers; means over the seeds. Then how much larger the deviation is than {base}'s, with "
+            "the 95% interval of a paired t test; and the same over the larger layers alone, of more eigenvalues than the "
             "median layer: alphas of few eigenvalues scatter most."
         )
-        titles = ("task", "method", "seeds", "largest - smallest", "deviation", "minus CAL's", "in larger layers")
+        titles = ("task", "method", "seeds", "largest - smallest", "deviation", f"minus {base}'s", "in larger layers")
         yield _table(titles, cells)
 
 
@@ -257,28 +262,22 @@ def _agreement_cells(task: Task, agreement: Agreement) -> list[str]:
     ]
 
 
-def _figure10() -> Iterator[str]:
-    yield "## Figure 10: the three fits on synthetic spectra"
-    yield "Eigenvalues that decay as `i^-s` have a tail of exponent `1 + 1/s`; 1,000 of them, computed with this report."
-    yield "![Alpha by the three fits against the decay s of synthetic spectra, beside the theory's 1 + 1/s](figure10.png)"
-
-
-def _figure12(rows: Sequence[Row], out: Path) -> Iterator[str]:
-    groups = pooled_by_task(rows)
+def _figure12(domain: Domain, rows: Sequence[Row], out: Path) -> Iterator[str]:
+    groups = pooled_by_task(domain, rows)
     if groups:
-        path = out / "figure12.png"
+        path, base = out / "figure12.png", method_name(domain, domain.baseline)
         alpha_distributions("Final alphas by network and data set", groups, path)
         yield "## Figure 12: final alphas by network and data set"
-        yield "Of all that CAL and TB have both been run on: the balanced layers of all seeds together."
-        yield f"![Final alphas of the balanced layers, CAL and TB by network and data set: median, mean]({path.name})"
+        yield f"Of all that {base} and TB after it have both been run on: the balanced layers of all seeds together."
+        yield f"![Final alphas of the balanced layers, {base} and TB by network and data set: median, mean]({path.name})"
 
 
 def _published_only(section: Section, published: Sequence[Published]) -> Iterator[str]:
     """The table of a grid of which nothing has been run, where something of it is published."""
     if any(figures_of(entry.settings, published) for entry in section.entries):
         yield f"## {section.title}: published, not run here"
-        yield f"In all, where it applies: {in_common([entry.settings for entry in section.entries])}."
-        yield from _accuracies(section, published)
+        yield f"In all, where it applies: {in_common(section.domain, [entry.settings for entry in section.entries])}."
+        yield from _results(section, published)
 
 
 def _not_run(sections: Iterable[Section]) -> Iterator[str]:

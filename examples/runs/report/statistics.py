@@ -24,13 +24,14 @@ class Paired(NamedTuple):
     p: float
     detectable: float
     """The smallest true difference that so many seeds find with 80% power, if differences scatter as these do."""
+    higher_is_better: bool = True
 
     @property
     def verdict(self) -> str:
         """The first setting is "better", "worse", or "not told apart" from the second."""
         if not self.p < LEVEL:
             return "not told apart"
-        return "better" if self.difference > 0 else "worse"
+        return "better" if (self.difference > 0) == self.higher_is_better else "worse"
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
@@ -42,7 +43,7 @@ def common_seeds(first: Mapping[int, object], second: Mapping[int, object]) -> l
     return [seed for seed in first if seed in second]
 
 
-def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Paired | None:
+def paired(first: Mapping[int, float], second: Mapping[int, float], higher_is_better: bool = True) -> Paired | None:
     """Compares values by seed, over the seeds that both have; None where those are fewer than two."""
     seeds = common_seeds(first, second)
     if len(seeds) < 2:
@@ -50,10 +51,11 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Paired | 
     differences = [first[seed] - second[seed] for seed in seeds]
     mean, deviation = float(np.mean(differences)), float(np.std(differences, ddof=1))
     if math.isclose(deviation, 0, abs_tol=1e-9):  # t is none; a difference that never varies is told apart
-        return Paired(len(seeds), mean, mean, mean, float(math.isclose(mean, 0, abs_tol=1e-9)), 0.0)
+        return Paired(len(seeds), mean, mean, mean, float(math.isclose(mean, 0, abs_tol=1e-9)), 0.0, higher_is_better)
     p = float(stats.ttest_rel([first[seed] for seed in seeds], [second[seed] for seed in seeds]).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
     half = float(stats.t.ppf(1 - LEVEL / 2, len(seeds) - 1)) * deviation / math.sqrt(len(seeds))
-    return Paired(len(seeds), mean, mean - half, mean + half, p, detectable_difference(deviation, len(seeds)))
+    detectable = detectable_difference(deviation, len(seeds))
+    return Paired(len(seeds), mean, mean - half, mean + half, p, detectable, higher_is_better)
 
 
 def p_of_equal_means(values: Sequence[float], mean: float, deviation: float | None, count: int) -> float | None:

@@ -1,0 +1,88 @@
+"""What training tells of its gradients and weights on the way."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+import tb_optax
+
+PyTree = Any
+State = TypeVar("State")
+
+NORM_INTERVAL = 30
+"""The paper's, of its Figure 18."""
+
+
+class Observations(NamedTuple):
+    """What an interval tells of its gradients, by the name of the layer whose kernel's they are, and of one weight."""
+
+    norms: dict[str, Float[Array, ""]]
+    """Of the loss's gradient, their mean over the steps."""
+    norms_within: dict[str, Float[Array, " points"]]
+    """At the first step and every `NORM_INTERVAL`th from there."""
+    watched: Float[Array, "copies ..."]
+    """The watched kernel before each of the steps that `watched_steps` has."""
+
+
+def observed_steps(
+    step: Callable[[State, Any], tuple[State, PyTree, PyTree]],
+    state: State,
+    inputs: PyTree,
+    layers: tb_optax.Layers,
+    watched: tb_optax.Layer,
+) -> tuple[State, PyTree, Observations]:
+    """Takes a step for each of the inputs: the last state, the mean of the metrics, and observations.
+
+    Args:
+      step: gives the next state, the gradients, and metrics, of a state with `params` and one of the inputs.
+      state: to begin with.
+      inputs: stacked along the first axis.
+      layers: of whose gradients the norms are told.
+      watched: of whose kernel there are copies.
+    """
+    steps = len(jax.tree.leaves(inputs)[0])
+    copied = jnp.asarray(watched_steps(steps))
+    kernel = lambda state: kernels(state.params)[watched.kernel]
+
+    def one(carry: tuple[Any, Array], numbered: tuple[Array, Any]) -> tuple[tuple[Any, Array], Any]:
+        (state, copies), (number, own) = carry, numbered
+        # Overwritten until the step that it is to be of; after the last one nothing is written.
+        copies = copies.at[jnp.sum(copied < number)].set(kernel(state), mode="drop")
+        state, grads, metrics = step(state, own)
+        return (state, copies), (metrics, kernel_norms(grads, layers))
+
+    first = kernel(state)
+    carry = (state, jnp.zeros((len(copied), *first.shape), first.dtype))
+    (state, copies), (metrics, norms) = jax.lax.scan(one, carry, (jnp.arange(steps), inputs))
+    within = {layer: values[::NORM_INTERVAL] for layer, values in norms.items()}
+    metrics, mean = jax.tree.map(lambda values: jnp.mean(values, axis=0), (metrics, norms))
+    return state, metrics, Observations(mean, within, copies)
+
+
+def watched_steps(steps: int) -> list[int]:
+    """Four steps of an interval, the first one among them; fewer in a shorter one."""
+    return sorted({part * steps // 4 for part in range(4)})
+
+
+def kernel_norms(grads: PyTree, layers: tb_optax.Layers) -> dict[str, Float[Array, ""]]:
+    """The norm of the gradient of each layer's kernel, all its axes together."""
+    leaves = kernels(grads)
+    return {layer.name: jnp.linalg.norm(leaves[layer.kernel].astype(jnp.float32).reshape(-1)) for layer in layers}
+
+
+def kernels(params: PyTree) -> dict[str, Array]:
+    """Every leaf, by the path that layers have for it."""
+    path_name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def measure_alphas(alpha: Callable[..., Array], layers: tb_optax.Layers, params: PyTree) -> dict[str, Float[Array, ""]]:
+    """PL_Alpha_Hill of each of `layers` as `alpha` computes it, by a refresh of TempBalance; NaN where there is none."""
+    refresh = tb_optax.tempbalance(1, metric=alpha, layers=layers)
+    _, refreshed = refresh.update(params, refresh.init(params), params)
+    alphas = optax.tree_utils.tree_get(refreshed, "metric")
+    return {name: jnp.where(alpha > 0, alpha, jnp.nan) for name, alpha in alphas.items()}
