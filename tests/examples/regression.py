@@ -1,0 +1,136 @@
+"""A domain of a few lines: a network that is to find a function of made data."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import tb_optax
+from examples.runs.balance import BALANCE, BalanceSettings, balanced
+from examples.runs.domain import Domain, Measure, Method, Selection, Training
+from examples.runs.observations import observed_steps
+from examples.runs.parallel import replicate, split
+
+METHODS = {"sgd": Method("sgd"), "tb+sgd": Method("sgd", balanced=True)}
+SIZES = [(8, 64), (64, 72), (72, 64), (64, 1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(BalanceSettings):
+    method: Literal["sgd", "tb+sgd"] = "tb+sgd"
+    model: str = "mlp"
+    dataset: str = "made"
+    data_dir: Path | None = None
+    seed: int = 1
+    batch_size: int = 16
+    learning_rate: float = 0.05
+    evaluations: int = 3
+
+    @property
+    def network(self):
+        return self.model
+
+    @property
+    def intervals(self):
+        return self.evaluations
+
+    def resolved(self):
+        return self
+
+
+class Data(NamedTuple):
+    name: str
+    parts: list
+
+    def contents(self):
+        return self.parts[0][0].tobytes()
+
+
+class State(NamedTuple):
+    params: dict
+    opt_state: optax.OptState
+    best: dict
+    best_loss: jax.Array
+    seed: jax.Array
+
+
+class Metrics(NamedTuple):
+    loss: jax.Array
+
+
+def load(settings):
+    random = np.random.default_rng(0)
+    inputs = random.standard_normal((3, 128, 8), np.float32)
+    return Data("made", [(x, np.sin(x).sum(-1, keepdims=True)) for x in inputs])
+
+
+def forward(params, x):
+    for name, weight in params.items():
+        x = x @ weight if name == "dense0" else jnp.tanh(x) @ weight
+    return x
+
+
+def prepare(settings, data, mesh):
+    train_data, valid_data, test_data = (jax.tree.map(lambda array: replicate(array, mesh), part) for part in data.parts)
+    steps = len(data.parts[0][0]) // settings.batch_size
+    shapes = {f"dense{index}": jax.ShapeDtypeStruct(size, jnp.float32) for index, size in enumerate(SIZES)}
+    trace = lambda **changes: tb_optax.trace_layers(forward, shapes, jax.ShapeDtypeStruct((1, 8), jnp.float32), **changes)
+    layers, weights = trace(), trace(min_eigenvalues=2, first_and_last=True)
+    schedule = optax.constant_schedule(settings.learning_rate)
+    tx = optax.with_extra_args_support(optax.sgd(schedule))
+    tx = balanced(tx, settings, steps, layers) if METHODS[settings.method].balanced else tx
+    loss_of = lambda params, part: jnp.mean((forward(params, part[0]) - part[1]) ** 2)
+
+    def initial(seed):
+        keys = jax.random.split(jax.random.key(seed), len(SIZES))
+        shaped = zip(shapes, SIZES, keys, strict=True)
+        params = {name: jax.random.normal(key, size) / size[0] ** 0.5 for name, size, key in shaped}
+        best = jax.tree.map(jnp.copy, params)
+        return State(params, tx.init(params), best, jnp.float32(jnp.inf), jnp.asarray(np.uint32(seed)))
+
+    def train(state, part):
+        batches = jax.tree.map(lambda array: array.reshape(steps, settings.batch_size, -1), part)
+
+        def step(state, batch):
+            loss, grads = jax.value_and_grad(loss_of)(state.params, jax.tree.map(split, batch))
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            return state._replace(params=params, opt_state=opt_state), grads, Metrics(loss)
+
+        return observed_steps(step, state, batches, weights, layers[0])
+
+    def keep(state, metrics):
+        better = metrics.loss < state.best_loss
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.params, state.best)
+        return state._replace(best=best, best_loss=jnp.minimum(metrics.loss, state.best_loss))
+
+    evaluate = lambda state, part: Metrics(loss_of(state.params, part))
+    selection = Selection(keep, lambda state: state._replace(params=state.best), test_data)
+    units = steps * settings.batch_size
+    return Training(
+        initial, train, evaluate, train_data, valid_data, layers, weights, layers[0], schedule, steps, units, selection
+    )
+
+
+REGRESSION = Domain(
+    "regression",
+    Settings,
+    load,
+    prepare,
+    METHODS,
+    baseline="sgd",
+    measure=Measure("test_loss", "test loss", percent=False, higher_is_better=False),
+    metrics=("train_loss", "valid_loss"),
+    describe=lambda line: f"train {line['train_loss']:.3f}  valid {line['valid_loss']:.3f}",
+    unused=lambda settings: set() if METHODS[settings["method"]].balanced else set(BALANCE),
+    task=("model", "dataset", "evaluations", "batch_size"),
+    data=("dataset",),
+    words={"sgd": "SGD", "tb": "TB"},
+    interval="evaluation",
+    unit="points",
+    held_out="valid",
+)
