@@ -122,7 +122,7 @@ def test_two_processes_train_as_one_and_the_first_tells_of_it(prepared, alone, t
     first, second = map(told, finish(processes))
     assert [process.returncode for process in processes] == [0, 0], first + second
     assert_same_run(out, alone)
-    assert "8 images a step on each of 4 devices of 2 processes" in first and first.count("epoch ") == 3
+    assert "each batch of 32 is split over 4 devices of 2 processes, 8 on each" in first and first.count("epoch ") == 3
     assert second == ""
     assert len(list(out.glob("events.out.tfevents.*"))) == 1 and (out / "alpha.png").exists()
     assert Checkpoints((out / "checkpoints").absolute()).latest() == 3
