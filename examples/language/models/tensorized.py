@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 import tb_optax
@@ -166,7 +167,7 @@ def sinusoids(window: int, width: int) -> Float[np.ndarray, "window width"]:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
 
 
-def _around_one(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Float[Array, " width"]:
+def _around_one(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Float[Array, " width"]:
     return 1 + _DEVIATION * jax.random.normal(key, shape, dtype)
 
 
