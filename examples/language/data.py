@@ -42,6 +42,10 @@ class Corpus:
     valid: Int[np.ndarray, " valid"]
     test: Int[np.ndarray, " test"]
 
+    def contents(self) -> bytes:
+        """Which tell whether several processes have the same."""
+        return b"".join(split.tobytes() for split in (self.train, self.valid, self.test))
+
 
 def load_corpus(dataset: str, data_dir: Path | None, text: Path | None, tokens: Tokens, train_fraction: float) -> Corpus:
     """Loads a text as token ids, int32.

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias
 
 import jax
 import optax
@@ -12,12 +12,14 @@ import tb_optax
 from examples.runs.controls import CONTROLS
 from examples.runs.errors import UserError
 
+FitTail: TypeAlias = Callable[..., tb_optax.PowerLaw]
+
 _METRICS = {
     "pl_alpha_hill": tb_optax.pl_alpha_hill,
     "spectral_norm": tb_optax.spectral_norm,
     "alpha_weighted": tb_optax.alpha_weighted,
 }
-FITS = {
+_FITS = {
     "median": tb_optax.median,
     "goodness_of_fit": tb_optax.goodness_of_fit,
     "fix_finger": tb_optax.fix_finger,
@@ -38,6 +40,8 @@ class BalanceSettings:
     """What of a layer's spectrum its scale is read off (tb)."""
     fit: Literal["median", "goodness_of_fit", "fix_finger"] = "median"
     """How the tail of a spectrum is fitted (tb)."""
+    tail_fraction: float = 0.5
+    """The share of a spectrum that is its tail, where fit is median (tb)."""
     assignment: Literal["linear", "sqrt", "log2", "step"] = "linear"
     """How metrics become scales (tb)."""
     control: Literal["none", "placebo", "mean"] = "none"
@@ -57,12 +61,29 @@ class BalanceSettings:
 
     def check(self) -> None:
         """Raises UserError where a number is out of range."""
-        check_range(self, ("update_interval",), ("min_scale", "max_scale"))
+        check_range(self, ("update_interval", "tail_fraction"), ("min_scale", "max_scale"))
         if self.min_scale > self.max_scale:
             raise UserError(f"--min-scale {self.min_scale} is above --max-scale {self.max_scale}.")
+        if self.tail_fraction > 1:
+            raise UserError(f"--tail-fraction {self.tail_fraction} must be at most 1.")
+
+    def tail_fit(self) -> FitTail:
+        """The fit, as spectra are fitted with it."""
+        return (
+            functools.partial(tb_optax.median, tail_fraction=self.tail_fraction) if self.fit == "median" else _FITS[self.fit]
+        )
 
 
 BALANCE = tuple(field.name for field in dataclasses.fields(BalanceSettings))
+
+
+def unused_of_balance(settings: Mapping[str, Any], is_balanced: bool) -> set[str]:
+    """Those of `BALANCE` that a run with these settings does not read."""
+    if not is_balanced:
+        return set(BALANCE)
+    if settings["metric"] == "spectral_norm":
+        return {"fit", "tail_fraction"}
+    return set() if settings["fit"] == "median" else {"tail_fraction"}
 
 
 def check_range(settings: object, positive: tuple[str, ...], others: tuple[str, ...]) -> None:
@@ -91,7 +112,7 @@ def balanced(
         interval,
         min_scale=settings.min_scale,
         max_scale=settings.max_scale,
-        metric=create_metric(settings.metric, settings.fit),
+        metric=create_metric(settings.metric, settings.tail_fit()),
         assign=assign if settings.control == "none" else CONTROLS[settings.control](assign),
         layers=layers,
         start_step=start,
@@ -99,6 +120,6 @@ def balanced(
     return optax.chain(optimizer, balance)
 
 
-def create_metric(metric: str, fit: str) -> Callable[..., jax.Array]:
-    """What is read off a spectrum, by its name and that of the fit it takes, if it takes one."""
-    return _METRICS[metric] if metric == "spectral_norm" else functools.partial(_METRICS[metric], fit=FITS[fit])
+def create_metric(metric: str, fit: FitTail) -> Callable[..., jax.Array]:
+    """What is read off a spectrum, by its name and the fit that it takes, if it takes one."""
+    return _METRICS[metric] if metric == "spectral_norm" else functools.partial(_METRICS[metric], fit=fit)

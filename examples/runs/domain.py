@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 import tb_optax
+from examples.runs.balance import FitTail
 from examples.runs.observations import Observations
 
 PyTree = Any
@@ -39,8 +40,6 @@ class Settings(Protocol):
     def seed(self) -> int: ...
     @property
     def batch_size(self) -> int: ...
-    @property
-    def fit(self) -> Any: ...
 
     @property
     def network(self) -> str:
@@ -58,6 +57,10 @@ class Settings(Protocol):
 
     def resolved(self) -> Self:
         """The same run, said in one way."""
+        ...
+
+    def tail_fit(self) -> FitTail:
+        """How tails of spectra are fitted."""
         ...
 
     def refreshes(self, steps: int) -> tuple[int, int]:

@@ -7,15 +7,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import rich.console
 from jax.sharding import Mesh
 
-from examples.runs.balance import FITS, create_metric
+from examples.runs.balance import create_metric
 from examples.runs.checkpoints import Checkpoints
 from examples.runs.domain import Domain, Settings
 from examples.runs.interval_reports import interval_reports
-from examples.runs.observations import NORM_INTERVAL, Observations, kernels, watched_steps
+from examples.runs.observations import NORM_INTERVAL, Observations, by_slice, first_slice, kernels, slice_name, watched_steps
 from examples.runs.parallel import is_first_process
 from examples.runs.plots import plot_run
 from examples.runs.program import Program, compile_program, stack, unstack
@@ -43,7 +44,7 @@ class Trainer:
     def program(self, together: int) -> Program:
         """The compiled functions for so many seeds."""
         if together not in self._programs:
-            alpha = create_metric("pl_alpha_hill", self.settings.fit)
+            alpha = create_metric("pl_alpha_hill", self.settings.tail_fit())
             with self._console.status("compiling"):
                 self._programs[together] = compile_program(self.training, alpha, self._mesh, together)
         return self._programs[together]
@@ -124,7 +125,9 @@ class Trainer:
         }
         lines = []
         for one in unstack(jax.device_get(found), together):
-            one["scale"] = one["scale"] or {layer.name: 1.0 for layer in training.balanced}
+            one["scale"] = one["scale"] or {
+                layer.name: np.ones_like(one["alpha"][layer.name]) for layer in training.balanced
+            }
             ordered = {name: self._in_order(one[name]) for name in ("alpha", "metric", "scale", "gradient_norm")}
             lines.append(jax.tree.map(float, one | ordered) | common)
         weight = kernels(state.params)[training.watched.kernel]
@@ -140,14 +143,16 @@ class Trainer:
         """
         found, steps, watched = {}, self.training.steps, self.training.watched
         if number <= _INTERVALS_WITHIN:
-            norms = {name: values.tolist() for name, values in jax.device_get(observed.norms_within).items()}
-            found["gradient_norms_within"] = {"every": NORM_INTERVAL, "steps": steps, "norms": self._in_order(norms)}
+            norms = {name: np.moveaxis(each, 0, -1) for name, each in jax.device_get(observed.norms_within).items()}
+            told = {name: values.tolist() for name, values in self._in_order(norms, inner=1).items()}
+            found["gradient_norms_within"] = {"every": NORM_INTERVAL, "steps": steps, "norms": told}
         if told_after(number, self.settings.intervals):
             copies = jax.device_get(observed.watched) if number == 1 else ()
             weights = dict(zip(watched_steps(steps), copies, strict=False))
-            weights[number * steps] = jax.device_get(kernel)
-            spectra = of_one_weight(watched, weights, FITS[self.settings.fit])
-            found["spectra_within"] = {"layer": watched.name, "steps": steps, "spectra": spectra}
+            weights[number * steps] = jax.device_get(first_slice(watched, kernel))
+            spectra = of_one_weight(watched, weights, self.settings.tail_fit())
+            name = slice_name(watched.name, [0] * len(watched.layer_axes))
+            found["spectra_within"] = {"layer": name, "steps": steps, "spectra": spectra}
         return found
 
     def _refreshes(self, number: int) -> int:
@@ -162,7 +167,7 @@ class Trainer:
     def _finish(self, state: Any, tested: dict[str, float], seed: int, directory: RunDirectory) -> None:
         """What is left of a run after its last interval."""
         params = jax.device_get(state.params)  # alone: the other processes are not here
-        spectra = self._in_order(histograms(params, self.training.weights, FITS[self.settings.fit]))
+        spectra = histograms(params, self.training.weights, self.settings.tail_fit())
         directory.write_summary({**tested, "spectra": spectra, "provenance": provenance()})
         log = directory.log()
         title = f"{self.settings.network}, {self._name}, {self.settings.method}, seed {seed}"
@@ -172,9 +177,10 @@ class Trainer:
         self._console.print(result, style="bold")
         self._console.print(f"plots: {' '.join(map(str, plots))}", soft_wrap=True)
 
-    def _in_order(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """By layer, in the network's order."""
-        return {layer.name: values[layer.name] for layer in self.training.weights if layer.name in values}
+    def _in_order(self, values: Mapping[str, Any], inner: int = 0) -> dict[str, Any]:
+        """By layer, in the network's order, each slice of a stack alone; `inner` as in `by_slice`."""
+        ordered = {layer.name: values[layer.name] for layer in self.training.weights if layer.name in values}
+        return by_slice(ordered, inner)
 
 
 def _named(on: str, metrics: Any) -> dict[str, Any]:

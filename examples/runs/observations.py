@@ -1,10 +1,11 @@
 """What training tells of its gradients and weights on the way."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
@@ -20,12 +21,12 @@ NORM_INTERVAL = 30
 class Observations(NamedTuple):
     """What an interval tells of its gradients, by the name of the layer whose kernel's they are, and of one weight."""
 
-    norms: dict[str, Float[Array, ""]]
+    norms: dict[str, Float[Array, "*stack"]]
     """Of the loss's gradient, their mean over the steps."""
-    norms_within: dict[str, Float[Array, " points"]]
-    """At the first step and every `NORM_INTERVAL`th from there."""
+    norms_within: dict[str, Float[Array, "..."]]
+    """At the first step and every `NORM_INTERVAL`th from there, along the first axis."""
     watched: Float[Array, "copies ..."]
-    """The watched kernel before each of the steps that `watched_steps` has."""
+    """The first slice of the watched kernel before each of the steps that `watched_steps` has."""
 
 
 def observed_steps(
@@ -46,7 +47,7 @@ def observed_steps(
     """
     steps = len(jax.tree.leaves(inputs)[0])
     copied = jnp.asarray(watched_steps(steps))
-    kernel = lambda state: kernels(state.params)[watched.kernel]
+    kernel = lambda state: first_slice(watched, kernels(state.params)[watched.kernel])
 
     def one(carry: tuple[Any, Array], numbered: tuple[Array, Any]) -> tuple[tuple[Any, Array], Any]:
         (state, copies), (number, own) = carry, numbered
@@ -68,10 +69,42 @@ def watched_steps(steps: int) -> list[int]:
     return sorted({part * steps // 4 for part in range(4)})
 
 
-def kernel_norms(grads: PyTree, layers: tb_optax.Layers) -> dict[str, Float[Array, ""]]:
-    """The norm of the gradient of each layer's kernel, all its axes together."""
+def kernel_norms(grads: PyTree, layers: tb_optax.Layers) -> dict[str, Float[Array, "*stack"]]:
+    """The norm of the gradient of each layer's kernel, all its axes together but those along which layers are stacked."""
     leaves = kernels(grads)
-    return {layer.name: jnp.linalg.norm(leaves[layer.kernel].astype(jnp.float32).reshape(-1)) for layer in layers}
+    return {layer.name: _norms(layer, leaves[layer.kernel].astype(jnp.float32)) for layer in layers}
+
+
+def _norms(layer: tb_optax.Layer, kernel: Float[Array, "..."]) -> Float[Array, "*stack"]:
+    count = len(layer.layer_axes)
+    stacked = jnp.moveaxis(kernel, layer.layer_axes, range(count))
+    return jnp.linalg.norm(stacked.reshape(*stacked.shape[:count], -1), axis=-1)
+
+
+def first_slice(layer: tb_optax.Layer, kernel: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The first layer of a stack, as a stack of one; what is no stack as it is."""
+    for axis in layer.layer_axes:
+        kernel = jax.lax.slice_in_dim(kernel, 0, 1, axis=axis)
+    return kernel
+
+
+def by_slice(values: Mapping[str, Any], inner: int = 0) -> dict[str, Any]:
+    """What belongs to the layers of a stack, each by a name of its own: `layers/attention/q[0]`, and so on.
+
+    Args:
+      values: by the name of a layer, arrays whose axes are the stack's, and `inner` more at the end.
+      inner: how many axes each layer's own value has.
+    """
+    found = {}
+    for name, value in values.items():
+        array = np.asarray(value)
+        for index in np.ndindex(array.shape[: array.ndim - inner]):
+            found[slice_name(name, index)] = array[index]
+    return found
+
+
+def slice_name(name: str, index: Sequence[int]) -> str:
+    return f"{name}[{','.join(map(str, index))}]" if index else name
 
 
 def kernels(params: PyTree) -> dict[str, Array]:
@@ -80,7 +113,9 @@ def kernels(params: PyTree) -> dict[str, Array]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
-def measure_alphas(alpha: Callable[..., Array], layers: tb_optax.Layers, params: PyTree) -> dict[str, Float[Array, ""]]:
+def measure_alphas(
+    alpha: Callable[..., Array], layers: tb_optax.Layers, params: PyTree
+) -> dict[str, Float[Array, "*stack"]]:
     """PL_Alpha_Hill of each of `layers` as `alpha` computes it, by a refresh of TempBalance; NaN where there is none."""
     refresh = tb_optax.tempbalance(1, metric=alpha, layers=layers)
     _, refreshed = refresh.update(params, refresh.init(params), params)

@@ -1,25 +1,27 @@
 """Spectra of weights as logs and results have them: a histogram, and the tail that a fit finds."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 import tb_optax
+from examples.runs.balance import FitTail
+from examples.runs.observations import by_slice
 
 _BINS = 50
 _EPOCHS = (1, 2, 5, 10, 20, 50, 100, 150, 200)
 
-FitTail = Callable[..., tb_optax.PowerLaw]
-
 
 def histograms(params: Any, layers: Sequence[tb_optax.Layer], fit_tail: FitTail) -> dict[str, dict[str, Any]]:
-    """By layer; those without a positive eigenvalue, as where training diverged, are left out."""
+    """By layer, in their order; those without a positive eigenvalue, as where training diverged, are left out."""
     found = {}
-    for name, eigenvalues in tb_optax.spectra(params, layers=layers).items():
-        fit, values = fit_tail(eigenvalues), np.asarray(eigenvalues)
+    eigenvalues = tb_optax.spectra(params, layers=layers)
+    for name, values in by_slice({layer.name: eigenvalues[layer.name] for layer in layers}, inner=1).items():
+        fit = fit_tail(jnp.asarray(values))
         logs = np.log10(values[values > 0])
         if len(logs):
             counts, edges = np.histogram(logs, _BINS)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from examples.runs.balance import BALANCE, BalanceSettings, check_range
+from examples.runs.balance import BalanceSettings, check_range, unused_of_balance
 from examples.runs.domain import Method
 from examples.runs.errors import UserError
 
@@ -31,9 +31,8 @@ def unused(settings: Mapping[str, Any]) -> set[str]:
     """The settings that a run with these ones does not read."""
     method = METHODS[settings["method"]]
     names = set().union(*(names for base, names in _READ_BY_BASE.items() if base != method.base))
-    if not method.balanced:
-        return names | {*BALANCE, "start_epoch"}
-    return names | {"fit"} if settings["metric"] == "spectral_norm" else names
+    names |= unused_of_balance(settings, method.balanced)
+    return names if method.balanced else names | {"start_epoch"}
 
 
 @dataclasses.dataclass(frozen=True)

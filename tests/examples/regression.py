@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 import tb_optax
-from examples.runs.balance import BALANCE, BalanceSettings, balanced
+from examples.runs.balance import BalanceSettings, balanced, unused_of_balance
 from examples.runs.domain import Domain, Measure, Method, Selection, Training
 from examples.runs.observations import observed_steps
 from examples.runs.parallel import replicate, split
@@ -126,7 +126,7 @@ REGRESSION = Domain(
     measure=Measure("test_loss", "test loss", percent=False, higher_is_better=False),
     metrics=("train_loss", "valid_loss"),
     describe=lambda line: f"train {line['train_loss']:.3f}  valid {line['valid_loss']:.3f}",
-    unused=lambda settings: set() if METHODS[settings["method"]].balanced else set(BALANCE),
+    unused=lambda settings: unused_of_balance(settings, METHODS[settings["method"]].balanced),
     task=("model", "dataset", "evaluations", "batch_size"),
     data=("dataset",),
     words={"sgd": "SGD", "tb": "TB"},
