@@ -60,7 +60,7 @@ class Settings(BalanceSettings):
     """Of the initialization and dropout."""
     learning_rate: float = 1e-3
     """At the start; annealed to zero, update by update."""
-    weight_decay: float = 0.01
+    weight_decay: float = 0.1
     """On every parameter (adamw, tb+adamw)."""
     clip: float = 0.25
     """The norm that gradients are clipped to."""
