@@ -178,7 +178,8 @@ class Domain:
     held_out: str = "test"
     """What every interval is evaluated on."""
     chosen_by: str | None = None
-    """The metric, the lower the better, by which a report chooses among learning rates, where a grid has several."""
+    """The metric of intervals, the lower the better, whose least in a run chooses among learning rates where a grid has
+    several; None where every setting is compared."""
     appendix: Callable[[Path], Iterator[str]] = lambda _: iter(())
     """What else its report has, in Markdown, with figures in a folder."""
 

@@ -123,6 +123,7 @@ def _results(section: Section, published: Sequence[Published]) -> Iterator[str]:
     among = [entry.settings for entry in section.entries]
     names = list(dict.fromkeys(("model", *varying(section.domain, among))))
     sources: dict[str, int] = {}
+    chosen_by, compared = section.domain.chosen_by, section.compared()
     cells = []
     for entry in section.entries:
         texts = columns(section.domain, entry.settings)
@@ -135,17 +136,31 @@ def _results(section: Section, published: Sequence[Published]) -> Iterator[str]:
                 *(texts.get(name, "") for name in names),
                 method_name(section.domain, entry.settings["method"]),
                 f"{len(entry.rows)}/{entry.wanted}",
+                *([] if chosen_by is None else [_held_out(entry, chosen_by, entry in compared)]),
                 _result(entry),
                 ", ".join(told) or _DASH,
                 ", ".join(differences) or _DASH,
             ]
         )
-    titles = (*(column_title(section.domain, name) for name in names), "method", "runs", section.domain.measure.title)
-    yield _table((*titles, "published", "ours - published"), cells)
+    title = lambda name: column_title(section.domain, name)
+    of_ours = [section.domain.measure.title] if chosen_by is None else [title(chosen_by), section.domain.measure.title]
+    yield _table((*map(title, names), "method", "runs", *of_ours, "published", "ours - published"), cells)
+    if chosen_by is not None and len(compared) < len(section.entries):
+        yield (
+            f"The {title(chosen_by)} is the least of a run, the mean over its seeds. In bold: of each method's learning "
+            "rates the one with the least, over the seeds that all of them have. All below is of these."
+        )
     if sources:
         listed = "; ".join(f"[{mark}] {source}" for source, mark in sources.items())
         welch = " The differences' p is Welch's t test's, uncorrected." if section.rows() else ""
         yield f"Published: {listed}.{welch}"
+
+
+def _held_out(entry: Entry, metric: str, compared: bool) -> str:
+    if not entry.rows:
+        return _DASH
+    told = f"{entry.held_out(metric, entry.rows):.3f}"
+    return f"**{told}**" if compared else told
 
 
 def _result(entry: Entry) -> str:
@@ -171,8 +186,8 @@ def _tests(domain: Domain, found: Sequence[Comparison]) -> Iterator[str]:
     tested = sum(comparison.result is not None for comparison in found)
     lower = "" if domain.measure.higher_is_better else ", and lower is better"
     yield (
-        f"Paired by seed, {_number(tested, 'comparison')}, uncorrected; with the {method_name(domain, domain.baseline)} of "
-        f"the same learning rate where the grid has one. Differences are in points{lower}; *detectable* is the smallest "
+        f"Paired by seed, {_number(tested, 'comparison')}, uncorrected; {_which_rates(domain)}. "
+        f"Differences are in points{lower}; *detectable* is the smallest "
         "true difference that so many seeds find at 5% with 80% power, if differences scatter as these do."
     )
     cells = []
@@ -193,6 +208,12 @@ def _tests(domain: Domain, found: Sequence[Comparison]) -> Iterator[str]:
             ]
         )
     yield _table(("task", "compared", "seeds", "difference", "95% interval", "p", "detectable", ""), cells)
+
+
+def _which_rates(domain: Domain) -> str:
+    if domain.chosen_by is not None:
+        return "each at its own learning rate, the best on validation"
+    return f"with the {method_name(domain, domain.baseline)} of the same learning rate where the grid has one"
 
 
 def _p(p: float) -> str:

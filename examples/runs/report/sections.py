@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from examples.runs.domain import Domain
 from examples.runs.grids import Grid
@@ -25,6 +28,13 @@ class Entry:
     def results(self) -> dict[int, float]:
         """By the domain's measure."""
         return {seed: self.domain.measure.of(row) for seed, row in self.rows.items()}
+
+    def held_out(self, metric: str, seeds: Iterable[int]) -> float:
+        """A metric's least over a run's intervals, the mean over these seeds; infinite where a run has no finite one."""
+        least = lambda values: min(
+            (value for value in values if value is not None and math.isfinite(value)), default=math.inf
+        )
+        return float(np.mean([least(self.rows[seed]["history"][metric]) for seed in seeds]))
 
     def is_tempbalance(self) -> bool:
         return self.domain.is_balanced(self.settings)
@@ -54,9 +64,25 @@ class Section:
     def wanted(self) -> int:
         return sum(entry.wanted for entry in self.entries)
 
-    def tasks(self) -> list[Task]:
-        found: dict[tuple[Any, ...], list[Entry]] = {}
+    def compared(self) -> list[Entry]:
+        """All entries, or those whose learning rate was the best on held-out data, where the domain chooses by them.
+
+        Of entries that differ in their learning rate alone, it is the one with the least mean over the seeds that all of
+        them with any runs have.
+        """
+        metric = self.domain.chosen_by
+        if metric is None:
+            return list(self.entries)
+        alike: dict[str, list[Entry]] = {}
         for entry in self.entries:
+            others = {name: value for name, value in entry.settings.items() if name != "learning_rate"}
+            alike.setdefault(json.dumps(others), []).append(entry)
+        return [_best_held_out(entries, metric) for entries in alike.values()]
+
+    def tasks(self) -> list[Task]:
+        """Of the entries that are compared."""
+        found: dict[tuple[Any, ...], list[Entry]] = {}
+        for entry in self.compared():
             found.setdefault(tuple(entry.settings[name] for name in self.domain.task), []).append(entry)
         everything = [entry.settings for entry in self.entries]
         tasks = []
@@ -77,6 +103,14 @@ class Comparison:
     against: str
     seeds: int
     result: Paired | None
+
+
+def _best_held_out(entries: Sequence[Entry], metric: str) -> Entry:
+    with_runs = [entry for entry in entries if entry.rows] or entries[:1]
+    seeds = set.intersection(*(set(entry.rows) for entry in with_runs))
+    return (
+        min(with_runs, key=lambda entry: entry.held_out(metric, seeds or entry.rows)) if len(with_runs) > 1 else with_runs[0]
+    )
 
 
 def sections_of(domain: Domain, grids: Iterable[Grid], rows: Iterable[Row]) -> tuple[list[Section], list[Row]]:
