@@ -129,7 +129,8 @@ class Trainer:
                 layer.name: np.ones_like(one["alpha"][layer.name]) for layer in training.balanced
             }
             ordered = {name: self._in_order(one[name]) for name in ("alpha", "metric", "scale", "gradient_norm")}
-            lines.append(jax.tree.map(float, one | ordered) | common)
+            others = {name: float(value) for name, value in one.items() if name not in ordered}
+            lines.append(others | ordered | common)
         weight = kernels(state.params)[training.watched.kernel]
         for line, own, kernel in zip(lines, unstack(observed, together), unstack(weight, together), strict=True):
             line |= self._within(number, own, kernel)
@@ -144,8 +145,8 @@ class Trainer:
         found, steps, watched = {}, self.training.steps, self.training.watched
         if number <= _INTERVALS_WITHIN:
             norms = {name: np.moveaxis(each, 0, -1) for name, each in jax.device_get(observed.norms_within).items()}
-            told = {name: values.tolist() for name, values in self._in_order(norms, inner=1).items()}
-            found["gradient_norms_within"] = {"every": NORM_INTERVAL, "steps": steps, "norms": told}
+            told = {"every": NORM_INTERVAL, "steps": steps, "norms": self._in_order(norms, inner=1)}
+            found["gradient_norms_within"] = told
         if told_after(number, self.settings.intervals):
             copies = jax.device_get(observed.watched) if number == 1 else ()
             weights = dict(zip(watched_steps(steps), copies, strict=False))

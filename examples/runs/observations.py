@@ -89,7 +89,7 @@ def first_slice(layer: tb_optax.Layer, kernel: Float[Array, "..."]) -> Float[Arr
 
 
 def by_slice(values: Mapping[str, Any], inner: int = 0) -> dict[str, Any]:
-    """What belongs to the layers of a stack, each by a name of its own: `layers/attention/q[0]`, and so on.
+    """What belongs to the layers of a stack, each by a name of its own: `layers/attention/q[0]`, and so on. As Python has it.
 
     Args:
       values: by the name of a layer, arrays whose axes are the stack's, and `inner` more at the end.
@@ -99,7 +99,7 @@ def by_slice(values: Mapping[str, Any], inner: int = 0) -> dict[str, Any]:
     for name, value in values.items():
         array = np.asarray(value)
         for index in np.ndindex(array.shape[: array.ndim - inner]):
-            found[slice_name(name, index)] = array[index]
+            found[slice_name(name, index)] = array[index].tolist()
     return found
 
 

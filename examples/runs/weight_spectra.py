@@ -20,7 +20,8 @@ def histograms(params: Any, layers: Sequence[tb_optax.Layer], fit_tail: FitTail)
     """By layer, in their order; those without a positive eigenvalue, as where training diverged, are left out."""
     found = {}
     eigenvalues = tb_optax.spectra(params, layers=layers)
-    for name, values in by_slice({layer.name: eigenvalues[layer.name] for layer in layers}, inner=1).items():
+    for name, each in by_slice({layer.name: eigenvalues[layer.name] for layer in layers}, inner=1).items():
+        values = np.asarray(each)
         fit = fit_tail(jnp.asarray(values))
         logs = np.log10(values[values > 0])
         if len(logs):
