@@ -89,11 +89,14 @@ def first_slice(layer: tb_optax.Layer, kernel: Float[Array, "..."]) -> Float[Arr
 
 
 def by_slice(values: Mapping[str, Any], inner: int = 0) -> dict[str, Any]:
-    """What belongs to the layers of a stack, each by a name of its own: `layers/attention/q[0]`, and so on. As Python has it.
+    """What belongs to the layers of a stack, each by a name of its own: `layers/attention/q[0]`, and so on.
 
     Args:
       values: by the name of a layer, arrays whose axes are the stack's, and `inner` more at the end.
       inner: how many axes each layer's own value has.
+
+    Returns:
+      Numbers, or lists of them.
     """
     found = {}
     for name, value in values.items():

@@ -55,7 +55,7 @@ def test_a_run_learns_and_logs_every_slice_of_a_stack(finished):
     assert lines[-1]["valid_perplexity"] < 10 < lines[0]["valid_perplexity"]
     for line in lines:
         assert line["valid_perplexity"] == pytest.approx(np.exp(line["valid_loss"]), rel=1e-5)
-        assert list(line["scale"]) == SLICES and list(line["alpha"]) == [*SLICES, "embedding/embedding"]
+        assert list(line["scale"]) == SLICES and list(line["alpha"]) == [*SLICES, "embedding"]
         assert line["refreshes"] == 2 and line["tokens_per_second"] > 0
     scales = np.array([list(line["scale"].values()) for line in lines])
     assert scales.min(axis=1) == pytest.approx(0.5) and scales.max(axis=1) == pytest.approx(1.5)
