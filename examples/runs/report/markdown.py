@@ -294,11 +294,14 @@ def _figure12(domain: Domain, rows: Sequence[Row], out: Path) -> Iterator[str]:
 
 
 def _published_only(section: Section, published: Sequence[Published]) -> Iterator[str]:
-    """The table of a grid of which nothing has been run, where something of it is published."""
-    if any(figures_of(entry.settings, published) for entry in section.entries):
+    """The table of what is published of a grid of which nothing has been run."""
+    entries = [entry for entry in section.entries if figures_of(entry.settings, published)]
+    if entries:
         yield f"## {section.title}: published, not run here"
-        yield f"In all, where it applies: {in_common(section.domain, [entry.settings for entry in section.entries])}."
-        yield from _results(section, published)
+        yield f"In all, where it applies: {in_common(section.domain, [entry.settings for entry in entries])}."
+        yield from _results(dataclasses.replace(section, entries=entries), published)
+        if len(entries) < len(section.entries):
+            yield f"Of {_number(len(section.entries) - len(entries), 'more setting')} of the grid nothing is published."
 
 
 def _not_run(sections: Iterable[Section]) -> Iterator[str]:
