@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Shaped
 
@@ -32,19 +31,41 @@ def device_count() -> int:
     return math.prod(mesh.shape[axis] for axis in _free_axes())
 
 
-def over_devices(solve: Callable[[Array], Array], problems: Shaped[Array, "stack ..."]) -> Shaped[Array, "stack ..."]:
-    """Solves an equal share of the stack on each device; the solutions are replicated.
+def over_devices(function: Callable[..., Array], *stacks: Shaped[Array, "stack ..."]) -> Shaped[Array, "stack ..."]:
+    """Calls a function on each device, of its equal share of each stack; what it returns are shares of a stack.
 
-    Without a mesh, or inside a `shard_map` over all of it, where a program speaks for one device, all is solved in place.
+    Without a mesh, or inside a `shard_map` over all of it, where a program speaks for one device, all is done in place.
     """
-    devices, axes = device_count(), _free_axes()
-    if devices == 1:
-        return solve(problems)
-    missing = -len(problems) % devices
-    filled = jnp.concatenate([problems, jnp.zeros((missing, *problems.shape[1:]), problems.dtype)])
+    axes = _free_axes()
+    if device_count() == 1:
+        return function(*stacks)
     share = PartitionSpec(axes)
-    divided = jax.shard_map(solve, in_specs=share, out_specs=share, axis_names=set(axes), check_vma=False)
-    return jax.lax.with_sharding_constraint(divided(filled), PartitionSpec())[: len(problems)]
+    divided = jax.shard_map(
+        function, in_specs=(share,) * len(stacks), out_specs=share, axis_names=set(axes), check_vma=False
+    )
+    return divided(*stacks)
+
+
+def whole(stack: Shaped[Array, "stack ..."]) -> Shaped[Array, "stack ..."]:
+    """The stack, not divided along its first axis, and along the others as it was: what comes after does not change that."""
+    return _along_first(stack, ()) if device_count() > 1 else stack
+
+
+def dealt(stack: Shaped[Array, "stack ..."]) -> Shaped[Array, "stack ..."]:
+    """The stack with an equal part of it on each device.
+
+    It is dealt out along one axis of the mesh after the other, by exchanges in which no device ever has more than its part:
+    from one sharding over several axes to another XLA would go by way of the whole stack on every device.
+    """
+    axes = _free_axes()
+    for count in range(1, len(axes) + 1):
+        stack = _along_first(stack, axes[:count])
+    return stack
+
+
+def _along_first(stack: Shaped[Array, "stack ..."], axes: tuple[str, ...]) -> Shaped[Array, "stack ..."]:
+    others = [PartitionSpec.UNCONSTRAINED] * (stack.ndim - 1)
+    return jax.lax.with_sharding_constraint(stack, PartitionSpec(axes, *others))
 
 
 def _free_axes() -> tuple[str, ...]:

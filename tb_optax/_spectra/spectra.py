@@ -16,9 +16,9 @@ from tb_optax._layers.find import find_layers
 from tb_optax._layers.layer import KernelShape, Layers, LayersOrFn, Path, PyTree, kernel_shape, resolve_layers
 from tb_optax._spectra.eigenvalues import gram, squared_singular_values, symmetric_eigenvalues, triangular_factor
 from tb_optax._spectra.lanczos import lanczos_spectrum
-from tb_optax._spectra.sharding import device_count, over_devices, partitioned_by_compiler
+from tb_optax._spectra.sharding import dealt, device_count, over_devices, partitioned_by_compiler, replicated, whole
 from tb_optax._spectra.solver import DEFAULT_SOLVER, Solver, check_solver
-from tb_optax._spectra.stacks import alike, solve_in_chunks
+from tb_optax._spectra.stacks import Chunk, alike, cut, solve_in_chunks
 
 # The released code scales convolutions' weights by sqrt(0.5).
 _POOLED_SCALE = 0.5
@@ -130,31 +130,71 @@ class _Matrices:
         shape, rows, columns = self.shape, self.shape.reduction_axes, self.shape.output_axes
         if shape.rows > shape.columns:
             rows, columns = columns, rows
-        matrices = self.kernel.transpose(*shape.layer_axes, *shape.pooled_axes, *rows, *columns)
-        matrices = matrices.reshape(-1, *sorted((shape.rows, shape.columns)))[own]
-        return matrices.astype(at_least_float32(matrices.dtype))
+        start, stop, _ = own.indices(self.count)
+        kernel, stacked = self.kernel, (*shape.layer_axes, *shape.pooled_axes)
+        if stacked:  # Cut before it is turned: XLA would turn all of it.
+            each = self.count // kernel.shape[stacked[0]]
+            first = start // each
+            kernel = jax.lax.slice_in_dim(kernel, first, -(-stop // each), axis=stacked[0])
+            start, stop = start - first * each, stop - first * each
+        matrices = kernel.transpose(*stacked, *rows, *columns).reshape(-1, *self.sizes)[start:stop]
+        return whole(matrices.astype(at_least_float32(matrices.dtype)))
 
-    def prepared(self, own: slice) -> Float[Array, "some n k"]:
-        return self.method.prepare(self[own])
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The smaller side, and the larger one."""
+        return tuple(sorted((self.shape.rows, self.shape.columns)))
 
     @functools.cached_property
     def problem(self) -> jax.ShapeDtypeStruct:
         """What one matrix becomes for the solver."""
-        prepared = jax.eval_shape(lambda: self.prepared(slice(1)))
+        prepared = jax.eval_shape(lambda: self.method.prepare(self[:1]))
         return jax.ShapeDtypeStruct(prepared.shape[1:], prepared.dtype)
 
-    @property
-    def bytes_each(self) -> int:
+    def bytes_each(self, devices: int) -> int:
         """Of a matrix, of what is solved, and of the solver's copy of it."""
-        return (self.shape.rows * self.shape.columns + 2 * self.problem.size) * self.problem.dtype.itemsize
+        copies = 1 if devices == 1 else 3  # to deal matrices out, each device sends parts of its own, and receives others
+        return (copies * self.shape.rows * self.shape.columns + 2 * self.problem.size) * self.problem.dtype.itemsize
 
 
 def _solve(stack: list[_Matrices], max_stack_bytes: int) -> Float[Array, "stack n"]:
     """The eigenvalues of all matrices, an equal share on each device, cut so that none holds more than it may."""
-    at_once = max(1, max_stack_bytes // max(own.bytes_each for own in stack))
-    make = lambda index, start, stop: stack[index].prepared(slice(start, stop))
-    solve = functools.partial(over_devices, stack[0].method.solve)
-    return solve_in_chunks([own.count for own in stack], make, solve, at_once * device_count())
+    devices, method = device_count(), stack[0].method
+    at_once = max(1, max_stack_bytes // max(own.bytes_each(devices) for own in stack))
+    # What cannot be dealt out evenly by itself is dealt out with others of its size, so that fewer shares are filled up.
+    groups = alike(stack, lambda own: own.name if own.count % devices == 0 else own.sizes)
+
+    def make(chunk: Chunk) -> Float[Array, "stack n k"]:
+        def prepared(*shares: Float[Array, "share n m"]) -> Float[Array, "length n k"]:
+            return _filled(jnp.concatenate([method.prepare(share) for share in shares]), chunk.length)
+
+        stacks = [_filled(_matrices(groups[own.maker], own.start, own.stop), own.share * devices) for own in chunk.sections]
+        return over_devices(prepared, *map(dealt, stacks))
+
+    chunks = cut([sum(own.count for own in group) for group in groups], at_once, devices)
+    values = solve_in_chunks(chunks, make, functools.partial(over_devices, method.solve))
+    if devices == 1:
+        return values
+    by_group = [own for group in groups for own in group]
+    parts = jnp.split(replicated(values), np.cumsum([own.count for own in by_group])[:-1])
+    by_name = {own.name: part for own, part in zip(by_group, parts, strict=True)}
+    return jnp.concatenate([by_name[own.name] for own in stack])
+
+
+def _matrices(makers: list[_Matrices], start: int, stop: int) -> Float[Array, "some n m"]:
+    """Some of the matrices of all makers together."""
+    parts, begin = [], 0
+    for maker in makers:
+        own = slice(max(start, begin) - begin, min(stop, begin + maker.count) - begin)
+        if own.start < own.stop:
+            parts.append(maker[own])
+        begin += maker.count
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+
+
+def _filled(stack: Float[Array, "stack n m"], length: int) -> Float[Array, "length n m"]:
+    missing = length - len(stack)
+    return jnp.pad(stack, ((0, missing), (0, 0), (0, 0))) if missing else stack
 
 
 def _pooled(shape: KernelShape, values: Float[Array, "matrices n"]) -> Float[Array, "rows eigenvalues"]:
