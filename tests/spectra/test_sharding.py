@@ -162,7 +162,7 @@ def test_each_device_solves_its_share(mode, spec, on_one_device):
 @modes
 def test_cut_stacks_are_divided_too(mode):
     params = TWENTY
-    two_each = 2 * 4 * (16 * 24 + 2 * 16 * 16)
+    two_each = 2 * 4 * (3 * 16 * 24 + 2 * 16 * 16)
     tx = tempbalance(1, solver=tb_optax.Solver(max_stack_bytes=two_each))
     mesh = mesh_of(mode)
     with jax.set_mesh(mesh):
