@@ -67,7 +67,7 @@ def training(case: Case) -> Prepared:
     size = {name: case[name] for name in ("model", "width", "dtype", "batch_size")}
     settings = Settings(method=case["method"], update_interval=NEVER, **size)
     mesh = create_mesh(1, case["batch_size"])
-    program = compile_program(prepare(settings, dataset, mesh, _scheduled), tb_optax.pl_alpha_hill, mesh)
+    program = compile_program(prepare(settings, dataset, mesh, _scheduled), tb_optax.median, mesh)
     state = program.start([0])
 
     def run(update_interval: int = NEVER) -> None:

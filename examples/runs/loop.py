@@ -12,17 +12,15 @@ import optax
 import rich.console
 from jax.sharding import Mesh
 
-from examples.runs.balance import create_metric
 from examples.runs.checkpoints import Checkpoints
 from examples.runs.domain import Domain, Settings
 from examples.runs.interval_reports import interval_reports
 from examples.runs.observations import NORM_INTERVAL, Observations, by_slice, first_slice, kernels, slice_name, watched_steps
 from examples.runs.parallel import is_first_process
-from examples.runs.plots import plot_run
 from examples.runs.program import Program, compile_program, stack, unstack
 from examples.runs.provenance import provenance
 from examples.runs.run_directory import RunDirectory
-from examples.runs.weight_spectra import histograms, of_one_weight, told_after
+from examples.runs.weight_spectra import Spectrum, histograms, of_one_weight, told_after
 
 _INTERVALS_WITHIN = 10
 """So many intervals' logs tell gradient norms within them too: as many epochs as the paper's Figure 18 shows."""
@@ -39,14 +37,13 @@ class Trainer:
         self.domain, self.settings = domain, settings
         self.training = domain.prepare(settings, data, mesh)
         self._name, self._mesh, self._console = data.name, mesh, console
+        self._fit = settings.tail_fit()
         self._programs: dict[int, Program] = {}
 
     def program(self, together: int) -> Program:
         """The compiled functions for so many seeds."""
         if together not in self._programs:
-            alpha = create_metric("pl_alpha_hill", self.settings.tail_fit())
-            with self._console.status("compiling"):
-                self._programs[together] = compile_program(self.training, alpha, self._mesh, together)
+            self._programs[together] = compile_program(self.training, self._fit, self._mesh, together)
         return self._programs[together]
 
     def train(self, directories: Mapping[int, RunDirectory]) -> None:
@@ -63,7 +60,8 @@ class Trainer:
         if is_first_process():
             states = unstack((state, jax.device_get(tested)), len(directories))
             for (seed_state, seed_tested), (seed, directory) in zip(states, directories.items(), strict=True):
-                self._finish(seed_state, jax.tree.map(float, seed_tested), seed, directory)
+                spectra = program.spectra(jax.device_get(seed_state.params))  # alone: the other processes are not here
+                self._finish(spectra, jax.tree.map(float, seed_tested), seed, directory)
 
     def _train_intervals(
         self,
@@ -73,7 +71,10 @@ class Trainer:
         checkpoints: Sequence[Checkpoints],
     ) -> Any:
         training, together = self.training, len(seeds)
-        state, done = program.start(seeds), checkpoints[0].latest()
+        with self._console.status("compiling"):
+            state = program.start(seeds)
+            program.bytes_needed()  # waits
+        done = checkpoints[0].latest()
         if done is None:
             done = 0
             _save(checkpoints, 0, state)
@@ -151,7 +152,7 @@ class Trainer:
             copies = jax.device_get(observed.watched) if number == 1 else ()
             weights = dict(zip(watched_steps(steps), copies, strict=False))
             weights[number * steps] = jax.device_get(first_slice(watched, kernel))
-            spectra = of_one_weight(watched, weights, self.settings.tail_fit())
+            spectra = of_one_weight(watched, weights, self._fit)
             name = slice_name(watched.name, [0] * len(watched.layer_axes))
             found["spectra_within"] = {"layer": name, "steps": steps, "spectra": spectra}
         return found
@@ -165,11 +166,12 @@ class Trainer:
         before = lambda number: len(range(begin, number * steps, every))
         return before(number) - before(number - 1)
 
-    def _finish(self, state: Any, tested: dict[str, float], seed: int, directory: RunDirectory) -> None:
+    def _finish(self, spectra: Mapping[str, Spectrum], tested: dict[str, float], seed: int, directory: RunDirectory) -> None:
         """What is left of a run after its last interval."""
-        params = jax.device_get(state.params)  # alone: the other processes are not here
-        spectra = histograms(params, self.training.weights, self.settings.tail_fit())
-        directory.write_summary({**tested, "spectra": spectra, "provenance": provenance()})
+        from examples.runs.plots import plot_run  # here, for matplotlib takes a while
+
+        told = histograms(spectra, self.training.weights)
+        directory.write_summary({**tested, "spectra": told, "provenance": provenance()})
         log = directory.log()
         title = f"{self.settings.network}, {self._name}, {self.settings.method}, seed {seed}"
         plots = plot_run(log, self.domain.interval, title, directory.path)

@@ -10,8 +10,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from examples.runs.balance import FitTail, create_metric
 from examples.runs.domain import Training
 from examples.runs.observations import Observations, measure_alphas
+from examples.runs.parallel import is_first_process
+from examples.runs.weight_spectra import Spectrum, fitted_spectra
 
 
 class Program(NamedTuple):
@@ -28,11 +31,13 @@ class Program(NamedTuple):
     """The state with what the training's selection keeps; the state before it is gone."""
     test: Callable[[Any], Any] | None
     """Metrics of the best state on the test data, where a selection has them."""
-    bytes_needed: int
-    """On each device, while it trains."""
+    spectra: Callable[[Any], dict[str, Spectrum]]
+    """Of each of the weights in the parameters of one seed, in the first process."""
+    bytes_needed: Callable[[], int]
+    """On each device, while it trains; waits until training is compiled."""
 
 
-def compile_program(training: Training, alpha: Callable[..., Array], mesh: Mesh, together: int = 1) -> Program:
+def compile_program(training: Training, fit: FitTail, mesh: Mesh, together: int = 1) -> Program:
     """Compiles a setting for a mesh.
 
     Each batch is split over the mesh. Its batch norms are those of the whole batch: the split changes nothing but the
@@ -40,7 +45,7 @@ def compile_program(training: Training, alpha: Callable[..., Array], mesh: Mesh,
 
     Args:
       training: the setting.
-      alpha: how a layer's alpha is measured, from its eigenvalues.
+      fit: of the tails of spectra.
       mesh: the devices.
       together: how many seeds train together.
     """
@@ -52,36 +57,50 @@ def compile_program(training: Training, alpha: Callable[..., Array], mesh: Mesh,
             states = [training.initial(seed) for seed in seeds]
             return jax.device_put(states[0] if together == 1 else stack(states), replicated)
 
-    over_seeds: Any = (lambda function, axes: function) if together == 1 else jax.vmap
-    compiled = partial(jax.jit, out_shardings=PartitionSpec())
+    one = jax.eval_shape(partial(training.initial, 0))
     many = () if together == 1 else (together,)
     abstract = lambda leaf: jax.ShapeDtypeStruct((*many, *leaf.shape), leaf.dtype, sharding=replicated)
-    selection = training.selection
-    # In force while tracing, the mesh is also what TempBalance divides its eigenproblems over.
-    with jax.set_mesh(mesh):
-        state = jax.tree.map(abstract, jax.eval_shape(partial(training.initial, 0)))
-        evaluate = compiled(over_seeds(training.evaluate, (0, None)))
-        lowered = {
-            "train": compiled(over_seeds(training.train, (0, None)), donate_argnums=0).lower(state, training.data),
-            "evaluate": evaluate.lower(state, training.held_out_data),
-            "measure": compiled(over_seeds(partial(measure_alphas, alpha, training.weights), 0)).lower(state.params),
-        }
-        if selection is not None:
-            best = lambda state, data: training.evaluate(selection.best(state), data)
-            metrics = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), evaluate.eval_shape(
-                state, training.held_out_data))  # fmt: skip
-            lowered["keep"] = compiled(over_seeds(selection.keep, 0), donate_argnums=0).lower(state, metrics)
-            lowered["test"] = compiled(over_seeds(best, (0, None))).lower(state, selection.test_data)
-    with concurrent.futures.ThreadPoolExecutor() as at_once:
-        ready = dict(zip(lowered, at_once.map(lambda each: each.compile(), lowered.values()), strict=True))
+    state, selection = jax.tree.map(abstract, one), training.selection
+
+    def jitted(function: Callable[..., Any], axes: Any, **options: Any) -> Any:
+        over_seeds = function if together == 1 else jax.vmap(function, axes)
+        return jax.jit(over_seeds, out_shardings=PartitionSpec(), **options)
+
+    evaluate = jitted(training.evaluate, (0, None))
+    alphas = partial(measure_alphas, create_metric("pl_alpha_hill", fit), training.weights)
+    lower = {
+        "train": lambda: jitted(training.train, (0, None), donate_argnums=0).lower(state, training.data),
+        "evaluate": lambda: evaluate.lower(state, training.held_out_data),
+        "measure": lambda: jitted(alphas, 0).lower(state.params),
+    }
+    if selection is not None:
+        best = lambda state, data: training.evaluate(selection.best(state), data)
+        metrics = lambda: jax.tree.map(_shape, evaluate.eval_shape(state, training.held_out_data))
+        lower["keep"] = lambda: jitted(selection.keep, 0, donate_argnums=0).lower(state, metrics())
+        lower["test"] = lambda: jitted(best, (0, None)).lower(state, selection.test_data)
+
+    def compiled(name: str) -> Any:
+        # In force while tracing, the mesh is also what TempBalance divides its eigenproblems over.
+        with jax.set_mesh(mesh):
+            return lower[name]().compile()
+
+    # One after the other, for XLA has all cores work on each; training begins when its own is there.
+    in_turn = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+    ready = {name: in_turn.submit(compiled, name) for name in lower}
+    if is_first_process():  # The end of a run is its alone.
+        spectra = jax.jit(partial(fitted_spectra, fit, training.weights))
+        ready["spectra"] = in_turn.submit(lambda: spectra.lower(one.params).compile())
+    in_turn.shutdown(wait=False)
+    call: Callable[..., Any] = lambda name, *arguments: ready[name].result()(*arguments)
     return Program(
         start,
-        lambda state: ready["train"](state, training.data),
-        lambda state: ready["evaluate"](state, training.held_out_data),
-        lambda state: ready["measure"](state.params),
-        (lambda state, _: state) if selection is None else ready["keep"],
-        None if selection is None else lambda state: ready["test"](state, selection.test_data),
-        _bytes_needed(ready["train"]),
+        lambda state: call("train", state, training.data),
+        lambda state: call("evaluate", state, training.held_out_data),
+        lambda state: call("measure", state.params),
+        (lambda state, _: state) if selection is None else partial(call, "keep"),
+        None if selection is None else lambda state: call("test", state, selection.test_data),
+        partial(call, "spectra"),
+        lambda: _bytes_needed(ready["train"].result()),
     )
 
 
@@ -95,6 +114,11 @@ def unstack(tree: Any, together: int) -> list[Any]:
     if together == 1:
         return [tree]
     return [jax.tree.map(lambda leaf: leaf[index], tree) for index in range(together)]  # noqa: B023
+
+
+def _shape(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Without a sharding, which is any."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
 def _bytes_needed(compiled: Any) -> int:

@@ -170,7 +170,7 @@ def _how_many(trainer: Trainer, most: int, mesh: Mesh, console: rich.console.Con
     if limit is None:
         return 1
     together = most
-    while together > 1 and trainer.program(together).bytes_needed > _USABLE_MEMORY * limit:
+    while together > 1 and trainer.program(together).bytes_needed() > _USABLE_MEMORY * limit:
         together = -(-together // 2)
     console.print(f"{together} seeds at once")
     return together

@@ -251,7 +251,7 @@ def test_memory_says_how_many_seeds_train_together(monkeypatch):
 
     class Trainer:
         def program(self, together):
-            return type("Program", (), {"bytes_needed": 300 * together})
+            return type("Program", (), {"bytes_needed": staticmethod(lambda: 300 * together)})
 
     mesh = type("Mesh", (), {"devices": np.array([Device()])})
     console = type("Console", (), {"print": lambda *_: None})()
