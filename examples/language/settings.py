@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from examples.language.data import Tokens
+from examples.language.models import Model
 from examples.runs.balance import BalanceSettings, check_range, unused_of_balance
 from examples.runs.domain import Method
 from examples.runs.errors import UserError
@@ -29,7 +30,7 @@ class Settings(BalanceSettings):
 
     method: Literal["adam", "adamw", "tb+adam", "tb+adamw"] = "tb+adam"
     """Optimizer, with cosine annealing. tb: TempBalance, a learning rate for each layer, after it."""
-    model: Literal["tensorized", "tensorized_leaking", "gpt-tiny", "gpt-mini", "gpt-small", "gpt-medium"] = "gpt-tiny"
+    model: Model = "gpt-tiny"
     """Network. tensorized is the paper's, of three layers; tensorized_leaking is as its authors trained it: it sees the
     tokens that it is to predict, and what it reaches is no perplexity of a language model."""
     width: int | None = None

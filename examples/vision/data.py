@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import os
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,9 @@ def load_dataset(name: str, data_dir: Path | None, train_split: str, test_split:
     Args:
       name: `digits`, or the name of a TFDS image-classification data set, which TFDS downloads; or `tiny_imagenet`, once
         `examples.vision.tiny_imagenet` has prepared it.
-      data_dir: a data set that TFDS has already prepared: the folder that holds its `dataset_info.json`. Goes before
-        `name`.
+      data_dir: a data set that TFDS has already prepared, the folder that holds its `dataset_info.json`; or an `.npz` file
+        of the arrays `train_images`, `train_labels`, `test_images` and `test_labels`: images as uint8 of shape
+        `(n, height, width, channels)`, labels as whole numbers from 0 on. Goes before `name`.
       train_split: a TFDS split such as `train` or `train[:10000]`.
       test_split: likewise; by default `test`, or `validation` where there is no `test`.
 
@@ -70,6 +72,10 @@ def load_dataset(name: str, data_dir: Path | None, train_split: str, test_split:
     """
     if data_dir is None and name == "digits":
         return _digits()
+    if data_dir is not None and data_dir.suffix == ".npz":
+        if (train_split, test_split) != ("train", None):
+            raise UserError(f"--data-dir {data_dir} has no splits but its own; leave --train-split and --test-split out.")
+        return _arrays(data_dir)
     builder = _open_directory(data_dir) if data_dir is not None else _open_named(name)
     if test_split is None:
         test_split = next((split for split in ("test", "validation") if split in builder.info.splits), "test")
@@ -98,6 +104,33 @@ def _digits() -> Dataset:
     labels = labels.astype(np.int32)
     mean, std = _normalization("digits", images[train])
     return Dataset("digits", images[train], labels[train], images[test], labels[test], 10, mean, std, flip=False)
+
+
+def _arrays(path: Path) -> Dataset:
+    names = ("train_images", "train_labels", "test_images", "test_labels")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in names}
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"--data-dir {path} is no .npz file of {', '.join(names)}: {_first_line(error)}") from error
+    for split in ("train", "test"):
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        if images.dtype != np.uint8 or images.ndim != 4 or images.size == 0:
+            raise UserError(
+                f"--data-dir {path}: {split}_images is {images.dtype} of shape {images.shape}; give uint8, with the axes "
+                "n, height, width, channels."
+            )
+        if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+            raise UserError(
+                f"--data-dir {path}: {split}_labels is {labels.dtype} of shape {labels.shape}; give whole numbers from 0 on, "
+                f"one for each of the {len(images)} images."
+            )
+        arrays[f"{split}_labels"] = labels.astype(np.int32)
+    if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
+        raise UserError(f"--data-dir {path}: images to train and to test on differ in shape; they must all have one.")
+    num_classes = 1 + max(int(arrays[f"{split}_labels"].max()) for split in ("train", "test"))
+    mean, std = _normalization(path.stem, arrays["train_images"])
+    return Dataset(path.stem, **arrays, num_classes=num_classes, mean=mean, std=std, flip=not _NOT_FLIPPED.search(path.stem))
 
 
 def _tfds() -> Any:

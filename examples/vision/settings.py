@@ -8,6 +8,7 @@ from typing import Any, Literal
 from examples.runs.balance import BalanceSettings, check_range, unused_of_balance
 from examples.runs.domain import Method
 from examples.runs.errors import UserError
+from examples.vision.models import Model
 
 # What the paper's runs of each optimizer started from.
 _LEARNING_RATES = {
@@ -58,7 +59,7 @@ class Settings(BalanceSettings):
     ] = "tb"
     """cal: SGD, momentum 0.9, cosine annealing per epoch. snr: with spectral norm regularization. tb: TempBalance, a
     learning rate for each layer, after SGD or another."""
-    model: Literal["resnet18", "resnet34", "resnet50", "resnet101", "vgg16", "vgg19", "wrn16-8", "wrn28-6"] = "resnet18"
+    model: Model = "resnet18"
     """Network; its CIFAR variant."""
     width: float = 1.0
     """Multiplies the channels of every layer."""
@@ -66,7 +67,8 @@ class Settings(BalanceSettings):
     """digits (embedded), tiny_imagenet (see examples.vision.tiny_imagenet), or a TFDS image-classification data set, which
     TFDS downloads: cifar10, svhn_cropped, ..."""
     data_dir: Path | None = None
-    """A data set already prepared by TFDS, instead of --dataset: the folder that holds its dataset_info.json."""
+    """Instead of --dataset, a data set already prepared by TFDS, the folder that holds its dataset_info.json; or an .npz
+    file of the arrays train_images, train_labels, test_images and test_labels."""
     train_split: str = "train"
     """What to train on, as TFDS writes splits: train, or train[:10000]."""
     test_split: str | None = None

@@ -118,3 +118,53 @@ def test_letters_and_digits_are_not_mirrored(name):
 @pytest.mark.parametrize("name", ["cifar10", "cifar10_jpeg", "tiny_imagenet", "fashion_mnist", "oxford_flowers102"])
 def test_what_may_be_mirrored_is(name):
     assert not data._NOT_FLIPPED.search(name)
+
+
+def write_arrays(path, **changes):
+    random = np.random.default_rng(0)
+    arrays = {
+        "train_images": random.integers(0, 256, (6, 8, 8, 3), np.uint8),
+        "train_labels": np.arange(6) % 3,
+        "test_images": random.integers(0, 256, (2, 8, 8, 3), np.uint8),
+        "test_labels": np.array([1, 4], np.uint8),
+    }
+    arrays = {name: array for name, array in (arrays | changes).items() if array is not None}
+    np.savez(path, **arrays)
+    return arrays
+
+
+def test_arrays_in_a_file_are_a_data_set(tmp_path):
+    arrays = write_arrays(tmp_path / "letters.npz")
+    dataset = load_dataset("digits", tmp_path / "letters.npz", "train", None)
+    assert dataset.name == "letters" and dataset.num_classes == 5 and dataset.flip
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(getattr(dataset, name), array)
+    np.testing.assert_allclose(dataset.mean, arrays["train_images"].mean(axis=(0, 1, 2)) / 255, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(test_labels=None), "test_labels"),
+        (dict(train_images=np.zeros((6, 8, 8, 3))), "train_images is float64"),
+        (dict(train_images=np.zeros((6, 8, 8), np.uint8)), r"of shape \(6, 8, 8\)"),
+        (dict(train_labels=np.arange(5)), "for each of the 6 images"),
+        (dict(train_labels=np.arange(6) - 1), "from 0 on"),
+        (dict(test_images=np.zeros((2, 9, 8, 3), np.uint8)), "differ in shape"),
+        (dict(train_labels=np.array([{}] * 6)), "no .npz file"),
+    ],
+)
+def test_arrays_that_are_no_data_set_are_refused(tmp_path, changes, message):
+    write_arrays(tmp_path / "letters.npz", **changes)
+    with pytest.raises(UserError, match=message):
+        load_dataset("digits", tmp_path / "letters.npz", "train", None)
+
+
+def test_what_is_no_file_of_arrays_is_refused(tmp_path):
+    (tmp_path / "text.npz").write_text("no arrays")
+    for path in (tmp_path / "text.npz", tmp_path / "nowhere.npz"):
+        with pytest.raises(UserError, match=f"{path.name} is no .npz file"):
+            load_dataset("digits", path, "train", None)
+    write_arrays(tmp_path / "letters.npz")
+    with pytest.raises(UserError, match="leave --train-split"):
+        load_dataset("digits", tmp_path / "letters.npz", "train[:3]", None)

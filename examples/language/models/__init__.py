@@ -5,7 +5,7 @@ it is `tensorized_leaking` here, and what it reaches is no perplexity of a langu
 """
 
 import dataclasses
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -32,6 +32,7 @@ class _GPT:
     heads: int
 
 
+Model: TypeAlias = Literal["tensorized", "tensorized_leaking", "gpt-tiny", "gpt-mini", "gpt-small", "gpt-medium"]
 _MODELS: dict[str, _Tensorized | _GPT] = {
     "tensorized": _Tensorized(causal=True),
     "tensorized_leaking": _Tensorized(causal=False),

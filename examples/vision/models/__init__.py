@@ -6,7 +6,7 @@ PyTorch code with `/` for `.` (`layer1/0/conv1`), and so are the initialization,
 window; `SAME` would pad a strided one unevenly) and the batch norms' momentum and epsilon.
 """
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import jax.numpy as jnp
 from flax import nnx
@@ -17,6 +17,7 @@ from examples.vision.models.resnet import BasicBlock, Bottleneck, ResNet
 from examples.vision.models.vgg import VGG
 from examples.vision.models.wide_resnet import WideResNet
 
+Model: TypeAlias = Literal["resnet18", "resnet34", "resnet50", "resnet101", "vgg16", "vgg19", "wrn16-8", "wrn28-6"]
 _MODELS: dict[str, tuple[type[ResNet | VGG | WideResNet], tuple[Any, ...]]] = {
     "resnet18": (ResNet, (BasicBlock, (2, 2, 2, 2))),
     "resnet34": (ResNet, (BasicBlock, (3, 4, 6, 3))),
