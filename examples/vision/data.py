@@ -122,8 +122,8 @@ def _arrays(path: Path) -> Dataset:
             )
         if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
             raise UserError(
-                f"--data-dir {path}: {split}_labels is {labels.dtype} of shape {labels.shape}; give whole numbers from 0 on, "
-                f"one for each of the {len(images)} images."
+                f"--data-dir {path}: {split}_labels is {labels.dtype} of shape {labels.shape}; give whole numbers from 0 "
+                f"on, one for each of the {len(images)} images."
             )
         arrays[f"{split}_labels"] = labels.astype(np.int32)
     if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:

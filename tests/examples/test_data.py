@@ -149,7 +149,7 @@ def test_arrays_in_a_file_are_a_data_set(tmp_path):
         (dict(train_images=np.zeros((6, 8, 8, 3))), "train_images is float64"),
         (dict(train_images=np.zeros((6, 8, 8), np.uint8)), r"of shape \(6, 8, 8\)"),
         (dict(train_labels=np.arange(5)), "for each of the 6 images"),
-        (dict(train_labels=np.arange(6) - 1), "from 0 on"),
+        (dict(train_labels=np.arange(6) - 1), "from 0"),
         (dict(test_images=np.zeros((2, 9, 8, 3), np.uint8)), "differ in shape"),
         (dict(train_labels=np.array([{}] * 6)), "no .npz file"),
     ],
