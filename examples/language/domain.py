@@ -142,7 +142,7 @@ LANGUAGE = Domain(
         *("batch_size", "window", "clip", "dtype", "remat"),
     ),
     data=("dataset", "text", "tokens", "train_fraction"),
-    always_told=("dataset", "width", "layers", "updates", "learning_rate"),
+    always_told=("dataset", "updates", "learning_rate"),
     speaking=("model", "dataset", "tokens", "metric", "fit", "assignment", "control", "dtype"),
     words={
         **{"tb": "TB", "adam": "Adam", "adamw": "AdamW", "dataset": "text", "model": "network"},

@@ -1,5 +1,6 @@
 """Figures 18 and 19 of the paper: gradient norms of the layers within the first epochs or evaluations."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -104,7 +105,7 @@ def histograms_figure(title: str, runs: Mapping[str, Row], layers: Sequence[str]
             axes.hist(norms[np.isfinite(norms)], bins=bins, color=method_color(label), alpha=0.7, edgecolor="white")
             _in_decades(axes, bins)
             tidy(axes, "y")
-        row[0].set_ylabel(f"{label}\nlayers")
+        row[0].set_ylabel(f"{textwrap.fill(label, 24)}\nlayers")
     for axes, iteration in zip(grid[0], iterations, strict=True):
         axes.set_title(f"iteration {iteration}", fontsize=9)
     for axes in grid[-1]:

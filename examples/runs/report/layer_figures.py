@@ -1,5 +1,6 @@
 """Figures of single runs, layer by layer: alpha, learning rate and gradient norms over the intervals, final spectra."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def spectra_figure(title: str, runs: Mapping[str, Row], layers: Sequence[str], p
         column[0].set_title(layer, fontsize=9)
         column[-1].set_xlabel("eigenvalue")
     for axes, label in zip(grid[:, 0], runs, strict=True):
-        axes.set_ylabel(f"{label}\ndensity")
+        axes.set_ylabel(f"{textwrap.fill(label, 24)}\ndensity")
     figure.suptitle(title, fontsize=10)
     save(figure, path)
 

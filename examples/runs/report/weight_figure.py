@@ -1,5 +1,6 @@
 """Figure 20 of the paper: the spectrum of one weight within the first interval and after."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,7 +65,7 @@ def weight_figure(title: str, runs: Mapping[str, Row], interval: str, path: Path
         for axes, iteration in zip(row, columns, strict=True):
             if iteration in each.spectra:
                 heights.append(_draw(axes, each.spectra[iteration], _SMALLEST_DRAWN * largest, method_color(label)))
-        row[0].set_ylabel(f"{label}\ndensity")
+        row[0].set_ylabel(f"{textwrap.fill(label, 24)}\ndensity")
     for axes, iteration in zip(grid[0], columns, strict=True):
         axes.set_title(when(iteration, steps, interval), fontsize=9)
     drawn = np.concatenate(heights)
