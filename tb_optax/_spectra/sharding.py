@@ -1,7 +1,7 @@
 """Divides a stack of problems over the devices of the mesh that the program runs under (`jax.set_mesh`)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -57,10 +57,23 @@ def dealt(stack: Shaped[Array, "stack ..."]) -> Shaped[Array, "stack ..."]:
     It is dealt out along one axis of the mesh after the other, by exchanges in which no device ever has more than its part:
     from one sharding over several axes to another XLA would go by way of the whole stack on every device.
     """
-    axes = _free_axes()
+    axes = _free_axes() if device_count() > 1 else ()
     for count in range(1, len(axes) + 1):
         stack = _along_first(stack, axes[:count])
     return stack
+
+
+def alike_over_devices(stacks: Sequence[Shaped[Array, "stack n m"]]) -> list[Shaped[Array, "stack n m"]]:
+    """Matrices of one size as they can be put together: over a mesh of several axes with their rows divided over all of it.
+
+    Where they lie differently over two axes, as weights before and after a nonlinearity do, all of them would come together
+    on every device; where the devices do not divide the rows evenly, they still do.
+    """
+    axes = _free_axes()
+    if len(stacks) == 1 or len(axes) <= 1 or stacks[0].shape[1] % device_count():
+        return list(stacks)
+    rows = PartitionSpec(None, axes)
+    return [jax.lax.with_sharding_constraint(stack, rows) for stack in stacks]
 
 
 def _along_first(stack: Shaped[Array, "stack ..."], axes: tuple[str, ...]) -> Shaped[Array, "stack ..."]:

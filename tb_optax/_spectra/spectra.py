@@ -16,7 +16,15 @@ from tb_optax._layers.find import find_layers
 from tb_optax._layers.layer import KernelShape, Layers, LayersOrFn, Path, PyTree, kernel_shape, resolve_layers
 from tb_optax._spectra.eigenvalues import gram, squared_singular_values, symmetric_eigenvalues, triangular_factor
 from tb_optax._spectra.lanczos import lanczos_spectrum
-from tb_optax._spectra.sharding import dealt, device_count, over_devices, partitioned_by_compiler, replicated, whole
+from tb_optax._spectra.sharding import (
+    alike_over_devices,
+    dealt,
+    device_count,
+    over_devices,
+    partitioned_by_compiler,
+    replicated,
+    whole,
+)
 from tb_optax._spectra.solver import DEFAULT_SOLVER, Solver, check_solver
 from tb_optax._spectra.stacks import Chunk, alike, cut, solve_in_chunks
 
@@ -168,8 +176,13 @@ def _solve(stack: list[_Matrices], max_stack_bytes: int) -> Float[Array, "stack 
         def prepared(*shares: Float[Array, "share n m"]) -> Float[Array, "length n k"]:
             return _filled(jnp.concatenate([method.prepare(share) for share in shares]), chunk.length)
 
-        stacks = [_filled(_matrices(groups[own.maker], own.start, own.stop), own.share * devices) for own in chunk.sections]
-        return over_devices(prepared, *map(dealt, stacks))
+        stacks = []
+        for own in chunk.sections:
+            parts = _matrices(groups[own.maker], own.start, own.stop)
+            put_together = parts[0] if len(parts) == 1 else jnp.concatenate(alike_over_devices(parts))
+            filled = _filled(put_together, own.share * devices)
+            stacks.append(dealt(filled) if len(parts) == 1 else filled)
+        return over_devices(prepared, *stacks)
 
     chunks = cut([sum(own.count for own in group) for group in groups], at_once, devices)
     values = solve_in_chunks(chunks, make, functools.partial(over_devices, method.solve))
@@ -181,15 +194,15 @@ def _solve(stack: list[_Matrices], max_stack_bytes: int) -> Float[Array, "stack 
     return jnp.concatenate([by_name[own.name] for own in stack])
 
 
-def _matrices(makers: list[_Matrices], start: int, stop: int) -> Float[Array, "some n m"]:
-    """Some of the matrices of all makers together."""
+def _matrices(makers: list[_Matrices], start: int, stop: int) -> list[Float[Array, "some n m"]]:
+    """Of the matrices of all makers together, some, those of each maker by themselves."""
     parts, begin = [], 0
     for maker in makers:
         own = slice(max(start, begin) - begin, min(stop, begin + maker.count) - begin)
         if own.start < own.stop:
             parts.append(maker[own])
         begin += maker.count
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+    return parts
 
 
 def _filled(stack: Float[Array, "stack n m"], length: int) -> Float[Array, "length n m"]:

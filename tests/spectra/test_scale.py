@@ -1,5 +1,7 @@
 """Large sharded networks: what the compiled refresh of a device holds, and that its scales are those of one device."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,13 @@ def test_no_weight_is_gathered_and_memory_stays_within_the_shares(sharding, appr
     assert found.temporary_mib < 3.5 * found.share_mib
     if approximate_from is None:
         assert found.solved == {128: 2 * 2, 256: 5 * 2}
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_nor_where_stacks_are_not_dealt_out_evenly(sharding):
+    found = compiled_refresh(dataclasses.replace(SMALL, blocks=12, key_width=256, gated=False), sharding)
+    assert found.gathered_mib * MIB < 256 * 640 * 4 / 4 and found.temporary_mib < 3.5 * found.share_mib
+    assert found.solved == {256: 6 * 12 // 8}
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)
