@@ -19,6 +19,10 @@ from tb_optax._layers.layer import Layer as Layer
 from tb_optax._layers.layer import Layers as Layers
 from tb_optax._layers.layer import LayersOrFn as LayersOrFn
 from tb_optax._layers.trace import trace_layers as trace_layers
+from tb_optax._report.report import LayerRecord as LayerRecord
+from tb_optax._report.report import Report as Report
+from tb_optax._report.report import report as report
+from tb_optax._report.source import UnreadableError as UnreadableError
 from tb_optax._spectra.solver import Solver as Solver
 from tb_optax._spectra.spectra import spectra as spectra
 from tb_optax._transforms.projected import adamp as adamp

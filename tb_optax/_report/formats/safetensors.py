@@ -1,0 +1,82 @@
+"""Safetensors, in one file or several with an index, by the format's own package."""
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from tb_optax._layers.layer import Path
+from tb_optax._report.source import Source, UnreadableError, printable, shape_of
+
+_WAY_OUT = "get or save the file again"
+_DTYPES = {
+    "BF16": ml_dtypes.bfloat16,
+    "BOOL": np.bool_,
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+}
+
+
+def open_safetensors(where: FilePath) -> Source:
+    return _of_files(where, {where: None})
+
+
+def open_index(where: FilePath) -> Source:
+    """The arrays of the files that an index names, all of which lie beside it."""
+    try:
+        weight_map = json.loads(where.read_text("utf-8"))["weight_map"]
+        names = {str(path): str(name) for path, name in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UnreadableError(where, "it is no index of safetensors: it has no weight_map", _WAY_OUT) from error
+    files: dict[FilePath, set[Path]] = {}
+    for path, name in names.items():
+        if name != FilePath(name).name or name in ("", ".", "..") or "\\" in name or "\0" in name:
+            raise UnreadableError(where, f"it names {name!r}, which is no file beside it", "mend the index")
+        files.setdefault(where.parent / name, set()).add(path)
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise UnreadableError(
+            where, f"it names {printable(missing[0])}, which is not there", "get all files of the checkpoint"
+        )
+    return _of_files(where, files)
+
+
+def _of_files(where: FilePath, files: Mapping[FilePath, set[Path] | None]) -> Source:
+    """The arrays of these files, all of them or those named."""
+    shapes, unreadable, opened = {}, {}, {}
+    for file, wanted in files.items():
+        handle = _open(file)
+        has = set(handle.keys())
+        if wanted is not None and not wanted <= has:
+            raise UnreadableError(where, f"{sorted(wanted - has)[0]!r} is not in {printable(file.name)}", _WAY_OUT)
+        for path in sorted(has if wanted is None else wanted):
+            part = handle.get_slice(path)
+            if part.get_dtype() in _DTYPES:
+                shapes[path] = shape_of(part.get_shape(), _DTYPES[part.get_dtype()])
+                opened[path] = handle
+            else:
+                unreadable[path] = f"its dtype, {part.get_dtype()}, is not known"
+    return Source(str(where), "safetensors", shapes, functools.partial(_read, where, opened), unreadable)
+
+
+def _open(file: FilePath) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, framework="numpy")
+    except (SafetensorError, ValueError) as error:
+        raise UnreadableError(file, f"it is no whole safetensors file ({error})", _WAY_OUT) from error
+
+
+def _read(where: FilePath, opened: Mapping[Path, Any], path: Path) -> np.ndarray:
+    from safetensors import SafetensorError
+
+    try:
+        return opened[path].get_tensor(path)
+    except (SafetensorError, ValueError, TypeError) as error:
+        raise UnreadableError(where, f"{path!r} is damaged ({error})", _WAY_OUT) from error

@@ -1,0 +1,310 @@
+"""What the weights of a network say: a record for each layer, from a parameter tree or a checkpoint's path."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from tb_optax._balance.assignments import linear
+from tb_optax._balance.fits import PowerLaw, median
+from tb_optax._balance.metrics import Fit
+from tb_optax._layers.find import find_layers
+from tb_optax._layers.layer import Layer, LayersOrFn, Path, PyTree, kernel_shape, resolve_layers
+from tb_optax._report import formats
+from tb_optax._report.measure import Measured, measured
+from tb_optax._report.source import Source, UnreadableError, of_tree
+from tb_optax._report.weights import weights_of
+from tb_optax._spectra.solver import DEFAULT_SOLVER, Solver, check_solver
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerRecord:
+    """What the weight of one layer says; of a stack of layers, each has a record of its own.
+
+    Attributes:
+      layer: its name, with its place in a stack: `"blocks/mlp[3]"`.
+      kernel: the path of its weight.
+      shape: of the weight, without the axes of a stack.
+      matrices: how many share the spectrum: the places of a convolution's window.
+      fits: power laws of the spectrum's tail, by the name of the fit.
+      eigenvalues: the spectrum, ascending, as `tb_optax.spectra` has it.
+      scale: the learning-rate scale that TempBalance would assign by the first fit's alpha, if all layers of the report
+        were balanced; NaN where alpha is.
+    """
+
+    layer: str
+    kernel: Path
+    shape: tuple[int, ...]
+    matrices: int
+    fits: Mapping[str, PowerLaw]
+    eigenvalues: Float[np.ndarray, " n"]
+    scale: float = math.nan
+
+    @property
+    def alpha(self) -> float:
+        """Of the first fit."""
+        return float(next(iter(self.fits.values())).alpha)
+
+    @property
+    def lambda_max(self) -> float:
+        """The largest eigenvalue."""
+        return float(self.eigenvalues[-1])
+
+    @property
+    def stable_rank(self) -> float:
+        """The sum of the eigenvalues over the largest: the squared Frobenius norm over the squared spectral norm."""
+        total = float(self.eigenvalues.astype(np.float64).sum())
+        return total / self.lambda_max if self.lambda_max > 0 else math.nan
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether its weight holds neither a NaN nor an infinity."""
+        return math.isfinite(self.lambda_max)
+
+    def tail(self, fit: str) -> float:
+        """The share of the eigenvalues that a fit takes for the tail; NaN where it found none."""
+        threshold = float(self.fits[fit].threshold)
+        return float((self.eigenvalues >= threshold).mean()) if math.isfinite(threshold) else math.nan
+
+    def row(self) -> dict[str, Any]:
+        """As one flat record: of the first fit `alpha`, `distance`, `threshold` and `tail`; of others, `alpha_NAME`, ..."""
+        row = {
+            "layer": self.layer,
+            "shape": "x".join(map(str, self.shape)),
+            "matrices": self.matrices,
+            "eigenvalues": len(self.eigenvalues),
+        }
+        for number, (name, law) in enumerate(self.fits.items()):
+            numbers = {"alpha": law.alpha, "distance": law.distance, "threshold": law.threshold, "tail": self.tail(name)}
+            row |= {key + (f"_{name}" if number else ""): float(value) for key, value in numbers.items()}
+        return row | {"lambda_max": self.lambda_max, "stable_rank": self.stable_rank, "scale": self.scale}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Layers, measured: what `report` returns.
+
+    Attributes:
+      name: the checkpoint's path; `"params"` for a tree.
+      format: of the checkpoint, for people.
+      records: of each layer, in the order of their names, numbers as numbers; in the order of `layers` if those were given.
+      fits: the names of the fits.
+      left_out: why other arrays of two or more axes are no layers.
+      others: how many arrays are no weights: an optimizer's state, statistics.
+      complete: whether all layers were measured: false after an interrupt.
+    """
+
+    name: str
+    format: str
+    records: tuple[LayerRecord, ...]
+    fits: tuple[str, ...]
+    left_out: Mapping[Path, str]
+    others: int = 0
+    complete: bool = True
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A flat record for each layer: `pandas.DataFrame(report.rows())` is a table of them."""
+        return [record.row() for record in self.records]
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Over the layers that have it: mean, median, standard deviation, least and greatest of each number."""
+        rows = self.rows()
+        found = {}
+        for key in rows[0] if rows else ():
+            values = [row[key] for row in rows if isinstance(row[key], float) and math.isfinite(row[key])]
+            if values:
+                found[key] = {
+                    "mean": float(np.mean(values)),
+                    "median": float(np.median(values)),
+                    "deviation": float(np.std(values)),
+                    "least": min(values),
+                    "greatest": max(values),
+                }
+        return found
+
+    def plot(self, layer: str | None = None) -> Any:
+        """Draws alpha by layer, or, given one's name, its spectrum with the fitted tails.
+
+        Returns:
+          A `matplotlib.figure.Figure`, which notebooks show and `savefig` writes.
+
+        Raises:
+          ValueError: there is no such layer.
+          ImportError: matplotlib is not installed.
+        """
+        from tb_optax._report import figures
+
+        return figures.alphas(self) if layer is None else figures.spectrum(self.record(layer))
+
+    def record(self, layer: str) -> LayerRecord:
+        """Of the layer of this name.
+
+        Raises:
+          ValueError: there is no such layer.
+        """
+        for record in self.records:
+            if record.layer == layer:
+                return record
+        raise ValueError(f"layer={layer!r} is not in the report; it has: {', '.join(each.layer for each in self.records)}.")
+
+
+def report(
+    params_or_path: PyTree | str | os.PathLike[str],
+    *,
+    params: str | None = None,
+    layers: LayersOrFn = find_layers,
+    fits: Sequence[Fit] = (median,),
+    min_scale: float = 0.5,
+    max_scale: float = 1.5,
+    solver: Solver = DEFAULT_SOLVER,
+) -> Report:
+    """Measures every layer of a network: its spectrum, the power law of its tail, the scale TempBalance would give it.
+
+    Layers, spectra, fits and scales are those of `tempbalance`, so what is told is what training would use. Nothing is
+    trained, no code of the model is needed, and of a checkpoint one layer after another is read.
+
+    Args:
+      params_or_path: a parameter tree, or the path of a checkpoint: an Orbax directory (of a run, the newest step), a
+        safetensors file or its index, a file of Flax's msgpack, or an `.npz` file. Pickles are refused.
+      params: of a checkpoint, the keys below which the parameters are: `"model/params"`. By default, those below
+        `params`, or else all that are no optimizer's state.
+      layers: the layers, or a function that finds them in a tree of shapes.
+      fits: functions from spectra to `PowerLaw`, such as `median` and `goodness_of_fit`; the first decides scales.
+      min_scale: the scale at the least alpha.
+      max_scale: the scale at the greatest.
+      solver: how spectra are computed; `Solver(approximate_from=2048)` for large models.
+
+    Returns:
+      The records of all layers.
+
+    Raises:
+      UnreadableError: (a `ValueError`) the checkpoint cannot be read, or holds no layers.
+      ValueError: two fits have the same name; `layers` does not fit.
+      TypeError: `fits`, `layers` or `solver` are none.
+
+    Example:
+      >>> import jax, tb_optax
+      >>> params = {"dense": {"kernel": jax.random.normal(jax.random.key(0), (64, 128))}}
+      >>> report = tb_optax.report(params)
+      >>> [(row["layer"], row["shape"], round(row["alpha"], 1)) for row in report.rows()]
+      [('dense', '64x128', 2.8)]
+    """
+    is_path = isinstance(params_or_path, (str, os.PathLike))
+    source = formats.open_checkpoint(params_or_path) if is_path else of_tree(params_or_path)
+    measuring = Measuring(source, params, layers, fits, min_scale, max_scale, solver)
+    with contextlib.closing(measuring.steps()) as steps:
+        for _ in steps:
+            pass
+    return measuring.report()
+
+
+class Measuring:
+    """A report in the making: layers are known, and measured one after another."""
+
+    def __init__(
+        self,
+        source: Source,
+        params: str | None = None,
+        layers: LayersOrFn = find_layers,
+        fits: Sequence[Fit] = (median,),
+        min_scale: float = 0.5,
+        max_scale: float = 1.5,
+        solver: Solver = DEFAULT_SOLVER,
+    ):
+        check_solver("report", solver)
+        self._fits = _by_name(fits)
+        self._assign = functools.partial(linear, min_scale=min_scale, max_scale=max_scale)
+        self._source, self._solver = source, solver
+        self._weights = weights_of(source, params)
+        found, _ = resolve_layers(layers, self._weights.shapes)
+        unreadable = {path: reason for path, reason in source.unreadable.items()}
+        self.layers, too_large = _within_memory(found, self._weights.shapes)
+        self._left_out = {**found.left_out, **unreadable, **too_large}
+        if not self.layers:
+            reasons = [f"{path}: {reason}" for path, reason in self._left_out.items()] or ["no array has two axes"]
+            more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+            raise UnreadableError(
+                source.name,
+                f"it has no layers ({'; '.join(reasons[:3])}{more})",
+                "give a checkpoint of a network, or a smaller min_eigenvalues",
+            )
+        self._done: list[tuple[Layer, list[Measured]]] = []
+
+    def steps(self) -> Generator[Layer]:
+        """Measures; yields each layer when it is done."""
+        full_paths = self._weights.full_paths
+        results = measured(
+            self.layers,
+            self._weights.shapes,
+            lambda path: self._source.read(full_paths[path]),
+            self._fits,
+            self._solver,
+        )
+        with contextlib.closing(results):
+            for layer, result in zip(self.layers, results, strict=True):
+                self._done.append((layer, result))
+                yield layer
+
+    def report(self) -> Report:
+        """Of the layers that have been measured."""
+        records = [record for layer, result in self._done for record in self._records(layer, result)]
+        alphas = np.array([record.alpha for record in records], np.float32)
+        scales = np.asarray(self._assign(jnp.asarray(alphas))) if len(records) else []
+        return Report(
+            self._source.name,
+            self._source.format,
+            tuple(dataclasses.replace(record, scale=float(scale)) for record, scale in zip(records, scales, strict=True)),
+            tuple(self._fits),
+            self._left_out,
+            self._weights.others,
+            len(self._done) == len(self.layers),
+        )
+
+    def _records(self, layer: Layer, result: list[Measured]) -> list[LayerRecord]:
+        shape = self._weights.shapes[layer.kernel].shape
+        axes = kernel_shape(layer, shape)
+        own = tuple(size for axis, size in enumerate(shape) if axis not in axes.layer_axes)
+        name = lambda each: layer.name + "".join(f"[{place}]" for place in each.index)
+        return [LayerRecord(name(each), layer.kernel, own, axes.matrices, each.fits, each.eigenvalues) for each in result]
+
+
+def _by_name(fits: Sequence[Fit]) -> dict[str, Fit]:
+    if callable(fits) or isinstance(fits, (str, Mapping)) or not all(map(callable, fits)) or not len(fits):
+        raise TypeError(f"report: fits={fits!r} must be a sequence of functions, such as (tb_optax.median,).")
+    names = [_name(fit) for fit in fits]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"report: fits has two of the name {name!r}; wrap one in a function of another name.")
+    return dict(zip(names, fits, strict=True))
+
+
+def _name(fit: Callable[..., Any]) -> str:
+    while isinstance(fit, functools.partial):
+        fit = fit.func
+    return getattr(fit, "__name__", type(fit).__name__)
+
+
+def _within_memory(found: Sequence[Layer], shapes: Mapping[Path, Any]) -> tuple[list[Layer], dict[Path, str]]:
+    """The layers whose weights this machine can hold in float32, and why not the others."""
+    kept, reasons = [], {}
+    for layer in found:
+        gigabytes = 4 * math.prod(shapes[layer.kernel].shape) / 2**30
+        if gigabytes > _memory() / 2**30 / 2:
+            reasons[layer.kernel] = f"of shape {shapes[layer.kernel].shape}, it takes {gigabytes:.3g} GiB in float32"
+        else:
+            kept.append(layer)
+    return kept, reasons
+
+
+def _memory() -> float:
+    """Bytes of this machine; without end where it does not say."""
+    names = getattr(os, "sysconf_names", {})
+    known = "SC_PHYS_PAGES" in names and "SC_PAGE_SIZE" in names
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else math.inf

@@ -1,0 +1,66 @@
+"""Where weights come from: the arrays of a checkpoint or a tree by path, each read when it is asked for."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from tb_optax._layers.layer import Path, PyTree, leaves_by_path
+
+
+class UnreadableError(ValueError):
+    """A checkpoint that cannot be read: which one, what is wrong with it, and the way out, in one line."""
+
+    def __init__(self, where: str | os.PathLike[str], what: str, way_out: str):
+        super().__init__(f"{printable(os.fspath(where))}: {one_line(what)}; {one_line(way_out)}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Arrays by path, of which shapes and dtypes are known and nothing else has been read.
+
+    Attributes:
+      name: what it is called, as the user gave it.
+      format: of the file, for people: `"safetensors"`.
+      shapes: shape and dtype of every array that can be read.
+      read: the array of a path; may be called from several threads.
+      unreadable: why other arrays cannot be read.
+      note: what a user should know of how it was read.
+    """
+
+    name: str
+    format: str
+    shapes: Mapping[Path, jax.ShapeDtypeStruct]
+    read: Callable[[Path], Any]
+    unreadable: Mapping[Path, str] = dataclasses.field(default_factory=dict)
+    note: str = ""
+
+
+def of_tree(params: PyTree) -> Source:
+    """The arrays of a parameter tree."""
+    leaves = {
+        path: leaf for path, leaf in leaves_by_path(params).items() if hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+    }
+    shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
+    return Source("params", "tree", shapes, leaves.__getitem__)
+
+
+def shape_of(shape: Any, dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(tuple(int(size) for size in shape), np.dtype(dtype))
+
+
+def printable(text: str) -> str:
+    """A name as a terminal can show it: control characters, and those that turn the direction of text, are escaped."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "backslashreplace").decode()
+        for character in text
+    )
+
+
+def one_line(text: str, most: int = 300) -> str:
+    """The words of a message that may have lines, without its last full stop."""
+    words = printable(" ".join(text.split()))
+    return (words if len(words) <= most else words[:most] + "…").rstrip(".")

@@ -1,0 +1,104 @@
+"""Which arrays of a checkpoint are the network's weights: a train state holds an optimizer's too."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import jax
+
+from tb_optax._layers.layer import Path
+from tb_optax._report.source import Source, UnreadableError, printable
+
+_PARAMS = "params"
+_NO_WEIGHTS = frozenset(
+    {
+        *("opt_state", "opt_states", "optimizer", "optimizer_state", "opt", "optim"),
+        *("mu", "nu", "trace", "ema", "ema_params", "ema_state", "batch_stats", "rngs"),
+    }
+)
+
+
+class Weights(NamedTuple):
+    """The weights of a checkpoint.
+
+    Attributes:
+      shapes: of each weight, by its path within the parameters, in the order of its names, numbers as numbers.
+      full_paths: of each, the path within the checkpoint.
+      others: arrays that are no weights: an optimizer's state, statistics, counters.
+    """
+
+    shapes: dict[Path, jax.ShapeDtypeStruct]
+    full_paths: dict[Path, Path]
+    others: int
+
+
+def weights_of(source: Source, params: str | None = None) -> Weights:
+    """Picks the weights: what is below the prefix `params`, or else the key `params` nearest to the root.
+
+    Without either, they are all arrays but those below a key that names an optimizer's state, such as `opt_state` or `mu`.
+
+    Raises:
+      UnreadableError: nothing is below the prefix.
+    """
+    prefix = None if params is None else tuple(_keys(params.strip("/")))
+    full_paths = {}
+    for path in sorted(_within(source.shapes, prefix), key=_natural):
+        full_paths[_without_value(_cut(path, _root(source.shapes, prefix)))] = path
+    if not full_paths:
+        roots = sorted({keys[0] for keys in map(_keys, source.shapes)})
+        raise UnreadableError(
+            source.name,
+            f"nothing in it is below params={params!r}" if params is not None else "it holds an optimizer's state alone",
+            f"its first keys are: {', '.join(map(printable, roots[:10]))}",
+        )
+    shapes = {own: source.shapes[path] for own, path in full_paths.items()}
+    return Weights(shapes, full_paths, len(source.shapes) - len(shapes))
+
+
+def _within(paths: Mapping[Path, object], prefix: tuple[str, ...] | None) -> list[Path]:
+    if prefix is None:
+        roots = _params_roots(paths)
+        if not roots:
+            return [path for path in paths if not _NO_WEIGHTS & set(_keys(path)[:-1])]
+        return [path for path in paths if any(_is_below(path, root) for root in roots)]
+    return [path for path in paths if _is_below(path, prefix)]
+
+
+def _root(paths: Mapping[Path, object], prefix: tuple[str, ...] | None) -> int:
+    """How many keys of the weights' paths all share as their root, which is not told."""
+    roots = [prefix] if prefix is not None else _params_roots(paths)
+    return len(roots[0]) if len(roots) == 1 else 0
+
+
+def _params_roots(paths: Iterable[Path]) -> list[tuple[str, ...]]:
+    """The keys down to each `params` that is nearest to the root, where two networks may each have theirs."""
+    found = set()
+    for path in paths:
+        keys = _keys(path)[:-1]
+        if _PARAMS in keys and not _NO_WEIGHTS & set(keys[: keys.index(_PARAMS)]):
+            found.add(tuple(keys[: keys.index(_PARAMS) + 1]))
+    least = min(map(len, found), default=0)
+    return sorted(root for root in found if len(root) == least)
+
+
+def _keys(path: Path) -> list[str]:
+    return re.split(r"[/.]", path)
+
+
+def _is_below(path: Path, root: tuple[str, ...]) -> bool:
+    keys = _keys(path)
+    return len(keys) > len(root) and tuple(keys[: len(root)]) == root
+
+
+def _cut(path: Path, keys: int) -> Path:
+    """Without its first keys."""
+    return re.split(r"[/.]", path, maxsplit=keys)[-1] if keys else path
+
+
+def _without_value(path: Path) -> Path:
+    """Without the `value` in which Flax NNX boxes its variables."""
+    return path[: -len("/value")] if path.endswith("/value") else path
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    return [(int(part[:18]), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path)]
