@@ -6,11 +6,12 @@ eigenvalues.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from tb_optax._dtypes import at_least_float32
@@ -61,9 +62,7 @@ def median(eigenvalues: Float[Array, "*layers n"], *, tail_fraction: float = 0.5
     check_eigenvalues(eigenvalues)
     if not 0 < tail_fraction <= 1:
         raise ValueError(f"tail_fraction={tail_fraction} must be above 0 and at most 1: the share of the spectrum to fit.")
-    n = eigenvalues.shape[-1]
-    index = min(int(n * (1 - tail_fraction) + _ROUNDING), n - 2)
-    return _over_layers(_fit_at, eigenvalues, jnp.asarray(index))
+    return _over_layers(_fit_at, eigenvalues, jnp.asarray(_tail_start(eigenvalues.shape[-1], tail_fraction)))
 
 
 def goodness_of_fit(eigenvalues: Float[Array, "*layers n"]) -> PowerLaw:
@@ -110,6 +109,48 @@ def fix_finger(eigenvalues: Float[Array, "*layers n"]) -> PowerLaw:
     check_eigenvalues(eigenvalues)
 
     return _over_layers(_fit_at_peak, eigenvalues)
+
+
+def fit_spectra(fit: Callable[[Array], PowerLaw], spectra: Sequence[Float[np.ndarray, " n"]]) -> list[PowerLaw]:
+    """Fits spectra of any lengths: by this module's fits in one program, by others in one for each length.
+
+    To this module's fits, zeros before a spectrum are nothing; so all get the length of the longest.
+
+    Args:
+      fit: from spectra to their power laws.
+      spectra: each ascending.
+
+    Returns:
+      The power law of each, as numbers.
+    """
+    if not spectra:
+        return []
+    lengths = [len(values) for values in spectra]
+    known = {median: _fit_tails, goodness_of_fit: lambda padded, _: goodness_of_fit(padded)}
+    known[fix_finger] = lambda padded, _: fix_finger(padded)
+    function, options = (fit.func, fit.keywords) if isinstance(fit, functools.partial) and not fit.args else (fit, {})
+    if function not in known or set(options) - {"tail_fraction"}:
+        alike = {length: [place for place, each in enumerate(lengths) if each == length] for length in lengths}
+        laws = {}
+        for places in alike.values():
+            together = jax.device_get(fit(jnp.asarray(np.stack([spectra[place] for place in places]))))
+            laws |= {place: PowerLaw(*(each[row] for each in together)) for row, place in enumerate(places)}
+        return [laws[place] for place in range(len(spectra))]
+    longest = max(lengths)
+    padded = np.stack([np.pad(values, (longest - len(values), 0)) for values in spectra])
+    starts = [longest - length + _tail_start(length, **options) for length in lengths]
+    together = jax.device_get(known[function](jnp.asarray(padded), jnp.asarray(starts)))
+    return [PowerLaw(*(each[row] for each in together)) for row in range(len(spectra))]
+
+
+def _tail_start(n: int, tail_fraction: float = 0.5) -> int:
+    """Where the tail of so many eigenvalues begins."""
+    return min(int(n * (1 - tail_fraction) + _ROUNDING), n - 2)
+
+
+@jax.jit
+def _fit_tails(eigenvalues: Float[Array, "layers n"], starts: Int[Array, " layers"]) -> PowerLaw:
+    return jax.vmap(_fit_at)(eigenvalues.astype(at_least_float32(eigenvalues.dtype)), starts)
 
 
 def check_eigenvalues(eigenvalues: Array) -> None:

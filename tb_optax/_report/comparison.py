@@ -69,7 +69,11 @@ def labels(names: Sequence[str]) -> list[str]:
     parts = [PurePath(os.path.normpath(name)).parts for name in names]
     if len(set(parts)) < len(parts):
         return [f"{number + 1}: {own[-1]}" for number, own in enumerate(parts)]
-    start = len(os.path.commonprefix(parts))
-    end = len(os.path.commonprefix([own[:start:-1] if start else own[::-1] for own in parts]))
-    kept = [own[start : len(own) - end] or own[-1:] for own in parts]
-    return ["/".join(own) for own in kept]
+    start = _shared(parts)
+    end = _shared([own[start:][::-1] for own in parts])
+    return ["/".join(own[start : len(own) - end] or own[-1:]) for own in parts]
+
+
+def _shared(parts: Sequence[Sequence[str]]) -> int:
+    """How many of their first parts are the same for all."""
+    return next((n for n, each in enumerate(zip(*parts, strict=False)) if len(set(each)) > 1), min(map(len, parts)))

@@ -1,11 +1,10 @@
-"""Measures layers one by one: the spectrum of each, its fits, and what else the spectrum says.
+"""Spectra of layers, one after another: no more is in memory than what is being solved.
 
-Layers with matrices of the same sizes share a compiled program, and as many are measured side by side as there are cores and
+Layers with matrices of the same sizes share a compiled program, and as many are solved side by side as there are cores and
 memory for.
 """
 
 import concurrent.futures
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -15,90 +14,56 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from tb_optax._balance.fits import PowerLaw
-from tb_optax._balance.metrics import Fit
 from tb_optax._layers.layer import KernelShape, Layer, Path, kernel_shape
 from tb_optax._spectra.eigenvalues import cores
 from tb_optax._spectra.solver import Solver
 from tb_optax._spectra.spectra import spectra
 
-# What is in memory of all layers that are measured at once, each as read, in float32, turned, and as its solver needs it.
+# What is in memory of all layers that are solved at once, each as read, in float32, turned, and as its solver needs it.
 _BYTES_AT_ONCE = 2**31
 _COPIES = 5
+# All time goes into LAPACK, none into the code that is compiled around it.
+_COMPILE_FAST = {"xla_backend_optimization_level": 0}
 
 
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """A layer, or a slice of a stack of layers.
-
-    Attributes:
-      index: its place in the stack; empty where there is none.
-      eigenvalues: its spectrum, ascending.
-      fits: of the spectrum, by the names of the fits.
-    """
-
-    index: tuple[int, ...]
-    eigenvalues: Float[np.ndarray, " n"]
-    fits: Mapping[str, PowerLaw]
-
-
-def measured(
-    layers: Sequence[Layer],
-    shapes: Mapping[Path, jax.ShapeDtypeStruct],
-    read: Callable[[Path], Any],
-    fits: Mapping[str, Fit],
-    solver: Solver,
-) -> Generator[list[Measured]]:
-    """Measures layers, each read when its turn comes.
+def spectra_in_turn(
+    layers: Sequence[Layer], shapes: Mapping[Path, jax.ShapeDtypeStruct], read: Callable[[Path], Any], solver: Solver
+) -> Generator[Float[np.ndarray, "slices eigenvalues"]]:
+    """The spectra of layers, each read when its turn comes.
 
     Args:
       layers: the layers.
       shapes: shape and dtype of each kernel.
       read: gives a kernel; called from several threads.
-      fits: functions from spectra to power laws, by name.
       solver: how spectra are computed.
 
     Yields:
-      For each layer in turn, its slices.
+      For each layer in turn, as `tb_optax.spectra` has it, the ascending spectra of all its slices.
     """
-    measure_one = functools.partial(_measure, read=read, fits=tuple(fits.items()), solver=solver)
+    solve_one = functools.partial(_solve, read=read, solver=solver)
     if jax.default_backend() != "cpu":  # One device has one queue.
-        yield from map(measure_one, layers)
+        yield from map(solve_one, layers)
         return
     largest = max((_COPIES * 4 * math.prod(shapes[layer.kernel].shape) for layer in layers), default=1)
     at_once = max(1, min(cores(), _BYTES_AT_ONCE // largest))
-    pool = concurrent.futures.ThreadPoolExecutor(at_once, "measure")
+    pool = concurrent.futures.ThreadPoolExecutor(at_once, "spectra")
     try:
         waiting = list(layers)[::-1]
-        running: list[concurrent.futures.Future[list[Measured]]] = []
+        running: list[concurrent.futures.Future[np.ndarray]] = []
         while waiting or running:
             while waiting and len(running) < 2 * at_once:
-                running.append(pool.submit(measure_one, waiting.pop()))
+                running.append(pool.submit(solve_one, waiting.pop()))
             yield running.pop(0).result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _measure(
-    layer: Layer, *, read: Callable[[Path], Any], fits: tuple[tuple[str, Fit], ...], solver: Solver
-) -> list[Measured]:
+def _solve(layer: Layer, *, read: Callable[[Path], Any], solver: Solver) -> Float[np.ndarray, "slices eigenvalues"]:
     kernel = read(layer.kernel)
-    shape = kernel_shape(layer, kernel.shape)
-    stacks = _as_stacks(kernel, shape)
+    stacks = _as_stacks(kernel, kernel_shape(layer, kernel.shape))
     del kernel
-    alone = Layer("layer", "kernel", (), (-2,), (-1,), (0,))
-    eigenvalues = spectra({"kernel": stacks}, layers=(alone,), solver=solver)["layer"]
-    del stacks
-    laws = jax.device_get(_fit_all(eigenvalues, tuple(fit for _, fit in fits)))
-    eigenvalues = np.asarray(eigenvalues)
-    return [
-        Measured(
-            tuple(int(place) for place in index),
-            values,
-            {name: PowerLaw(*(number[row] for number in law)) for (name, _), law in zip(fits, laws, strict=True)},
-        )
-        for row, (index, values) in enumerate(zip(np.ndindex(shape.stack), eigenvalues, strict=True))
-    ]
+    solve = _solve_on_cpu if jax.default_backend() == "cpu" else _solve_stacks
+    return np.asarray(solve(stacks, solver))
 
 
 def _as_stacks(kernel: Any, shape: KernelShape) -> Any:
@@ -112,6 +77,9 @@ def _as_stacks(kernel: Any, shape: KernelShape) -> Any:
     return turned.reshape(math.prod(shape.stack), *window, *sizes)
 
 
-@functools.partial(jax.jit, static_argnames="fits")
-def _fit_all(eigenvalues: Float[Array, "slices n"], fits: tuple[Fit, ...]) -> list[PowerLaw]:
-    return [fit(eigenvalues) for fit in fits]
+def _solve_stacks(stacks: Float[Array, "slices ..."], solver: Solver) -> Float[Array, "slices eigenvalues"]:
+    layer = Layer("layer", "kernel", (), (-2,), (-1,), (0,))
+    return spectra({"kernel": stacks}, layers=(layer,), solver=solver)["layer"]
+
+
+_solve_on_cpu = jax.jit(_solve_stacks, static_argnames="solver", compiler_options=_COMPILE_FAST)

@@ -13,14 +13,14 @@ import numpy as np
 from jaxtyping import Float
 
 from tb_optax._balance.assignments import linear
-from tb_optax._balance.fits import PowerLaw, median
+from tb_optax._balance.fits import PowerLaw, fit_spectra, median
 from tb_optax._balance.metrics import Fit
 from tb_optax._layers.find import find_layers
 from tb_optax._layers.layer import Layer, LayersOrFn, Path, PyTree, kernel_shape, resolve_layers
 from tb_optax._report import formats
-from tb_optax._report.measure import Measured, measured
+from tb_optax._report.measure import spectra_in_turn
 from tb_optax._report.source import Source, UnreadableError, of_tree
-from tb_optax._report.weights import weights_of
+from tb_optax._report.weights import all_of, natural, weights_of
 from tb_optax._spectra.solver import DEFAULT_SOLVER, Solver, check_solver
 
 
@@ -70,8 +70,8 @@ class LayerRecord:
 
     def tail(self, fit: str) -> float:
         """The share of the eigenvalues that a fit takes for the tail; NaN where it found none."""
-        threshold = float(self.fits[fit].threshold)
-        return float((self.eigenvalues >= threshold).mean()) if math.isfinite(threshold) else math.nan
+        law = self.fits[fit]
+        return float((self.eigenvalues >= law.threshold).mean()) if math.isfinite(law.alpha) else math.nan
 
     def row(self) -> dict[str, Any]:
         """As one flat record: of the first fit `alpha`, `distance`, `threshold` and `tail`; of others, `alpha_NAME`, ..."""
@@ -173,8 +173,8 @@ def report(
     Args:
       params_or_path: a parameter tree, or the path of a checkpoint: an Orbax directory (of a run, the newest step), a
         safetensors file or its index, a file of Flax's msgpack, or an `.npz` file. Pickles are refused.
-      params: of a checkpoint, the keys below which the parameters are: `"model/params"`. By default, those below
-        `params`, or else all that are no optimizer's state.
+      params: the keys below which the parameters are: `"model/params"`. By default, all of a tree; of a checkpoint, those
+        below `params`, or else all that are no optimizer's state.
       layers: the layers, or a function that finds them in a tree of shapes.
       fits: functions from spectra to `PowerLaw`, such as `median` and `goodness_of_fit`; the first decides scales.
       min_scale: the scale at the least alpha.
@@ -219,14 +219,20 @@ class Measuring:
         solver: Solver = DEFAULT_SOLVER,
     ):
         check_solver("report", solver)
+        if not 0 <= min_scale <= max_scale < math.inf:
+            raise ValueError(
+                f"report: min_scale={min_scale} and max_scale={max_scale}; give 0 or more, the smaller one first."
+            )
         self._fits = _by_name(fits)
         self._assign = functools.partial(linear, min_scale=min_scale, max_scale=max_scale)
         self._source, self._solver = source, solver
-        self._weights = weights_of(source, params)
-        found, _ = resolve_layers(layers, self._weights.shapes)
-        unreadable = {path: reason for path, reason in source.unreadable.items()}
-        self.layers, too_large = _within_memory(found, self._weights.shapes)
-        self._left_out = {**found.left_out, **unreadable, **too_large}
+        as_it_is = source.tree is not None and params is None
+        self._weights = all_of(source) if as_it_is else weights_of(source, params)
+        found, _ = resolve_layers(layers, source.tree if as_it_is else self._weights.shapes)
+        # A tree has no order, so names give one.
+        ordered = sorted(found, key=lambda layer: natural(layer.kernel)) if callable(layers) else found
+        self.layers, too_large = _within_memory(ordered, self._weights.shapes)
+        self._left_out = {**found.left_out, **source.unreadable, **too_large}
         if not self.layers:
             reasons = [f"{path}: {reason}" for path, reason in self._left_out.items()] or ["no array has two axes"]
             more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
@@ -235,18 +241,18 @@ class Measuring:
                 f"it has no layers ({'; '.join(reasons[:3])}{more})",
                 "give a checkpoint of a network, or a smaller min_eigenvalues",
             )
-        self._done: list[tuple[Layer, list[Measured]]] = []
+        self._done: list[tuple[Layer, np.ndarray]] = []
+
+    @property
+    def names(self) -> list[str]:
+        """Of all records that there will be."""
+        return [name for layer in self.layers for name, *_ in self._slices(layer)]
 
     def steps(self) -> Generator[Layer]:
         """Measures; yields each layer when it is done."""
         full_paths = self._weights.full_paths
-        results = measured(
-            self.layers,
-            self._weights.shapes,
-            lambda path: self._source.read(full_paths[path]),
-            self._fits,
-            self._solver,
-        )
+        read = lambda path: self._source.read(full_paths[path])
+        results = spectra_in_turn(self.layers, self._weights.shapes, read, self._solver)
         with contextlib.closing(results):
             for layer, result in zip(self.layers, results, strict=True):
                 self._done.append((layer, result))
@@ -254,7 +260,14 @@ class Measuring:
 
     def report(self) -> Report:
         """Of the layers that have been measured."""
-        records = [record for layer, result in self._done for record in self._records(layer, result)]
+        spectra = [eigenvalues for _, result in self._done for eigenvalues in result]
+        laws = {name: fit_spectra(fit, spectra) for name, fit in self._fits.items()}
+        each = zip(*laws.values(), strict=True)
+        named = [own for layer, _ in self._done for own in self._slices(layer)]
+        records = [
+            LayerRecord(name, path, shape, matrices, dict(zip(laws, own, strict=True)), eigenvalues)
+            for (name, path, shape, matrices), own, eigenvalues in zip(named, each, spectra, strict=True)
+        ]
         alphas = np.array([record.alpha for record in records], np.float32)
         scales = np.asarray(self._assign(jnp.asarray(alphas))) if len(records) else []
         return Report(
@@ -267,12 +280,13 @@ class Measuring:
             len(self._done) == len(self.layers),
         )
 
-    def _records(self, layer: Layer, result: list[Measured]) -> list[LayerRecord]:
+    def _slices(self, layer: Layer) -> list[tuple[str, Path, tuple[int, ...], int]]:
+        """Name, kernel, shape and number of matrices of each layer of a stack, or of the one."""
         shape = self._weights.shapes[layer.kernel].shape
         axes = kernel_shape(layer, shape)
         own = tuple(size for axis, size in enumerate(shape) if axis not in axes.layer_axes)
-        name = lambda each: layer.name + "".join(f"[{place}]" for place in each.index)
-        return [LayerRecord(name(each), layer.kernel, own, axes.matrices, each.fits, each.eigenvalues) for each in result]
+        names = [layer.name + "".join(f"[{place}]" for place in index) for index in np.ndindex(axes.stack)]
+        return [(name, layer.kernel, own, axes.matrices) for name in names]
 
 
 def _by_name(fits: Sequence[Fit]) -> dict[str, Fit]:

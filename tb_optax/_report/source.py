@@ -28,7 +28,7 @@ class Source:
       shapes: shape and dtype of every array that can be read.
       read: the array of a path; may be called from several threads.
       unreadable: why other arrays cannot be read.
-      note: what a user should know of how it was read.
+      tree: the arrays themselves as the user has them, where they come from no file: its modules tell more than paths.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Source:
     shapes: Mapping[Path, jax.ShapeDtypeStruct]
     read: Callable[[Path], Any]
     unreadable: Mapping[Path, str] = dataclasses.field(default_factory=dict)
-    note: str = ""
+    tree: PyTree | None = None
 
 
 def of_tree(params: PyTree) -> Source:
@@ -45,7 +45,7 @@ def of_tree(params: PyTree) -> Source:
         path: leaf for path, leaf in leaves_by_path(params).items() if hasattr(leaf, "shape") and hasattr(leaf, "dtype")
     }
     shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
-    return Source("params", "tree", shapes, leaves.__getitem__)
+    return Source("params", "tree", shapes, leaves.__getitem__, tree=params)
 
 
 def shape_of(shape: Any, dtype: Any) -> jax.ShapeDtypeStruct:

@@ -32,6 +32,11 @@ class Weights(NamedTuple):
     others: int
 
 
+def all_of(source: Source) -> Weights:
+    """All arrays, for weights."""
+    return Weights(dict(source.shapes), {path: path for path in source.shapes}, 0)
+
+
 def weights_of(source: Source, params: str | None = None) -> Weights:
     """Picks the weights: what is below the prefix `params`, or else the key `params` nearest to the root.
 
@@ -42,7 +47,7 @@ def weights_of(source: Source, params: str | None = None) -> Weights:
     """
     prefix = None if params is None else tuple(_keys(params.strip("/")))
     full_paths = {}
-    for path in sorted(_within(source.shapes, prefix), key=_natural):
+    for path in sorted(_within(source.shapes, prefix), key=natural):
         full_paths[_without_value(_cut(path, _root(source.shapes, prefix)))] = path
     if not full_paths:
         roots = sorted({keys[0] for keys in map(_keys, source.shapes)})
@@ -100,5 +105,6 @@ def _without_value(path: Path) -> Path:
     return path[: -len("/value")] if path.endswith("/value") else path
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
+def natural(path: Path) -> list[tuple[int, str]]:
+    """Sorts names with their numbers as numbers: `layer2` comes before `layer10`."""
     return [(int(part[:18]), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path)]

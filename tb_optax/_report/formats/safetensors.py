@@ -48,7 +48,7 @@ def open_index(where: FilePath) -> Source:
 
 def _of_files(where: FilePath, files: Mapping[FilePath, set[Path] | None]) -> Source:
     """The arrays of these files, all of them or those named."""
-    shapes, unreadable, opened = {}, {}, {}
+    shapes, unreadable, file_of = {}, {}, {}
     for file, wanted in files.items():
         handle = _open(file)
         has = set(handle.keys())
@@ -58,10 +58,10 @@ def _of_files(where: FilePath, files: Mapping[FilePath, set[Path] | None]) -> So
             part = handle.get_slice(path)
             if part.get_dtype() in _DTYPES:
                 shapes[path] = shape_of(part.get_shape(), _DTYPES[part.get_dtype()])
-                opened[path] = handle
+                file_of[path] = file
             else:
                 unreadable[path] = f"its dtype, {part.get_dtype()}, is not known"
-    return Source(str(where), "safetensors", shapes, functools.partial(_read, where, opened), unreadable)
+    return Source(str(where), "safetensors", shapes, functools.partial(_read, where, file_of), unreadable)
 
 
 def _open(file: FilePath) -> Any:
@@ -73,10 +73,12 @@ def _open(file: FilePath) -> Any:
         raise UnreadableError(file, f"it is no whole safetensors file ({error})", _WAY_OUT) from error
 
 
-def _read(where: FilePath, opened: Mapping[Path, Any], path: Path) -> np.ndarray:
+def _read(where: FilePath, file_of: Mapping[Path, FilePath], path: Path) -> np.ndarray:
     from safetensors import SafetensorError
 
     try:
-        return opened[path].get_tensor(path)
+        # The package maps the file into memory: all of it would be there in the end if it stayed open.
+        with _open(file_of[path]) as opened:
+            return opened.get_tensor(path)
     except (SafetensorError, ValueError, TypeError) as error:
         raise UnreadableError(where, f"{path!r} is damaged ({error})", _WAY_OUT) from error

@@ -1,0 +1,149 @@
+"""The report command against WeightWatcher on the same file, from shell to prompt: `python -m benchmarks.checkpoint --help`."""
+
+import csv
+import dataclasses
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from benchmarks import provenance
+from benchmarks.networks import create
+from benchmarks.timing import Deadline, paired_ratio
+
+Result = dict[str, Any]
+# Ours, by the fit that WeightWatcher has, and what it calls the same numbers.
+COLUMNS = {
+    "alpha": "alpha",
+    "distance": "D",
+    "threshold": "xmin",
+    "lambda_max": "lambda_max",
+    "stable_rank": "stable_rank",
+    "eigenvalues": "num_evals",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Runs both commands on a safetensors file of each network, in turn, and compares what they say of each layer."""
+
+    networks: tuple[str, ...] = ("resnet50", "gpt2")
+    """As in benchmarks.refresh; random weights."""
+    rounds: int = 3
+    """How often each command is run."""
+    minutes: float = 5.0
+    """No round is begun after this."""
+    out: Path | None = None
+    """Where to write checkpoint.json; by default benchmarks/results/KIND OF DEVICE."""
+
+
+def main() -> None:
+    run(tyro.cli(Annotated[Settings, tyro.conf.arg(name="")]))
+
+
+def run(settings: Settings) -> list[Result]:
+    deadline = Deadline(settings.minutes)
+    arguments = dataclasses.asdict(settings) | {"out": None}
+    cases: list[Result] = []
+    for network in settings.networks:
+        with tempfile.TemporaryDirectory() as directory:
+            cases.append({"network": network, **_compare(network, settings.rounds, deadline, Path(directory))})
+        provenance.write(settings.out or provenance.results_directory(), "checkpoint", arguments, cases)
+        _show(cases[-1])
+    return cases
+
+
+def _compare(network: str, rounds: int, deadline: Deadline, directory: Path) -> Result:
+    file = directory / "model.safetensors"
+    write_checkpoint(network, file)
+    report = ["report", str(file), "--fit", "goodness_of_fit", "--csv", str(directory / "tb_optax.csv")]
+    commands = {
+        "tb-optax report": ["-m", "tb_optax", *report],
+        "WeightWatcher": ["-m", "benchmarks.weightwatcher_command", str(file), str(directory / "weightwatcher.csv")],
+    }
+    results: dict[str, Result] = {name: {"seconds": [], "peak_memory": 0} for name in commands}
+    for number in range(rounds):
+        for name in list(commands)[:: 1 if number % 2 == 0 else -1]:
+            if "error" in results[name] or (number and deadline.left() < 0):
+                continue
+            seconds, memory, error = _timed([sys.executable, *commands[name]])
+            if error:
+                results[name] = {"error": error}
+            else:
+                results[name]["seconds"].append(seconds)
+                results[name]["peak_memory"] = max(results[name]["peak_memory"], memory)
+    if any("error" in result for result in results.values()):
+        return {"commands": results}
+    for result in results.values():
+        result["median"] = statistics.median(result["seconds"])
+    ours, theirs = (results[name]["seconds"] for name in commands)
+    rows, others = _read(directory / "tb_optax.csv", "layer"), _read(directory / "weightwatcher.csv", "layer")
+    return {"commands": results, "ratio": paired_ratio(theirs, ours), **agreement(rows, others)}
+
+
+def write_checkpoint(network: str, file: Path) -> None:
+    """The balanced weights of a network as PyTorch would have them: `NAME.weight`, outputs first, windows last."""
+    from safetensors.numpy import save_file
+
+    weights = create(network).weights()
+    turned = {
+        name: np.ascontiguousarray(weight.transpose(3, 2, 0, 1) if weight.ndim == 4 else weight.T, np.float32)
+        for name, weight in weights.items()
+    }
+    save_file({f"{name.replace('/', '.')}.weight": weight for name, weight in turned.items()}, file)
+
+
+def agreement(rows: dict[str, dict[str, str]], others: dict[str, dict[str, str]]) -> Result:
+    """Of each column the largest relative difference over the layers, and the numbers of some layers side by side.
+
+    Raises:
+      ValueError: they have not the same layers.
+    """
+    if set(rows) != set(others):
+        raise ValueError(f"only one of them has: {', '.join(sorted(set(rows) ^ set(others))[:5])}.")
+    numbers = {
+        layer: {own: (float(rows[layer][own]), float(others[layer][other])) for own, other in COLUMNS.items()}
+        for layer in rows
+    }
+    differ = {own: max(abs(both[own][0] / both[own][1] - 1) for both in numbers.values()) for own in COLUMNS}
+    return {"layers": len(rows), "differ": differ, "side_by_side": dict(list(numbers.items())[:: max(1, len(rows) // 5)])}
+
+
+def _timed(command: Sequence[str]) -> tuple[float, int, str]:
+    """Seconds and peak memory in bytes of a command, and its last words if it failed."""
+    with tempfile.TemporaryFile() as words:
+        start = time.monotonic()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=words)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        words.seek(0)
+        lines = words.read().decode(errors="replace").strip().splitlines()
+    error = f"ended with {process.returncode}: {lines[-1] if lines else ''}" if process.returncode else ""
+    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), error
+
+
+def _read(file: Path, key: str) -> dict[str, dict[str, str]]:
+    with file.open(newline="") as lines:
+        return {row[key]: row for row in csv.DictReader(lines)}
+
+
+def _show(case: Result) -> None:
+    for name, result in case["commands"].items():
+        words = result.get("error") or f"{result['median']:.1f} s, {result['peak_memory'] / 2**20:,.0f} MiB"
+        print(f"{case['network']}: {name}: {words}")
+    if "ratio" in case:
+        differ = ", ".join(f"{name} {value:.1e}" for name, value in case["differ"].items())
+        print(f"{case['network']}: WeightWatcher takes x{case['ratio']:.1f}; over {case['layers']} layers differ: {differ}")
+
+
+if __name__ == "__main__":
+    main()

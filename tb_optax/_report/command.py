@@ -1,0 +1,213 @@
+"""`tb-optax report`: what the weights of checkpoints say, in a terminal, as files for programs, as a page."""
+
+import contextlib
+import dataclasses
+import fnmatch
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path as FilePath
+from typing import Annotated, Literal, NoReturn
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tb_optax._balance import fits
+from tb_optax._layers.find import find_layers
+from tb_optax._layers.layer import Layers, PyTree
+from tb_optax._report import formats, outputs, table
+from tb_optax._report.comparison import compare
+from tb_optax._report.report import Measuring, Report
+from tb_optax._report.source import UnreadableError, one_line, printable
+from tb_optax._spectra.solver import Solver
+
+_FITS = {"median": fits.median, "goodness_of_fit": fits.goodness_of_fit, "fix_finger": fits.fix_finger}
+_SORTS = Literal[
+    "alpha", "distance", "threshold", "tail", "lambda_max", "stable_rank", "scale", "eigenvalues", "matrices", "change"
+]
+_UNREADABLE, _USAGE, _INTERRUPTED = 1, 2, 130
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to measure, and how to tell it."""
+
+    checkpoints: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT...")] = ()
+    """Files or directories; several are compared, in this order, steps of a run by their numbers."""
+    fit: tuple[Literal["median", "goodness_of_fit", "fix_finger"], ...] = ("median",)
+    """How tails are fitted; the first decides the scales. median is TempBalance's, goodness_of_fit is WeightWatcher's."""
+    params: Annotated[str | None, tyro.conf.arg(metavar="KEYS")] = None
+    """The keys below which the parameters are, such as model/params; by default they are looked for."""
+    exclude: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN...")] = ()
+    """Shell-style patterns of the names of layers to leave out."""
+    min_eigenvalues: int = 50
+    """Layers with fewer are left out."""
+    min_scale: float = 0.5
+    """The scale at the least alpha."""
+    max_scale: float = 1.5
+    """The scale at the greatest alpha."""
+    approximate_from: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Matrices whose smaller side is at least this have their spectra approximated: for large models, 2048."""
+    sort: _SORTS | None = None
+    """Sort the table by a number; by default, layers are in the order of their names. Of several checkpoints, the last's."""
+    reverse: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Turn the order round."""
+    filter: Annotated[str, tyro.conf.arg(metavar="PATTERN")] = "*"
+    """Show only layers whose names match this shell-style pattern."""
+    json: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write all numbers to this file; - for standard output, instead of the table."""
+    csv: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write the layers' numbers to this file; - for standard output, instead of the table."""
+    html: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write a page to look at, which needs no network, to this file."""
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Reads the command line; exits with 0, with 1 for input that cannot be read, and with 2 for usage."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    app = tyro.extras.SubcommandApp()
+    app.command(name="report")(report)
+    try:
+        app.cli(prog="tb-optax", args=given)
+        sys.stdout.flush()
+    except BrokenPipeError:  # Nobody reads on, as behind `| head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def report(settings: tyro.conf.OmitArgPrefixes[Annotated[Settings, tyro.conf.arg(name="")]]) -> None:
+    """What the weights of a checkpoint say: each layer's spectrum, the power law of its tail, its scale by TempBalance.
+
+    Reads Orbax directories (of a run, the newest step), safetensors (with an index too), Flax's msgpack and .npz; no code of
+    the model is needed, none of the file is run. Of two checkpoints it tells both and what changed, of more, alpha over all.
+    """
+    try:
+        reports, interrupted = _measure_all(settings)
+        _write(settings, reports)
+        _print(settings, reports)
+    except UnreadableError as error:
+        _end(_UNREADABLE, str(error))
+    except ValueError as error:
+        _end(_USAGE, str(error))
+    if interrupted:
+        # Other threads may be in a solver that knows no interrupt, and Python would wait for them.
+        print("tb-optax: interrupted; what was measured is told.", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(_INTERRUPTED)
+    broken = [printable(record.layer) for each in reports for record in each.records if not record.is_finite]
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        _end(
+            _UNREADABLE,
+            f"{', '.join(broken[:3])}{more}: the weights hold NaN or infinity; look for where training diverged.",
+        )
+
+
+def _measure_all(settings: Settings) -> tuple[list[Report], bool]:
+    """The reports of all checkpoints, and whether an interrupt ended them."""
+    if not settings.checkpoints:
+        raise ValueError("no checkpoint is given; try: tb-optax report PATH.")
+    _check_outputs(settings)
+    # All are opened first, so that what is wrong with the last one is told before anything is computed.
+    measurings = [_measuring(settings, path) for path in in_order(settings.checkpoints)]
+    names = [name for measuring in measurings for name in measuring.names]
+    if not any(fnmatch.fnmatchcase(name, settings.filter) for name in names):
+        known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+        raise ValueError(f"filter={settings.filter!r} matches no layer; the layers are: {known}")
+    if settings.sort == "change" and len(measurings) == 1:
+        raise ValueError("sort='change' needs two checkpoints or more")
+    interrupted = False
+    with _progress(sum(len(measuring.layers) for measuring in measurings)) as advance:
+        done = []
+        try:
+            for measuring in measurings:
+                done.append(measuring)
+                with contextlib.closing(measuring.steps()) as steps:
+                    for layer in steps:
+                        advance(layer.name)
+        except KeyboardInterrupt:
+            interrupted = True
+    return [measuring.report() for measuring in done], interrupted
+
+
+def _measuring(settings: Settings, path: str) -> Measuring:
+    def layers(params: PyTree) -> Layers:
+        return find_layers(params, exclude=settings.exclude, min_eigenvalues=settings.min_eigenvalues)
+
+    return Measuring(
+        formats.open_checkpoint(path),
+        settings.params,
+        layers,
+        tuple(_FITS[name] for name in settings.fit),
+        settings.min_scale,
+        settings.max_scale,
+        Solver(approximate_from=settings.approximate_from),
+    )
+
+
+def in_order(paths: Sequence[str]) -> list[str]:
+    """As given, but steps of one run by their numbers: a shell puts step_1000 before step_200."""
+    without = [re.sub(r"\d+", "", path.rstrip("/")) for path in paths]
+    if len(paths) > 2 and len(set(without)) == 1:
+        return sorted(paths, key=lambda path: [int(digits) for digits in re.findall(r"\d+", path)])
+    return list(paths)
+
+
+def _check_outputs(settings: Settings) -> None:
+    """Before anything is computed: what will be written has a place, and is none of what is read."""
+    wanted = {name: path for name in ("json", "csv", "html") if (path := getattr(settings, name)) is not None}
+    for name, path in wanted.items():
+        if list(wanted.values()).count(path) > 1:
+            raise ValueError(f"{name}={path!r}: two outputs would go there; give each its own.")
+        if path == "-" and name != "html":
+            continue
+        where = FilePath(path)
+        if where.is_dir() or not where.absolute().parent.is_dir():
+            raise ValueError(f"{name}={path!r} cannot be written; give a file in a directory that exists.")
+        if any(FilePath(each).exists() and where.exists() and where.samefile(each) for each in settings.checkpoints):
+            raise ValueError(f"{name}={path!r} is a checkpoint; give another file.")
+
+
+def _write(settings: Settings, reports: Sequence[Report]) -> None:
+    make = {
+        "json": outputs.as_json,
+        "csv": outputs.as_csv,
+        "html": lambda reports: __import__("tb_optax._report.page", fromlist=["page"]).page(reports),
+    }
+    for name, function in make.items():
+        path = getattr(settings, name)
+        if path is None:
+            continue
+        text = function(reports)
+        if path == "-":
+            sys.stdout.write(text)
+            continue
+        try:
+            FilePath(path).write_text(text, "utf-8")
+        except OSError as error:
+            raise ValueError(f"{name}={path!r} cannot be written: {error.strerror}.") from error
+
+
+def _print(settings: Settings, reports: Sequence[Report]) -> None:
+    told = [report for report in reports if report.records]
+    if "-" in (settings.json, settings.csv) or not told:
+        return
+    if len(told) == 1:
+        table.print_report(table.console(), told[0], settings.sort, settings.reverse, settings.filter)
+    else:
+        table.print_comparison(table.console(), compare(told), settings.sort, settings.reverse, settings.filter)
+
+
+@contextlib.contextmanager
+def _progress(layers: int) -> Iterator[Callable[[str], None]]:
+    """A bar on standard error, which goes when it is full."""
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("", total=layers)
+        yield lambda name: progress.update(task, advance=1, description=printable(name))
+
+
+def _end(code: int, message: str) -> NoReturn:
+    print(f"tb-optax: {one_line(message, 2000)}.", file=sys.stderr)
+    sys.exit(code)
