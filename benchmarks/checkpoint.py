@@ -1,4 +1,4 @@
-"""The report command against WeightWatcher on the same file, from shell to prompt: `python -m benchmarks.checkpoint --help`."""
+"""The report command against WeightWatcher on the same file: `python -m benchmarks.checkpoint --help`."""
 
 import csv
 import dataclasses
