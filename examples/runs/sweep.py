@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 
 from examples.runs.balance import BALANCE
 from examples.runs.checkpoints import last_saved
-from examples.runs.compilation import keep_compiled_programs
 from examples.runs.domain import Domain, Settings
 from examples.runs.errors import UserError, naming_write_errors, telling_errors
 from examples.runs.grids import Grid, load_grid, parse_changes, ready_grids
@@ -26,6 +25,7 @@ from examples.runs.parallel import create_mesh
 from examples.runs.recovery import recover
 from examples.runs.results import append_row, read_results, row_of, run_key
 from examples.runs.run_directory import RunDirectory
+from tb_optax._report.compilation import keep_compiled_programs
 
 # Of a device's memory, how much a program may need; the rest is for what the compiler does not count.
 _USABLE_MEMORY = 0.9

@@ -12,7 +12,6 @@ import rich.console
 import tyro
 
 from examples.runs.checkpoints import last_saved
-from examples.runs.compilation import keep_compiled_programs
 from examples.runs.devices import Devices
 from examples.runs.domain import Domain, Settings
 from examples.runs.errors import UserError, naming_write_errors, telling_errors
@@ -20,6 +19,7 @@ from examples.runs.loop import Trainer
 from examples.runs.parallel import check_same, create_mesh, first_process_first, is_first_process, join_processes
 from examples.runs.recovery import recover
 from examples.runs.run_directory import RunDirectory
+from tb_optax._report.compilation import keep_compiled_programs
 
 SettingsType = TypeVar("SettingsType")
 

@@ -19,6 +19,7 @@ from tb_optax._layers.find import find_layers
 from tb_optax._layers.layer import Layers, PyTree
 from tb_optax._report import formats, outputs, table
 from tb_optax._report.comparison import compare
+from tb_optax._report.compilation import keep_compiled_programs
 from tb_optax._report.report import Measuring, Report
 from tb_optax._report.source import UnreadableError, one_line, printable
 from tb_optax._spectra.solver import Solver
@@ -62,6 +63,8 @@ class Settings:
     """Write the layers' numbers to this file; - for standard output, instead of the table."""
     html: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Write a page to look at, which needs no network, to this file."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache folder, from which a second run on the same shapes starts faster."""
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -109,6 +112,8 @@ def _measure_all(settings: Settings) -> tuple[list[Report], bool]:
     if not settings.checkpoints:
         raise ValueError("no checkpoint is given; try: tb-optax report PATH.")
     _check_outputs(settings)
+    if settings.compilation_cache:
+        keep_compiled_programs(0.02)  # Many small programs.
     # All are opened first, so that what is wrong with the last one is told before anything is computed.
     measurings = [_measuring(settings, path) for path in in_order(settings.checkpoints)]
     names = [name for measuring in measurings for name in measuring.names]

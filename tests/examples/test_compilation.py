@@ -8,8 +8,8 @@ import pytest
 from processes import finish, start
 
 from examples.runs import train as runs_train
-from examples.runs.compilation import keep_compiled_programs
 from examples.vision import train as train_module
+from tb_optax._report.compilation import keep_compiled_programs
 
 RUN = ["--dataset", "digits", "--width", "0.0625", "--epochs", "1", "--batch-size", "512"]
 
