@@ -141,7 +141,8 @@ def _read(file: Path, key: str) -> dict[str, dict[str, str]]:
 def _show(case: Result) -> None:
     for name, result in case["commands"].items():
         words = result.get("error") or (
-            f"{result['median']:.1f} s, the first time {result['first_seconds']:.1f} s, {result['peak_memory'] / 2**20:,.0f} MiB"
+            f"{result['median']:.1f} s, the first time {result['first_seconds']:.1f} s, "
+            f"{result['peak_memory'] / 2**20:,.0f} MiB"
         )
         print(f"{case['network']}: {name}: {words}")
     if "ratio" in case:

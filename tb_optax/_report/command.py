@@ -20,6 +20,7 @@ from tb_optax._layers.layer import Layers, PyTree
 from tb_optax._report import formats, outputs, table
 from tb_optax._report.comparison import compare
 from tb_optax._report.compilation import keep_compiled_programs
+from tb_optax._report.page import page
 from tb_optax._report.report import Measuring, Report
 from tb_optax._report.source import UnreadableError, one_line, printable
 from tb_optax._spectra.solver import Solver
@@ -178,7 +179,7 @@ def _write(settings: Settings, reports: Sequence[Report]) -> None:
     make = {
         "json": outputs.as_json,
         "csv": outputs.as_csv,
-        "html": lambda reports: __import__("tb_optax._report.page", fromlist=["page"]).page(reports),
+        "html": page,
     }
     for name, function in make.items():
         path = getattr(settings, name)

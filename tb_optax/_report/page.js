@@ -1,0 +1,37 @@
+"use strict";
+document.documentElement.classList.add("scripted");
+const table = document.querySelector("#layers table"), body = table.tBodies[0];
+const number = (row, column) => {
+  const cell = row.cells[column];
+  return column === 0 ? Number(row.dataset.place) : cell.dataset.value === undefined ? cell.textContent : Number(cell.dataset.value);
+};
+const known = (value) => !Number.isNaN(value);
+table.tHead.addEventListener("click", (event) => {
+  const head = event.target.closest("th");
+  if (!head) return;
+  const down = head.getAttribute("aria-sort") === "ascending", column = head.cellIndex;
+  for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", down ? "descending" : "ascending");
+  const rows = [...body.rows].sort((a, b) => {
+    const [left, right] = [number(a, column), number(b, column)];
+    if (known(left) !== known(right)) return known(left) ? -1 : 1; // What is missing comes last, either way.
+    const order = typeof left === "string" ? left.localeCompare(right, undefined, {numeric: true}) : left - right;
+    return down ? -order : order;
+  });
+  body.append(...rows);
+});
+document.querySelector("#filter").addEventListener("input", (event) => {
+  const words = event.target.value.toLowerCase();
+  for (const row of body.rows) row.hidden = !row.cells[0].textContent.toLowerCase().includes(words);
+});
+const dialog = document.querySelector("dialog"), place = dialog.querySelector("figure");
+body.addEventListener("click", (event) => {
+  const row = event.target.closest("tr"), figure = row && document.getElementById("layer-" + row.dataset.place);
+  if (!figure) return;
+  event.preventDefault();
+  const source = figure.matches("figure") ? figure : figure.querySelector("figure");
+  place.replaceChildren(...[...source.children].map((child) => child.cloneNode(true)));
+  document.querySelectorAll(".courses polyline").forEach((line, index) => line.classList.toggle("told", String(index) === row.dataset.place));
+  dialog.showModal();
+});
+dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });

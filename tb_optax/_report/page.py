@@ -1,0 +1,236 @@
+"""Reports as a page: one document that needs no network, and no scripts but to sort, filter and open."""
+
+import importlib.resources
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tb_optax._report import drawings
+from tb_optax._report.comparison import Comparison, compare
+from tb_optax._report.drawings import escaped
+from tb_optax._report.report import LayerRecord, Report
+
+_WORST = 6
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+_TITLES = {
+    "layer": "layer",
+    "shape": "shape",
+    "matrices": "matrices",
+    "eigenvalues": "eigenvalues",
+    "alpha": "alpha",
+    "distance": "KS distance",
+    "threshold": "tail from",
+    "tail": "tail share",
+    "lambda_max": "λ max",
+    "stable_rank": "stable rank",
+    "scale": "scale",
+}
+_ALPHA = (
+    "Alpha is the exponent of the power law that the tail of a layer's spectrum follows. The smaller it is, the heavier the "
+    "tail, and the better trained the layer, as the theory of heavy-tailed self-regularization has it; TempBalance gives "
+    "layers of larger alpha larger learning rates."
+)
+
+
+def page(reports: Sequence[Report]) -> str:
+    """One report, or several side by side, as an HTML document.
+
+    Names in checkpoints may hold anything, and stand in it as text only.
+    """
+    comparison = compare(reports) if len(reports) > 1 else None
+    last = reports[-1]
+    names = " · ".join(escaped(label) for label in comparison.labels) if comparison else escaped(last.name)
+    headings = "".join(_heading(report, len(reports) > 1) for report in reports)
+    sections = [
+        _summary(reports, comparison),
+        _alphas(last, comparison),
+        _worst(last, comparison),
+        _layers(last, comparison),
+        _other_spectra(last),
+        _left_out(reports),
+    ]
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="referrer" content="no-referrer">
+<title>{names} – weights</title>
+<style>
+{_resource("page.css")}</style>
+</head>
+<body>
+<header><h1>{names}</h1>{headings}</header>
+<main>
+{"".join(sections)}
+</main>
+<dialog class="card" aria-label="Spectrum of a layer"><figure></figure>
+<form method="dialog"><button>Close</button></form></dialog>
+<footer>Made by tb_optax {escaped(_version())}, <code>tb-optax report</code>.
+Eigenvalues are those of WWᵀ on its smaller side.</footer>
+<script>
+{_resource("page.js")}</script>
+</body>
+</html>
+"""
+
+
+def _heading(report: Report, several: bool) -> str:
+    fits = ", ".join(map(escaped, report.fits))
+    name = f"{escaped(report.name)}: " if several else ""
+    lines = [f'<p class="quiet">{name}{report.format}, {len(report.records)} layers; fit: {fits}.</p>']
+    if not report.complete:
+        lines.append('<p class="warning">It was interrupted: some layers are missing.</p>')
+    broken = [record.layer for record in report.records if not record.is_finite]
+    if broken:
+        names = ", ".join(map(escaped, broken[:5])) + (f" and {len(broken) - 5} more" if len(broken) > 5 else "")
+        lines.append(f'<p class="warning">The weights of {names} hold NaN or infinity.</p>')
+    return "".join(lines)
+
+
+def _summary(reports: Sequence[Report], comparison: Comparison | None) -> str:
+    statistics = ("mean", "median", "deviation", "least", "greatest")
+    rows = []
+    for number, report in enumerate(reports):
+        prefix = f"{escaped(comparison.labels[number])}: " if comparison else ""
+        for key, values in report.summary().items():
+            if key.startswith("alpha") or key in ("lambda_max", "stable_rank"):
+                cells = "".join(_cell(key, values[name]) for name in statistics)
+                rows.append(f"<tr><th scope=row>{prefix}{_title(key, ' ')}</th>{cells}</tr>")
+    head = "".join(f"<th scope=col>{name}</th>" for name in ("", *statistics))
+    table = f"<table><caption>Over all layers</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<section><h2>Summary</h2><div class="card scroll">{table}</div></section>'
+
+
+def _alphas(last: Report, comparison: Comparison | None) -> str:
+    if comparison is None:
+        layers = [record.layer for record in last.records]
+        series = {fit: [float(record.fits[fit].alpha) for record in last.records] for fit in last.fits}
+        drawing = drawings.by_layer(layers, series, connected=False)
+    else:
+        values = {layer: comparison.values(layer, "alpha") for layer in comparison.layers}
+        series = {label: [each[place] for each in values.values()] for place, label in enumerate(comparison.labels)}
+        two = len(comparison.labels) == 2
+        drawing = (
+            drawings.by_layer(list(values), series, connected=True)
+            if two
+            else drawings.over_checkpoints(comparison.labels, values)
+        )
+        series = series if two else {}
+    key = "".join(f'<span class="key s{number % 4}"></span>{escaped(name)}' for number, name in enumerate(series))
+    shown = f'<p class="quiet">{key}</p>' if len(series) > 1 else ""
+    title = "Alpha by layer" if comparison is None or len(comparison.labels) == 2 else "Alpha over the checkpoints"
+    return f'<section><h2>{title}</h2><p>{_ALPHA}</p>{shown}<div class="card figure scroll">{drawing}</div></section>'
+
+
+def _worst_records(report: Report) -> list[LayerRecord]:
+    known = [record for record in report.records if math.isfinite(record.alpha)]
+    return sorted(known, key=lambda record: -record.alpha)[:_WORST]
+
+
+def _worst(last: Report, comparison: Comparison | None) -> str:
+    of = f" of {escaped(comparison.labels[-1])}" if comparison else ""
+    place = {id(record): number for number, record in enumerate(last.records)}
+    cards = "".join(_figure(record, place[id(record)], "card") for record in _worst_records(last))
+    return f'<section><h2>Layers of greatest alpha{of}</h2><div class="cards">{cards}</div></section>' if cards else ""
+
+
+def _figure(record: LayerRecord, place: int | None, style: str = "") -> str:
+    laws = "; ".join(
+        f"{escaped(fit)}: alpha {law.alpha:.2f}, distance {law.distance:.3f}, tail {record.tail(fit):.0%}"
+        for fit, law in record.fits.items()
+        if math.isfinite(law.alpha)
+    )
+    shape = record.row()["shape"].replace("x", "×")
+    identity = f' id="layer-{place}"' if place is not None else ""
+    words = f"<h3>{escaped(record.layer)}</h3><figcaption>{shape}{'; ' if laws else ''}{laws}</figcaption>"
+    return f'<figure class="{style}"{identity}>{words}{drawings.spectrum(record)}</figure>'
+
+
+def _layers(last: Report, comparison: Comparison | None) -> str:
+    place = {record.layer: number for number, record in enumerate(last.records)}
+    if comparison is None:
+        rows, columns = last.rows(), [(key, _title(key)) for key in last.rows()[0]]
+        caption = "A layer's name opens its spectrum."
+    else:
+        rows, columns = comparison.rows(), _compared(comparison)
+        caption = f"A layer's name opens its spectrum in {escaped(comparison.labels[-1])}."
+    head = "".join(f'<th scope="col"><button type="button">{title}</button></th>' for _, title in columns)
+    lines = "".join(_row(row, columns, place.get(row["layer"])) for row in rows)
+    table = f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+    tools = '<p class="tools"><input id="filter" type="search" placeholder="Filter by name" aria-label="Filter by name"></p>'
+    return f'<section id="layers"><h2>All layers</h2>{tools}<div class="card scroll">{table}</div></section>'
+
+
+def _compared(comparison: Comparison) -> list[tuple[str, str]]:
+    """Of two checkpoints all numbers; of more, alpha."""
+    keys = ("alpha", "lambda_max", "stable_rank", "scale") if len(comparison.labels) == 2 else ("alpha",)
+    columns = [("layer", "layer"), ("shape", "shape")]
+    for key in keys:
+        columns += [(f"{key} {label}", f"{_TITLES[key]}<br>{escaped(label, 40)}") for label in comparison.labels]
+        columns.append((f"{key} change", f"{_TITLES[key]}<br>change"))
+    return columns
+
+
+def _row(row: Mapping[str, Any], columns: Iterable[tuple[str, str]], place: int | None) -> str:
+    (_, _), *others = columns
+    name = escaped(row["layer"])
+    linked = name if place is None else f'<a href="#layer-{place}">{name}</a>'
+    cells = "".join(_cell(key, row[key]) for key, _ in others)
+    return f'<tr data-place="{place if place is not None else 10**6}"><th scope="row">{linked}</th>{cells}</tr>'
+
+
+def _cell(key: str, value: Any) -> str:
+    if isinstance(value, str):
+        return f'<td class="words">{escaped(value).replace("x", "×")}</td>'
+    if not math.isfinite(value):
+        return '<td data-value="NaN">–</td>'
+    sign = "+" if key.endswith("change") else ""
+    if isinstance(value, int):
+        shown = f"{value:,}"
+    elif abs(value) < 1000:
+        shown = f"{value:{sign}.3g}"
+    else:
+        shown = f"{value:{sign},.0f}" if abs(value) < 1e6 else f"{value:{sign}.2e}"
+    return f'<td data-value="{value:.6g}">{shown}</td>'
+
+
+def _title(key: str, between: str = "<br>") -> str:
+    number = next(name for name in sorted(_TITLES, key=len, reverse=True) if key == name or key.startswith(name + "_"))
+    fit = key[len(number) + 1 :]
+    return _TITLES[number] + (f"{between}{escaped(fit)}" if fit else "")
+
+
+def _other_spectra(last: Report) -> str:
+    shown = {id(record) for record in _worst_records(last)}
+    details = "".join(
+        f'<details class="card" id="layer-{number}"><summary>{escaped(record.layer)}</summary>'
+        f"{_figure(record, None)}</details>"
+        for number, record in enumerate(last.records)
+        if id(record) not in shown
+    )
+    return f"<section><h2>Other spectra</h2>{details}</section>" if details else ""
+
+
+def _left_out(reports: Sequence[Report]) -> str:
+    reasons = {path: reason for report in reports for path, reason in report.left_out.items()}
+    others = sum(report.others for report in reports)
+    if not reasons and not others:
+        return ""
+    lines = "".join(f"<dt>{escaped(path)}</dt><dd>{escaped(reason)}</dd>" for path, reason in reasons.items())
+    unread = f"<p>Not read: {others} arrays of an optimizer's state and the like.</p>" if others else ""
+    inner = (
+        f"<details><summary>{len(reasons)} arrays of two axes or more</summary><dl>{lines}</dl></details>" if lines else ""
+    )
+    return f"<section><h2>Left out</h2>{unread}{inner}</section>"
+
+
+def _resource(name: str) -> str:
+    return (importlib.resources.files("tb_optax._report") / name).read_text("utf-8")
+
+
+def _version() -> str:
+    from tb_optax import __version__
+
+    return __version__
