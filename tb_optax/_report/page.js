@@ -24,14 +24,24 @@ document.querySelector("#filter").addEventListener("input", (event) => {
   const words = event.target.value.toLowerCase();
   for (const row of body.rows) row.hidden = !row.cells[0].textContent.toLowerCase().includes(words);
 });
-const dialog = document.querySelector("dialog"), place = dialog.querySelector("figure");
-body.addEventListener("click", (event) => {
-  const row = event.target.closest("tr"), figure = row && document.getElementById("layer-" + row.dataset.place);
-  if (!figure) return;
-  event.preventDefault();
-  const source = figure.matches("figure") ? figure : figure.querySelector("figure");
-  place.replaceChildren(...[...source.children].map((child) => child.cloneNode(true)));
-  document.querySelectorAll(".courses polyline").forEach((line, index) => line.classList.toggle("told", String(index) === row.dataset.place));
+const dialog = document.querySelector("dialog"), spectrum = dialog.querySelector("figure");
+const open = (place) => {
+  const kept = document.getElementById("layer-" + place);
+  if (!kept) return false;
+  const figure = kept.matches("figure") ? kept : kept.querySelector("figure");
+  spectrum.replaceChildren(...[...figure.children].map((child) => child.cloneNode(true)));
   dialog.showModal();
+  return true;
+};
+body.addEventListener("click", (event) => {
+  if (open(event.target.closest("tr").dataset.place)) event.preventDefault();
 });
 dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+// A layer's point in the drawing and its row in the table are one thing.
+const marks = new Map([...document.querySelectorAll("[data-row]")].map((mark) => [mark.dataset.row, mark]));
+for (const mark of marks.values()) mark.addEventListener("click", () => open(mark.dataset.row));
+for (const row of body.rows) {
+  const mark = marks.get(row.dataset.place);
+  row.addEventListener("pointerenter", () => mark && mark.classList.add("told"));
+  row.addEventListener("pointerleave", () => mark && mark.classList.remove("told"));
+}

@@ -2,12 +2,12 @@
 
 import importlib.resources
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tb_optax._report import drawings
 from tb_optax._report.comparison import Comparison, compare
-from tb_optax._report.drawings import escaped
+from tb_optax._report.drawings import SERIES, escaped, number
 from tb_optax._report.report import LayerRecord, Report
 
 _WORST = 6
@@ -46,7 +46,7 @@ def page(reports: Sequence[Report]) -> str:
         _alphas(last, comparison),
         _worst(last, comparison),
         _layers(last, comparison),
-        _other_spectra(last),
+        _other_spectra(last, comparison),
         _left_out(reports),
     ]
     return f"""<!DOCTYPE html>
@@ -92,11 +92,11 @@ def _heading(report: Report, several: bool) -> str:
 def _summary(reports: Sequence[Report], comparison: Comparison | None) -> str:
     statistics = ("mean", "median", "deviation", "least", "greatest")
     rows = []
-    for number, report in enumerate(reports):
-        prefix = f"{escaped(comparison.labels[number])}: " if comparison else ""
+    for place, report in enumerate(reports):
+        prefix = f"{escaped(comparison.labels[place])}: " if comparison else ""
         for key, values in report.summary().items():
             if key.startswith("alpha") or key in ("lambda_max", "stable_rank"):
-                cells = "".join(_cell(key, values[name]) for name in statistics)
+                cells = "".join(_cell("", values[name]) for name in statistics)
                 rows.append(f"<tr><th scope=row>{prefix}{_title(key, ' ')}</th>{cells}</tr>")
     head = "".join(f"<th scope=col>{name}</th>" for name in ("", *statistics))
     table = f"<table><caption>Over all layers</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -104,23 +104,23 @@ def _summary(reports: Sequence[Report], comparison: Comparison | None) -> str:
 
 
 def _alphas(last: Report, comparison: Comparison | None) -> str:
+    title = "Alpha by layer"
     if comparison is None:
         layers = [record.layer for record in last.records]
         series = {fit: [float(record.fits[fit].alpha) for record in last.records] for fit in last.fits}
-        drawing = drawings.by_layer(layers, series, connected=False)
+        styles = [f"s{place % SERIES}" for place in range(len(series))]
+        drawing = drawings.by_layer(layers, series, styles)
     else:
-        values = {layer: comparison.values(layer, "alpha") for layer in comparison.layers}
-        series = {label: [each[place] for each in values.values()] for place, label in enumerate(comparison.labels)}
-        two = len(comparison.labels) == 2
-        drawing = (
-            drawings.by_layer(list(values), series, connected=True)
-            if two
-            else drawings.over_checkpoints(comparison.labels, values)
-        )
-        series = series if two else {}
-    key = "".join(f'<span class="key s{number % 4}"></span>{escaped(name)}' for number, name in enumerate(series))
-    shown = f'<p class="quiet">{key}</p>' if len(series) > 1 else ""
-    title = "Alpha by layer" if comparison is None or len(comparison.labels) == 2 else "Alpha over the checkpoints"
+        courses = {layer: comparison.values(layer, "alpha") for layer in comparison.layers}
+        if len(comparison.labels) == 2:
+            series = {label: [values[at] for values in courses.values()] for at, label in enumerate(comparison.labels)}
+            styles = ["before", "s0"]
+            drawing = drawings.by_layer(list(courses), series, styles)
+        else:
+            title, series, styles = "Alpha over the checkpoints", {}, []
+            drawing = drawings.over_checkpoints(comparison.labels, courses)
+    keys = "".join(f'<span class="key {style}"></span>{escaped(name)}' for name, style in zip(series, styles, strict=True))
+    shown = f'<p class="quiet">{keys}</p>' if len(series) > 1 else ""
     return f'<section><h2>{title}</h2><p>{_ALPHA}</p>{shown}<div class="card figure scroll">{drawing}</div></section>'
 
 
@@ -131,33 +131,47 @@ def _worst_records(report: Report) -> list[LayerRecord]:
 
 def _worst(last: Report, comparison: Comparison | None) -> str:
     of = f" of {escaped(comparison.labels[-1])}" if comparison else ""
-    place = {id(record): number for number, record in enumerate(last.records)}
-    cards = "".join(_figure(record, place[id(record)], "card") for record in _worst_records(last))
+    places = _places(last, comparison)
+    cards = "".join(
+        f'<figure class="card" id="layer-{places[record.layer]}">{_figure(record, comparison)}</figure>'
+        for record in _worst_records(last)
+    )
     return f'<section><h2>Layers of greatest alpha{of}</h2><div class="cards">{cards}</div></section>' if cards else ""
 
 
-def _figure(record: LayerRecord, place: int | None, style: str = "") -> str:
+def _places(last: Report, comparison: Comparison | None) -> dict[str, int]:
+    """Of each layer, its place in the table's first order, by which table, drawing and spectra know it."""
+    layers = comparison.layers if comparison else [record.layer for record in last.records]
+    return {layer: place for place, layer in enumerate(layers)}
+
+
+def _figure(record: LayerRecord, comparison: Comparison | None) -> str:
+    """The spectrum of a layer; of two checkpoints, with the first's outline."""
+    before = comparison.records(record.layer)[0] if comparison and len(comparison.labels) == 2 else None
     laws = "; ".join(
         f"{escaped(fit)}: alpha {law.alpha:.2f}, distance {law.distance:.3f}, tail {record.tail(fit):.0%}"
         for fit, law in record.fits.items()
         if math.isfinite(law.alpha)
     )
     shape = record.row()["shape"].replace("x", "×")
-    identity = f' id="layer-{place}"' if place is not None else ""
-    words = f"<h3>{escaped(record.layer)}</h3><figcaption>{shape}{'; ' if laws else ''}{laws}</figcaption>"
-    return f'<figure class="{style}"{identity}>{words}{drawings.spectrum(record)}</figure>'
+    outline = f"; outline: {escaped(comparison.labels[0])}" if comparison and before else ""
+    caption = f"<figcaption>{shape}{'; ' if laws else ''}{laws}{outline}</figcaption>"
+    return f"<h3>{escaped(record.layer)}</h3>{caption}{drawings.spectrum(record, before)}"
 
 
 def _layers(last: Report, comparison: Comparison | None) -> str:
-    place = {record.layer: number for number, record in enumerate(last.records)}
+    measured = {record.layer for record in last.records}
     if comparison is None:
         rows, columns = last.rows(), [(key, _title(key)) for key in last.rows()[0]]
         caption = "A layer's name opens its spectrum."
     else:
         rows, columns = comparison.rows(), _compared(comparison)
         caption = f"A layer's name opens its spectrum in {escaped(comparison.labels[-1])}."
-    head = "".join(f'<th scope="col"><button type="button">{title}</button></th>' for _, title in columns)
-    lines = "".join(_row(row, columns, place.get(row["layer"])) for row in rows)
+    head = "".join(
+        f'<th scope="col"{" class=words" if key == "shape" else ""}><button type="button">{title}</button></th>'
+        for key, title in columns
+    )
+    lines = "".join(_row(row, columns, place, row["layer"] in measured) for place, row in enumerate(rows))
     table = f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
     tools = '<p class="tools"><input id="filter" type="search" placeholder="Filter by name" aria-label="Filter by name"></p>'
     return f'<section id="layers"><h2>All layers</h2>{tools}<div class="card scroll">{table}</div></section>'
@@ -173,12 +187,11 @@ def _compared(comparison: Comparison) -> list[tuple[str, str]]:
     return columns
 
 
-def _row(row: Mapping[str, Any], columns: Iterable[tuple[str, str]], place: int | None) -> str:
-    (_, _), *others = columns
+def _row(row: Mapping[str, Any], columns: Sequence[tuple[str, str]], place: int, has_spectrum: bool) -> str:
     name = escaped(row["layer"])
-    linked = name if place is None else f'<a href="#layer-{place}">{name}</a>'
-    cells = "".join(_cell(key, row[key]) for key, _ in others)
-    return f'<tr data-place="{place if place is not None else 10**6}"><th scope="row">{linked}</th>{cells}</tr>'
+    linked = f'<a href="#layer-{place}">{name}</a>' if has_spectrum else name
+    cells = "".join(_cell(key, row[key]) for key, _ in columns[1:])
+    return f'<tr data-place="{place}"><th scope="row">{linked}</th>{cells}</tr>'
 
 
 def _cell(key: str, value: Any) -> str:
@@ -186,29 +199,24 @@ def _cell(key: str, value: Any) -> str:
         return f'<td class="words">{escaped(value).replace("x", "×")}</td>'
     if not math.isfinite(value):
         return '<td data-value="NaN">–</td>'
-    sign = "+" if key.endswith("change") else ""
-    if isinstance(value, int):
-        shown = f"{value:,}"
-    elif abs(value) < 1000:
-        shown = f"{value:{sign}.3g}"
-    else:
-        shown = f"{value:{sign},.0f}" if abs(value) < 1e6 else f"{value:{sign}.2e}"
+    shown = f"{value:,}" if isinstance(value, int) else number(value, "+" if key.endswith("change") else "")
     return f'<td data-value="{value:.6g}">{shown}</td>'
 
 
 def _title(key: str, between: str = "<br>") -> str:
-    number = next(name for name in sorted(_TITLES, key=len, reverse=True) if key == name or key.startswith(name + "_"))
-    fit = key[len(number) + 1 :]
-    return _TITLES[number] + (f"{between}{escaped(fit)}" if fit else "")
+    column = next(name for name in sorted(_TITLES, key=len, reverse=True) if key == name or key.startswith(name + "_"))
+    fit = key[len(column) + 1 :]
+    return _TITLES[column] + (f"{between}{escaped(fit)}" if fit else "")
 
 
-def _other_spectra(last: Report) -> str:
-    shown = {id(record) for record in _worst_records(last)}
+def _other_spectra(last: Report, comparison: Comparison | None) -> str:
+    shown = {record.layer for record in _worst_records(last)}
+    places = _places(last, comparison)
     details = "".join(
-        f'<details class="card" id="layer-{number}"><summary>{escaped(record.layer)}</summary>'
-        f"{_figure(record, None)}</details>"
-        for number, record in enumerate(last.records)
-        if id(record) not in shown
+        f'<details class="card" id="layer-{places[record.layer]}"><summary>{escaped(record.layer)}</summary>'
+        f"<figure>{_figure(record, comparison)}</figure></details>"
+        for record in last.records
+        if record.layer not in shown
     )
     return f"<section><h2>Other spectra</h2>{details}</section>" if details else ""
 
@@ -221,7 +229,7 @@ def _left_out(reports: Sequence[Report]) -> str:
     lines = "".join(f"<dt>{escaped(path)}</dt><dd>{escaped(reason)}</dd>" for path, reason in reasons.items())
     unread = f"<p>Not read: {others} arrays of an optimizer's state and the like.</p>" if others else ""
     inner = (
-        f"<details><summary>{len(reasons)} arrays of two axes or more</summary><dl>{lines}</dl></details>" if lines else ""
+        f"<details><summary>Arrays of two axes or more: {len(reasons)}</summary><dl>{lines}</dl></details>" if lines else ""
     )
     return f"<section><h2>Left out</h2>{unread}{inner}</section>"
 
