@@ -93,11 +93,12 @@ def spectrum(record: LayerRecord, before: LayerRecord | None = None) -> str:
     lowest /= 2
     tails = {}
     for place, law in enumerate(record.fits.values()):
-        if math.isfinite(law.alpha):
+        if math.isfinite(law.alpha) and law.threshold > 0:
             x, y = tail_line(record.eigenvalues, float(law.alpha), float(law.threshold))
             shown = y >= lowest  # A steep tail would press all else together.
-            tails[place] = x[shown], y[shown]
-            highest = max(highest, float(y[0]))
+            if shown.any():
+                tails[place] = x[shown], y[shown]
+                highest = max(highest, float(y[0]))
     narrow = max(0.0, 0.1 - math.log10(greatest / least) / 2)  # The spectrum of an orthogonal matrix is a spike.
     across = _Axis(least / 10**narrow, greatest * 10**narrow, _LEFT, 394, True)
     up = _Axis(lowest, max(highest * 1.5, lowest * 4), 206, 16, True)
