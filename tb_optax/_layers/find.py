@@ -41,7 +41,7 @@ from tb_optax._layers.layer import (
 # Biases and norms; stacked, they have two axes and more.
 _VECTOR = re.compile(r"(^|_)(bias|biases|scale|offset|gamma|beta|mean|var)(_|\d|$)|[Nn]orm_?\d*$")
 _B = re.compile(r"^b(_|\d|$)")  # a bias, or the second factor of a low-rank update (LoRA)
-_EMBEDDING = re.compile(r"embed|(^|_)emb(_|\d|$)|^wte$|^wpe$", re.IGNORECASE)
+_EMBEDDING = re.compile(r"embed|(^|_)emb(_|\d|$)|^wte$|^wpe$|^shared$", re.IGNORECASE)
 _EMBEDDING_TYPES = frozenset({"Embedding", "Embed"})
 _NORM_TYPES = frozenset({"BatchNorm", "GroupNorm", "LayerNorm", "RMSNorm"})
 _WEIGHT_TO_BIAS = (("kernel", "bias"), ("weights", "biases"), ("weight", "bias"), ("w", "b"), ("W", "b"))
@@ -232,9 +232,10 @@ class _Tree:
         if outputs > 1:  # Flax's DenseGeneral, as its bias shows
             return tuple(range(len(shape) - outputs)), tuple(range(len(shape) - outputs, len(shape)))
         outputs_first = "weight" in split_path(kernel)[1]
-        if bias and len(shape) >= 3:
-            # Of a convolution, the size of the bias may tell what the name does not.
-            at_start, at_end = bias[0] in shape[:2], bias[0] in shape[-2:]
+        if bias:
+            # The size of the bias may tell what the name does not: GPT-2's `weight` has its inputs first.
+            candidates = min(2, len(shape) - 1)  # A convolution has inputs and outputs at one end.
+            at_start, at_end = bias[0] in shape[:candidates], bias[0] in shape[-candidates:]
             outputs_first = outputs_first if at_start == at_end else at_start
         return ((1,), (0,)) if outputs_first else ((len(shape) - 2,), (len(shape) - 1,))
 
