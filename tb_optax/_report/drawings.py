@@ -9,7 +9,7 @@ import numpy as np
 
 from tb_optax._report.figures import density, tail_line
 from tb_optax._report.report import LayerRecord
-from tb_optax._report.source import printable
+from tb_optax._report.source import printable, shortened
 
 SERIES = 4  # colours that the style has
 _NAMES_SHOWN = 48
@@ -21,9 +21,7 @@ _LEFT = 46
 
 def escaped(text: str, most: int = 400) -> str:
     """A name that stands in a checkpoint, as text of the page; of a very long one, both ends."""
-    shown = printable(text)
-    half = (most - 1) // 2
-    return html.escape(shown if len(shown) <= most else f"{shown[:half]}…{shown[-half:]}")
+    return html.escape(shortened(printable(text), most))
 
 
 def short(text: str, most: int = _LONGEST_NAME) -> str:

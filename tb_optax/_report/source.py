@@ -15,7 +15,7 @@ class UnreadableError(ValueError):
     """A checkpoint that cannot be read: which one, what is wrong with it, and the way out, in one line."""
 
     def __init__(self, where: str | os.PathLike[str], what: str, way_out: str):
-        super().__init__(f"{printable(os.fspath(where))}: {one_line(what)}; {one_line(way_out)}.")
+        super().__init__(f"{shortened(printable(os.fspath(where)), 600)}: {one_line(what)}; {one_line(way_out)}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,12 @@ def printable(text: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape", "backslashreplace").decode()
         for character in text
     )
+
+
+def shortened(text: str, most: int) -> str:
+    """Of a very long text, both ends."""
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
 
 def one_line(text: str, most: int = 300) -> str:

@@ -318,7 +318,5 @@ def test_pytorchs_names_are_understood(make, tmp_path):
         weight = arrays[record.kernel].astype(np.float64)
         matrices = weight.reshape(*weight.shape[:2], -1).transpose(2, 0, 1)
         values = np.sort(np.linalg.svd(matrices, compute_uv=False).ravel() ** 2)
-        np.testing.assert_allclose(
-            record.lambda_max * (2 if weight.ndim > 2 else 1), values[-1], rtol=1e-5
-        )
+        np.testing.assert_allclose(record.lambda_max * (2 if weight.ndim > 2 else 1), values[-1], rtol=1e-5)
         assert len(record.eigenvalues) == len(values)

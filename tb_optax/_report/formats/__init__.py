@@ -1,12 +1,14 @@
 """The formats of checkpoints that can be read, a module each, and the one of a given path."""
 
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path as FilePath
 
 from tb_optax._report.formats import msgpack, npz, orbax, safetensors
 from tb_optax._report.source import Source, UnreadableError, printable
 
+_ZIP = b"PK\x03\x04"
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 _OPENED_BY_SUFFIX: dict[str, Callable[[FilePath], Source]] = {
     ".npz": npz.open_npz,
@@ -43,22 +45,20 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Source:
 def _opened(where: FilePath) -> Source:
     if where.is_dir():
         return _opened_directory(where)
+    if where.exists() and not where.is_file():  # A pipe would be waited for.
+        raise UnreadableError(where, "it is no file", f"give one of: {READABLE}")
     with where.open("rb") as file:  # Raises what is wrong with a path that is no file.
         start = file.read(16)
-    for suffix, opener in _OPENED_BY_SUFFIX.items():
-        if where.name.lower().endswith(suffix):
-            return opener(where)
-    if (
-        start[:2] == b"\x80\x02"
-        or (start[:1] == b"\x80" and start[1:2] in b"\x03\x04\x05")
-        or where.suffix.lower() in _PICKLES
-    ):
+    if _is_pickle(where, start):
         raise UnreadableError(
             where,
             "it is a pickle, which could run any code when it is read",
             "save the weights as safetensors: safetensors.torch.save_file(model.state_dict(), 'model.safetensors')",
         )
-    if start[:4] == b"PK\x03\x04":
+    for suffix, opener in _OPENED_BY_SUFFIX.items():
+        if where.name.lower().endswith(suffix):
+            return opener(where)
+    if start[:4] == _ZIP:
         return npz.open_npz(where)
     if start[8:9] == b"{":
         return safetensors.open_safetensors(where)
@@ -67,6 +67,19 @@ def _opened(where: FilePath) -> Source:
     if where.suffix == ".eqx":
         raise UnreadableError(where, "an Equinox file has no names of arrays", "save the weights with Orbax or as .npz")
     raise UnreadableError(where, "it is of no format that is read", f"give one of: {READABLE}")
+
+
+def _is_pickle(where: FilePath, start: bytes) -> bool:
+    """By its first bytes, by what a zip of PyTorch holds, or by its suffix."""
+    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and start[8:9] != b"{":
+        return True
+    if start[:4] == _ZIP:
+        try:
+            with zipfile.ZipFile(where) as archive:
+                return any(name.endswith("data.pkl") for name in archive.namelist())
+        except (zipfile.BadZipFile, ValueError, NotImplementedError):
+            return False
+    return where.suffix.lower() in _PICKLES
 
 
 def _opened_directory(where: FilePath) -> Source:

@@ -16,14 +16,17 @@ from tb_optax._layers.layer import Path, path_name
 from tb_optax._report.source import Source, UnreadableError, shape_of
 
 _METADATA = "_METADATA"
+_UNFINISHED = ".orbax-checkpoint-tmp"  # A directory is renamed when all is in it.
 _WAY_OUT = "restore an older step, or save it again"
 
 
 def find_checkpoint(where: FilePath) -> FilePath | None:
     """The directory that holds a tree: this one, its one item with a tree, or those of its newest step; else None."""
+    if _UNFINISHED in where.name:
+        raise UnreadableError(where, "it was not written to its end", "give an older step")
     if (where / _METADATA).is_file():
         return where
-    children = sorted(child for child in where.iterdir() if child.is_dir())
+    children = sorted(child for child in where.iterdir() if child.is_dir() and _UNFINISHED not in child.name)
     items = [child for child in children if (child / _METADATA).is_file()]
     preferred = [item for item in items if item.name in ("params", "default", "state", "model", "pytree")]
     if len(items) > 1 and len(preferred) != 1:
