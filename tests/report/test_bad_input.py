@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import struct
+import subprocess
 import sys
 import zipfile
 
@@ -329,6 +330,20 @@ def test_orbax_arrays_that_are_gone_are_told(orbax, capsys):
     with pytest.raises(SystemExit):
         command.run(["report", str(orbax), "--no-compilation-cache"])
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_libraries_within_say_nothing_of_a_damaged_run(tmp_path):
+    tree = ocp.args.PyTreeSave({f"layer{number}": {"kernel": _KERNEL} for number in range(6)})
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as checkpointer:
+        checkpointer.save(tmp_path / "saved", args=tree)
+    for file in (tmp_path / "saved").rglob("manifest.ocdbt"):
+        file.write_bytes(file.read_bytes()[:-7])
+    ended = subprocess.run(
+        [sys.executable, "-m", "tb_optax", "report", str(tmp_path / "saved")], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1 and ended.stderr.startswith("tb-optax: ")
 
 
 def test_an_orbax_checkpoint_half_written_is_not_taken_for_one(says, orbax):

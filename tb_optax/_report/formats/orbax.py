@@ -5,7 +5,6 @@ read, whole, whatever devices wrote them.
 """
 
 import functools
-import logging
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -50,7 +49,6 @@ def step_of(directory: FilePath) -> int | None:
 def open_orbax(where: FilePath) -> Source:
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Of what it could not find, which is not asked for.
     where = where.absolute()
     try:
         tree = ocp.PyTreeCheckpointHandler().metadata(_epath(where)).tree
