@@ -80,11 +80,12 @@ def _compare(network: str, rounds: int, deadline: Deadline, directory: Path) -> 
             else:
                 results[name]["seconds"].append(seconds)
                 results[name]["peak_memory"] = max(results[name]["peak_memory"], memory)
-    if any("error" in result for result in results.values()):
-        return {"commands": results}
-    for result in results.values():
+    ended = [result for result in results.values() if "error" not in result]
+    for result in ended:
         result["first_seconds"] = result["seconds"].pop(0)
         result["median"] = statistics.median(result["seconds"])
+    if len(ended) < len(results):
+        return {"commands": results}
     ours, theirs = (results[name]["seconds"] for name in commands)
     rows, others = _read(directory / "tb_optax.csv", "layer"), _read(directory / "weightwatcher.csv", "layer")
     return {"commands": results, "ratio": paired_ratio(theirs, ours), **agreement(rows, others)}

@@ -11,7 +11,7 @@ from benchmarks import figure23
 from benchmarks.plots import plot
 from benchmarks.targets import targets
 
-PARTS = ("refresh", "steps", "figure23", "busy", "devices", "approximate")
+PARTS = ("refresh", "steps", "figure23", "busy", "devices", "approximate", "checkpoint")
 
 
 def main() -> None:
@@ -39,6 +39,7 @@ def report(directory: Path) -> str:
     sections += _steps(parts.get("steps", {})) + _figure23(parts.get("figure23", []))
     sections += _busy(parts.get("busy", {})) + _devices(parts.get("devices", []))
     sections += _approximate(parts.get("approximate", []))
+    sections += _checkpoint(parts.get("checkpoint", []))
     sections += [f"![{path.stem}]({path.name})" for path in plots]
     reached = _table(("to reach", "measured", "bound", ""), (target.row() for target in targets(parts, device["platform"])))
     text = "\n\n".join([*sections, "## To reach", reached]) + "\n"
@@ -186,6 +187,42 @@ def _approximate(cases: Sequence[dict[str, Any]]) -> list[str]:
         "Root mean square error of alpha by steps x probes, and in brackets how many times as fast as the exact spectrum.",
         _table(columns, rows),
     ]
+
+
+def _checkpoint(cases: Sequence[dict[str, Any]]) -> list[str]:
+    if not cases:
+        return []
+    times = [
+        (case["network"], name, *_command(result), f"x{case['ratio']:.2f}" if "ratio" in case and place else "")
+        for case in cases
+        for place, (name, result) in enumerate(case["commands"].items())
+    ]
+    compared = [case for case in cases if "differ" in case]
+    differ = [
+        (case["network"], str(case["layers"]), *(f"{value:.1e}" for value in case["differ"].values())) for case in compared
+    ]
+    rows = [
+        (f"{case['network']}, {layer}", *(f"{ours:.6g} / {theirs:.6g}" for ours, theirs in numbers.values()))
+        for case in compared
+        for layer, numbers in case["side_by_side"].items()
+    ]
+    columns = list(compared[0]["differ"]) if compared else []
+    return [
+        "## A report of a checkpoint",
+        "Whole commands on the same safetensors file, from start to end, in seconds: medians, and the first time, when "
+        "nothing had been compiled; and the peak of memory.",
+        _table(("network", "command", "seconds", "first", "memory", "ratio"), times),
+        "The largest relative difference between the two over all layers.",
+        _table(("network", "layers", *columns), differ),
+        "Some layers: ours / WeightWatcher's.",
+        _table(("layer", *columns), rows),
+    ]
+
+
+def _command(result: dict[str, Any]) -> tuple[str, str, str]:
+    if "error" in result:
+        return result["error"], "", ""
+    return f"{result['median']:.1f}", f"{result['first_seconds']:.1f}", f"{result['peak_memory'] / 2**20:,.0f} MiB"
 
 
 def _times(result: dict[str, Any]) -> str:

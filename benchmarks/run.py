@@ -20,7 +20,15 @@ from benchmarks import provenance
 from benchmarks.report import report
 
 # Each part, with the share of the time that it gets. A new part is a module and a line here, and a section in the report.
-_ON_CPU = {"refresh": 0.34, "steps": 0.17, "figure23": 0.25, "busy": 0.05, "devices": 0.05, "approximate": 0.14}
+_ON_CPU = {
+    "refresh": 0.34,
+    "steps": 0.17,
+    "figure23": 0.25,
+    "busy": 0.05,
+    "devices": 0.05,
+    "approximate": 0.14,
+    "checkpoint": 0.2,
+}
 _ON_GPU = {"refresh": 0.4, "steps": 0.3, "figure23": 0.2, "approximate": 0.1}
 
 
@@ -31,7 +39,7 @@ class Settings:
     minutes: float | None = None
     """For everything; by default 20 on CPU and 9 on a GPU."""
     parts: tuple[str, ...] = ()
-    """Some of refresh, steps, figure23, busy, devices, approximate; by default all that suit the device."""
+    """Some of refresh, steps, figure23, busy, devices, approximate, checkpoint; by default all that suit the device."""
     out: Path | None = None
     """Where to write results, report and plots; by default benchmarks/results/KIND OF DEVICE."""
 

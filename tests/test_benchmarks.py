@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tb_optax
-from benchmarks import busy, devices, figure23, refresh, report, steps
+from benchmarks import busy, checkpoint, devices, figure23, refresh, report, steps
 from benchmarks.contenders import load
 from benchmarks.networks import create
 from benchmarks.timing import Contender, ContenderFailed, Deadline, Worker, measure, ratio
@@ -217,3 +217,35 @@ def test_busy_programs_and_devices_are_timed(tmp_path):
     cases = devices.run(devices.Settings(networks=("tiny",), devices=(1, 2), rounds=1, out=tmp_path))
     assert {number: "median" in result for number, result in cases[0]["devices"].items()} == {"1": True, "2": True}
     assert "## On several devices" in report.report(tmp_path)
+
+
+def test_the_checkpoint_of_a_benchmark_says_what_the_network_does(tmp_path):
+    checkpoint.write_checkpoint("tiny", tmp_path / "model.safetensors")
+    found = {record.layer: record for record in tb_optax.report(tmp_path).records}
+    expected = {record.layer.replace("/", "."): record for record in tb_optax.report(create("tiny").weights()).records}
+    assert set(found) == set(expected)
+    for name, record in expected.items():
+        np.testing.assert_allclose(found[name].eigenvalues, record.eigenvalues, rtol=1e-5)
+
+
+def test_numbers_side_by_side_are_compared_column_by_column():
+    ours = {f"layer{number}": dict.fromkeys(checkpoint.COLUMNS, "2.0") for number in range(9)}
+    theirs = {layer: dict.fromkeys(checkpoint.COLUMNS.values(), "2.0") for layer in ours}
+    theirs["layer7"]["D"] = "1.6"
+    found = checkpoint.agreement(ours, theirs)
+    assert found["layers"] == 9
+    assert found["differ"].pop("distance") == pytest.approx(0.25)
+    assert set(found["differ"].values()) == {0.0}
+    with pytest.raises(ValueError, match="layer8"):
+        checkpoint.agreement(ours, {layer: row for layer, row in theirs.items() if layer != "layer8"})
+
+
+@pytest.mark.slow
+def test_a_command_that_fails_costs_the_other_nothing(tmp_path, monkeypatch):
+    (tmp_path / "weightwatcher.py").write_text("raise SystemExit('no such package')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (case,) = checkpoint.run(checkpoint.Settings(networks=("tiny",), rounds=1, out=tmp_path))
+    assert len(case["commands"]["tb-optax report"]["seconds"]) == 1
+    assert "ended with" in case["commands"]["WeightWatcher"]["error"]
+    text = report.report(tmp_path)
+    assert "## A report of a checkpoint" in text and "ended with" in text
