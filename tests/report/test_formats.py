@@ -94,6 +94,14 @@ def test_orbax_trees_are_read_however_they_were_saved(tmp_path, params, save):
     _same(open_checkpoint(tmp_path / "saved"), params)
 
 
+def test_an_orbax_path_is_told_as_it_was_given(tmp_path, params, monkeypatch):
+    _standard(tmp_path / "saved", params)
+    monkeypatch.chdir(tmp_path)
+    source = open_checkpoint("saved")
+    assert source.name == "saved"
+    _same(source, params)
+
+
 def test_a_step_and_an_item_of_a_run_are_read_by_their_own_paths(tmp_path, params):
     _run(tmp_path / "run", params)
     older = jax.tree.map(lambda leaf: np.asarray(3 * leaf), params)

@@ -49,9 +49,8 @@ def step_of(directory: FilePath) -> int | None:
 def open_orbax(where: FilePath) -> Source:
     import orbax.checkpoint as ocp
 
-    where = where.absolute()
     try:
-        tree = ocp.PyTreeCheckpointHandler().metadata(_epath(where)).tree
+        tree = ocp.PyTreeCheckpointHandler().metadata(_epath(where.absolute())).tree
         leaves = {path_name(key_path): leaf for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         shapes = {
             path: shape_of(leaf.shape, leaf.dtype)
@@ -71,7 +70,7 @@ def _read(where: FilePath, tree: Any, path: Path) -> np.ndarray:
     restore = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            found = checkpointer.restore(where, args=ocp.args.PyTreeRestore(item=item, restore_args=restore))
+            found = checkpointer.restore(where.absolute(), args=ocp.args.PyTreeRestore(item=item, restore_args=restore))
         leaves = {path_name(key_path): leaf for key_path, leaf in jax.tree_util.tree_leaves_with_path(found)}
         return np.asarray(leaves[path])
     except Exception as error:  # As above.
