@@ -5,6 +5,7 @@ from tb_optax._balance import fits as fits
 from tb_optax._balance import metrics as metrics
 from tb_optax._balance.assignments import linear as linear
 from tb_optax._balance.assignments import log2 as log2
+from tb_optax._balance.assignments import sigmoid as sigmoid
 from tb_optax._balance.assignments import sqrt as sqrt
 from tb_optax._balance.assignments import step as step
 from tb_optax._balance.fits import PowerLaw as PowerLaw
@@ -14,6 +15,7 @@ from tb_optax._balance.fits import median as median
 from tb_optax._balance.metrics import alpha_weighted as alpha_weighted
 from tb_optax._balance.metrics import pl_alpha_hill as pl_alpha_hill
 from tb_optax._balance.metrics import spectral_norm as spectral_norm
+from tb_optax._balance.sparsities import sparsities as sparsities
 from tb_optax._layers.find import find_layers as find_layers
 from tb_optax._layers.layer import Layer as Layer
 from tb_optax._layers.layer import Layers as Layers
@@ -25,6 +27,8 @@ from tb_optax._report.report import report as report
 from tb_optax._report.source import UnreadableError as UnreadableError
 from tb_optax._spectra.solver import Solver as Solver
 from tb_optax._spectra.spectra import spectra as spectra
+from tb_optax._transforms.alphadecay import AlphaDecayState as AlphaDecayState
+from tb_optax._transforms.alphadecay import alphadecay as alphadecay
 from tb_optax._transforms.projected import adamp as adamp
 from tb_optax._transforms.projected import sgdp as sgdp
 from tb_optax._transforms.spectral_norm_regularization import (

@@ -72,6 +72,32 @@ def step(metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: Bo
     return _one_where_equal(metrics, min_scale + rank * (max_scale - min_scale) / (known.sum() - 1).astype(ordered.dtype))
 
 
+def sigmoid(
+    metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: Bound = 1.5, *, temperature: float = 1.0
+) -> Float[Array, " layers"]:
+    """Around the mean, smoothly towards the bounds: 1 at the mean metric, near a bound far from it.
+
+    TB_Sigmoid (Liu et al., "Model Balancing Helps Low-data Training and Fine-tuning", EMNLP 2024): with `d = m - mean m`
+    and the logistic function `σ`, `10^(s (σ(τ d) - 1/2))`, where `s` is `2 log10(max_scale)` above the mean and
+    `-2 log10(min_scale)` below it: in terms of the bounds, that is a bound to the power `tanh(τ |d| / 2)`.
+
+    Args:
+      metrics: of all layers.
+      min_scale: what scales of small metrics tend to. The formula has it at most 1.
+      max_scale: what scales of large metrics tend to. The formula has it at least 1.
+      temperature: `τ`: the larger, the nearer to the bounds at the same distance from the mean.
+
+    Example:
+      >>> import jax.numpy as jnp, tb_optax
+      >>> [round(scale, 3) for scale in tb_optax.sigmoid(jnp.array([2.0, 3.0, 4.0]), 0.5, 2.0).tolist()]
+      [0.726, 1.0, 1.378]
+    """
+    distance = metrics - jnp.nanmean(metrics)
+    exponent = jnp.tanh(temperature / 2 * jnp.abs(distance))
+    scales = jnp.where(distance > 0, max_scale, min_scale).astype(distance.dtype) ** exponent
+    return _one_where_equal(metrics, scales)
+
+
 def _over_mean(metrics: Float[Array, " layers"], values: Float[Array, " layers"]) -> Float[Array, " layers"]:
     return _one_where_equal(metrics, values / jnp.nanmean(values))
 

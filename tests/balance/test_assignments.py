@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy import stats
+from scipy import special, stats
 
 import tb_optax
 
-ASSIGNMENTS = [tb_optax.linear, tb_optax.sqrt, tb_optax.log2, tb_optax.step]
+ASSIGNMENTS = [tb_optax.linear, tb_optax.sqrt, tb_optax.log2, tb_optax.step, tb_optax.sigmoid]
 L = 7
 
 every_assignment = pytest.mark.parametrize("assign", ASSIGNMENTS, ids=lambda assign: assign.__name__)
@@ -31,12 +31,16 @@ def formula(assign, m: np.ndarray, low: float, high: float) -> np.ndarray:
         return low + (high - low) * (m - m.min()) / (m.max() - m.min())
     if assign is tb_optax.step:
         return low + (stats.rankdata(m) - 1) * (high - low) / (len(m) - 1)
+    if assign is tb_optax.sigmoid:  # As TB_Sigmoid has it, with its two exponents in terms of the bounds.
+        distance = m - m.mean()
+        exponent = np.where(distance > 0, 2 * np.log10(high), -2 * np.log10(low))
+        return 10 ** (exponent * (special.expit(distance) - 0.5))
     values = np.sqrt(m) if assign is tb_optax.sqrt else np.log(m)
     return values / values.mean()
 
 
 @every_assignment
-@given(m=metrics, bounds=st.tuples(st.floats(0, 1), st.floats(1, 3)))
+@given(m=metrics, bounds=st.tuples(st.floats(1e-3, 1), st.floats(1, 3)))
 def test_assignment_is_the_formula(assign, m, bounds):
     np.testing.assert_allclose(assign(m, *bounds), formula(assign, m, *bounds), rtol=1e-4, atol=1e-6)
 
@@ -107,3 +111,13 @@ def test_step_gives_equal_metrics_equal_scales():
 def test_metric_without_a_root_or_logarithm_takes_no_part(assign, metric):
     scales = assign(jnp.array([2.0, metric, 8.0]))
     np.testing.assert_allclose(scales, np.insert(np.asarray(assign(jnp.array([2.0, 8.0]))), 1, np.nan), rtol=1e-6)
+
+
+def test_sigmoid_is_one_at_the_mean_and_reaches_the_bounds_with_its_temperature():
+    m = jnp.array([1.0, 2.0, 3.0, 6.0])
+    for temperature in (0.1, 1.0, 10.0):
+        scales = tb_optax.sigmoid(m, 0.5, 3.0, temperature=temperature)
+        distance = np.asarray(m) - 3.0
+        exponent = np.where(distance > 0, 2 * np.log10(3.0), 2 * np.log10(2.0))
+        np.testing.assert_allclose(scales, 10 ** (exponent * (special.expit(temperature * distance) - 0.5)), rtol=1e-5)
+    np.testing.assert_allclose(tb_optax.sigmoid(m, 0.5, 3.0, temperature=1e6), [0.5, 0.5, 1.0, 3.0], rtol=1e-6)

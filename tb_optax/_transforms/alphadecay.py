@@ -1,0 +1,123 @@
+"""AlphaDecay: a weight decay for each layer."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jaxtyping import Array, Float, Int
+
+from tb_optax._balance.assignments import Assignment, Bound, linear
+from tb_optax._balance.balance import Balance, scale_by_layer
+from tb_optax._balance.metrics import Metric, pl_alpha_hill
+from tb_optax._checks import check_not_negative, check_updates
+from tb_optax._dtypes import at_least_float32
+from tb_optax._layers.find import find_layers
+from tb_optax._layers.layer import LayersOrFn, PyTree
+from tb_optax._spectra.solver import DEFAULT_SOLVER, Solver
+
+_STATIC = ("metric", "assign", "layers", "mask")
+
+
+class AlphaDecayState(NamedTuple):
+    """State of `alphadecay`, as `TempBalanceState`.
+
+    Attributes:
+      count: updates made.
+      metric: each layer's metric when it was last usable; 0 before the first refresh.
+      scale: what each layer's weight decay is multiplied by; 1 before the first refresh.
+    """
+
+    count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
+    metric: dict[str, Float[Array, "*stack"]]
+    scale: dict[str, Float[Array, "*stack"]]
+
+
+def alphadecay(
+    weight_decay: optax.ScalarOrSchedule,
+    update_interval: int | Int[Array, ""],
+    *,
+    min_scale: Bound = 0.67,
+    max_scale: Bound = 5.0,
+    mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+    metric: Metric = pl_alpha_hill,
+    assign: Assignment = linear,
+    layers: LayersOrFn = find_layers,
+    start_step: int | Int[Array, ""] = 0,
+    solver: Solver = DEFAULT_SOLVER,
+) -> optax.GradientTransformationExtraArgs:
+    """Adds decayed weights, each layer's by what the spectrum of its weight says of its training: AlphaDecay.
+
+    In place of `optax.add_decayed_weights`: `weight_decay * scale * params` is added to the updates, where the scale is that
+    of `tempbalance`, small for heavy tails and large for light ones (He et al., "AlphaDecay: Module-wise Weight Decay for
+    Heavy-Tailed Balancing in LLMs", 2025). What is in no balanced layer has the scale 1. Behind Adam's direction and before
+    the learning rate, it is AdamW with a decay for each layer:
+    `optax.chain(optax.scale_by_adam(), alphadecay(0.1, 500), optax.scale_by_learning_rate(1e-3))`. With `tempbalance` behind
+    it, a layer's decay is scaled by both.
+
+    When scales are refreshed, for which layers, what an unusable spectrum does, meshes, seeds under `jax.vmap`: all is as in
+    `tempbalance`. A layer's bias, and the normalization after it, have its scale, unless `mask` leaves them out.
+
+    Args:
+      weight_decay: the decay of a scale of 1, or a schedule of it: a function of the number of updates made.
+      update_interval: updates between refreshes, at least 1. The released runs refresh every 500.
+      min_scale: the least scale; 0.67 in the released runs.
+      max_scale: the greatest scale; 5 in the released runs.
+      mask: as in `optax.add_decayed_weights`: a tree of booleans, or a function of the parameters that gives one; only what
+        is true is decayed, or balanced.
+      metric: as in `tempbalance`, like all that follow.
+      assign: from all layers' metrics to scales.
+      layers: which layers to balance.
+      start_step: the update of the first refresh.
+      solver: how spectra are computed.
+
+    Returns:
+      A transformation whose `update` needs `params`. With `optax.inject_hyperparams`, the numbers can be schedules; give
+      `static_args=("metric", "assign", "layers", "mask")`.
+
+    Raises:
+      ValueError: `weight_decay` is negative or not finite; and as in `tempbalance`.
+      TypeError: as in `tempbalance`.
+
+    Example:
+      >>> import jax, optax, tb_optax
+      >>> keys = jax.random.split(jax.random.key(0), 3)
+      >>> params = {f"dense{i}": {"kernel": jax.random.normal(key, (64, 64))} for i, key in enumerate(keys)}
+      >>> tx = optax.chain(optax.scale_by_adam(), tb_optax.alphadecay(0.1, 500), optax.scale_by_learning_rate(1e-3))
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> {name: round(float(scale), 2) for name, scale in state[1].scale.items()}
+      {'dense0': 2.4, 'dense1': 0.67, 'dense2': 5.0}
+    """
+    if not callable(weight_decay):
+        check_not_negative("alphadecay", _STATIC, weight_decay=weight_decay)
+    balance = Balance(
+        "alphadecay",
+        AlphaDecayState,
+        update_interval,
+        min_scale=min_scale,
+        max_scale=max_scale,
+        metric=metric,
+        assign=assign,
+        layers=layers,
+        start_step=start_step,
+        solver=solver,
+    )
+
+    def update_fn(
+        updates: PyTree, state: AlphaDecayState, params: PyTree | None = None, **extra_args: object
+    ) -> tuple[PyTree, AlphaDecayState]:
+        del extra_args
+        new_state, found, leaves = balance.update(state, params)
+        check_updates("alphadecay", updates, found, leaves)
+        decay = weight_decay(state.count) if callable(weight_decay) else weight_decay
+        balanced = scale_by_layer(params, found, leaves, new_state.scale)
+        return jax.tree.map(lambda update, own: _plus(update, decay, own), updates, balanced), new_state
+
+    transformation = optax.GradientTransformationExtraArgs(balance.init, update_fn)  # pyright: ignore[reportArgumentType]
+    return transformation if mask is None else optax.masked(transformation, mask)
+
+
+def _plus(update: Array, decay: Any, balanced: Array) -> Array:
+    """In the update's dtype, summed in at least float32."""
+    wide = at_least_float32(update.dtype)
+    return (update.astype(wide) + decay * balanced.astype(wide)).astype(update.dtype)
