@@ -54,7 +54,7 @@ def test_the_mean_keeps_the_mean_rate_alone():
 
 @pytest.mark.parametrize("control", ["none", "placebo", "mean"])
 def test_a_flag_puts_the_control_in_tempbalances_place(control):
-    keys = jax.random.split(jax.random.key(1), 4)
+    keys = jax.random.split(jax.random.key(1), 8)  # So many that hardly ever each is dealt its own.
     params = {f"layer{index}": {"kernel": jax.random.normal(key, (60, 60 + index))} for index, key in enumerate(keys)}
     settings = dataclasses.replace(Settings(method="tb", control=control).resolved(), weight_decay=0.0)
     tx = create_optimizer(settings, lambda _: 0.1, 1, tb_optax.find_layers, tb_optax.find_layers)
