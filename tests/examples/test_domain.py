@@ -59,6 +59,7 @@ def test_a_run_stopped_and_gone_on_with_ends_as_one_that_was_not(finished, monke
     assert resumed.summary()["test_loss"] == finished.summary()["test_loss"]
 
 
+@pytest.mark.slow
 def test_a_sweep_and_its_report_say_what_is_better_where_lower_is(tmp_path):
     grid = tmp_path / "two.toml"
     grid.write_text('title = "Two methods"\nseeds = [1, 2]\nruns = [{ method = ["sgd", "tb+sgd"] }]\n')

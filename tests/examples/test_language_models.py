@@ -210,6 +210,7 @@ def test_the_output_weight_is_the_embedding(name):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tensorized", "gpt-tiny"])
 def test_rematerialization_changes_nothing_but_rounding(name):
     plain, again = narrow(name), narrow(name, remat=True)
@@ -223,6 +224,7 @@ def test_rematerialization_changes_nothing_but_rounding(name):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tensorized", "gpt-tiny"])
 def test_bfloat16_is_what_a_model_computes_in_not_what_it_keeps(name):
     exact, rounded = narrow(name), narrow(name, dtype="bfloat16")
@@ -247,6 +249,7 @@ def test_dropout_is_of_training_alone_and_drawn_anew_with_each_key(name):
     np.testing.assert_array_equal(logits_of(model, params, TOKENS), logits_of(without, params, TOKENS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tensorized", "gpt-tiny"])
 def test_a_small_network_learns_a_few_tokens_by_heart(name):
     model = narrow(name)

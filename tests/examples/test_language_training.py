@@ -151,6 +151,7 @@ def test_what_a_method_does_with_a_gradient(method):
         params, weight = optax.apply_updates(params, updates), weight + moved
 
 
+@pytest.mark.slow
 def test_updates_take_the_windows_of_a_text_in_order_and_begin_again():
     """At a learning rate of nothing, the loss of an interval is the mean over its windows."""
     tokens = np.random.default_rng(0).integers(0, 12, (3, 23))

@@ -259,6 +259,7 @@ def test_the_layers_shown_are_named_and_whether_they_are_the_papers(written):
     assert f"{LAYERS[2]} and {LAYERS[3]} over the epochs" in says and "this network has not the paper's two" in says
 
 
+@pytest.mark.slow
 def test_only_runs_that_tell_of_the_steps_within_epochs_have_figures_of_them(grid, tmp_path):
     rows = [with_spectra_within(with_norms_within(make_row(70.0, method=method))) for method in ("cal", "tb")]
     path = write_rows(tmp_path / "r.jsonl", rows)
@@ -278,6 +279,7 @@ def test_a_run_in_two_files_counts_once_and_the_last_one_holds(rows, grid, tmp_p
     assert cells(text, "ResNet18", "CAL")[:2] == ["2/5", f"{(73.46 + 80) / 2:.2f} ± {(80 - 73.46) / 2**0.5:.2f}"]
 
 
+@pytest.mark.slow
 def test_without_results_every_grid_is_not_run(tmp_path):
     path = report(Report(results=(tmp_path,)))
     text = path.read_text()
@@ -306,6 +308,7 @@ def test_a_table_is_shown_with_its_published_figures_where_nothing_has_been_run(
     assert len(rows) == 48 and all("±" in row and "| 0/5" in row for row in rows)
 
 
+@pytest.mark.slow
 def test_runs_of_no_grid_have_a_section_and_with_grids_given_a_line(rows, grid, tmp_path):
     path = write_rows(tmp_path / "r.jsonl", [make_row(50.0, method="cal", epochs=3)])
     everything = report(Report(results=(path,))).read_text()
@@ -314,6 +317,7 @@ def test_runs_of_no_grid_have_a_section_and_with_grids_given_a_line(rows, grid, 
     assert "1 more run is in none of these grids." in report(Report(results=(path,), grids=(grid,))).read_text()
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_reported(tmp_path):
     rows = [make_row(10.0, method=method, epochs=2) for method in ("cal", "tb")]
     rows[1]["history"]["alpha"] = {layer: [3.0, None] for layer in LAYERS}

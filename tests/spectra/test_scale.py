@@ -19,7 +19,7 @@ SHARE = KERNEL / 8
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)
-@pytest.mark.parametrize("approximate_from", [None, 200], ids=["exact", "approximate"])
+@pytest.mark.parametrize("approximate_from", [None, pytest.param(200, marks=pytest.mark.slow)], ids=["exact", "approximate"])
 def test_no_weight_is_gathered_and_memory_stays_within_the_shares(sharding, approximate_from):
     found = compiled_refresh(SMALL, sharding, tb_optax.Solver(approximate_from=approximate_from))
     assert found.gathered_mib * MIB < 256 * 640 * 4 / 4  # solutions, not weights: a quarter of one matrix is more
@@ -46,7 +46,7 @@ def test_a_limit_on_memory_holds_on_each_device(sharding):
 
 @pytest.mark.parametrize("sharding", SHARDINGS)
 @pytest.mark.parametrize("mode", [AxisType.Auto, AxisType.Explicit], ids=["automatic", "explicit"])
-@pytest.mark.parametrize("blocks", [8, 6])
+@pytest.mark.parametrize("blocks", [8, pytest.param(6, marks=pytest.mark.slow)])
 def test_spectra_of_sharded_stacks_are_those_of_one_device(sharding, mode, blocks):
     shape, names = SHARDINGS[sharding]
     mesh = jax.make_mesh(shape, names, axis_types=(mode,) * len(names))

@@ -51,15 +51,19 @@ def all_numbers(params):
     """What the library computes of parameters: updates and states by every choice, and the spectra themselves."""
     fits = [functools.partial(tb_optax.pl_alpha_hill, fit=fit) for fit in (tb_optax.goodness_of_fit, tb_optax.fix_finger)]
     choices = [dict(metric=metric) for metric in (*fits, tb_optax.alpha_weighted, tb_optax.spectral_norm)]
-    choices += [dict(assign=assign) for assign in (tb_optax.linear, tb_optax.sqrt, tb_optax.log2, tb_optax.step)]
+    choices += [
+        dict(assign=assign) for assign in (tb_optax.linear, tb_optax.sqrt, tb_optax.log2, tb_optax.step, tb_optax.sigmoid)
+    ]
     choices += [dict(solver=tb_optax.Solver(approximate_from=4, lanczos_steps=3))]
-    others = [tb_optax.sgdp(0.1, layers=tiny_layers), tb_optax.spectral_norm_regularization(0.1, layers=tiny_layers)]
+    others = [tb_optax.alphadecay(0.1, 1, layers=tiny_layers), tb_optax.sgdp(0.1, layers=tiny_layers)]
+    others += [tb_optax.spectral_norm_regularization(0.1, layers=tiny_layers)]
     update = lambda tx: tx.update(ones_like(params), tx.init(params), params)
     found = [update(tx) for tx in (*(tempbalance(1, **choice) for choice in choices), *others)]
     updates, state = update(optax.inject_hyperparams(tempbalance, static_args=STATIC)(optax.constant_schedule(1)))
     return found, (updates, state.inner_state), tb_optax.spectra(params, layers=tiny_layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_nothing_is_promoted_that_was_not_asked_for(dtype):
     """Neither ranks nor dtypes; Optax's own `scale_by_adam` promotes, so not under `adamp`."""
