@@ -27,6 +27,7 @@ from tb_optax._report.report import report as report
 from tb_optax._report.source import UnreadableError as UnreadableError
 from tb_optax._spectra.solver import Solver as Solver
 from tb_optax._spectra.spectra import spectra as spectra
+from tb_optax._spectra.windows import Windows as Windows
 from tb_optax._transforms.alphadecay import AlphaDecayState as AlphaDecayState
 from tb_optax._transforms.alphadecay import alphadecay as alphadecay
 from tb_optax._transforms.projected import adamp as adamp

@@ -3,10 +3,12 @@
 import dataclasses
 from typing import Any
 
+from tb_optax._spectra.windows import Windows
+
 
 @dataclasses.dataclass(frozen=True)
 class Solver:
-    """How spectra are computed: how much memory may be taken, and from which size on an approximation will do.
+    """How spectra are computed: of which parts of a matrix, in how much memory, from which size on by an approximation.
 
     Attributes:
       max_stack_bytes: the memory that the matrices solved at once may take on a device, with what is computed from them.
@@ -18,10 +20,11 @@ class Solver:
       lanczos_steps: products with each matrix, and with its transpose, for each probe. More are more exact.
       lanczos_probes: random vectors for each matrix. More are more exact.
       seed: of the random vectors: the same seed gives the same spectra.
+      windows: pieces of one aspect ratio, of which spectra are made in place of whole matrices; `None` for whole ones.
 
     Raises:
       ValueError: a number is out of range.
-      TypeError: a number is not a whole one.
+      TypeError: a number is not a whole one, or `windows` are none.
 
     Example:
       >>> import jax, tb_optax
@@ -37,8 +40,11 @@ class Solver:
     lanczos_steps: int = 32
     lanczos_probes: int = 8
     seed: int = 0
+    windows: Windows | None = None
 
     def __post_init__(self):
+        if not isinstance(self.windows, (Windows, type(None))):
+            raise TypeError(f"Solver: windows={self.windows!r} are no tb_optax.Windows; give some such as {Windows()}.")
         least = {"max_stack_bytes": 1, "approximate_from": 2, "lanczos_steps": 2, "lanczos_probes": 1, "seed": 0}
         for name, bound in least.items():
             value = getattr(self, name)

@@ -27,6 +27,7 @@ from tb_optax._spectra.sharding import (
 )
 from tb_optax._spectra.solver import DEFAULT_SOLVER, Solver, check_solver
 from tb_optax._spectra.stacks import Chunk, alike, cut, solve_in_chunks
+from tb_optax._spectra.windows import Grid, cut_out, grid_of
 
 # The released code scales convolutions' weights by sqrt(0.5).
 _POOLED_SCALE = 0.5
@@ -77,7 +78,7 @@ def _by_name(leaves: Mapping[Path, Array], layers: Layers, solver: Solver) -> di
     for names, rows in stacked_spectra(layers, leaves, solver, small_eigenvalues=True):
         spectra |= zip(names, jnp.split(rows, len(names)), strict=True)
     shapes = {layer.name: kernel_shape(layer, leaves[layer.kernel].shape) for layer in layers}
-    return {name: spectra[name].reshape(*shape.stack, shape.eigenvalues) for name, shape in shapes.items()}
+    return {name: spectra[name].reshape(*shape.stack, -1) for name, shape in shapes.items()}
 
 
 def stacked_spectra(
@@ -96,15 +97,16 @@ def stacked_spectra(
         matrices = []
         for layer in layers:
             shape = kernel_shape(layer, kernels[layer.name].shape)
-            large = solver.approximate_from is not None and min(shape.rows, shape.columns) >= solver.approximate_from
-            matrices.append(_Matrices(layer.name, kernels[layer.name], shape, approximate if large else exact))
+            grid = grid_of(solver.windows, *_sides(shape), is_convolution=bool(shape.pooled_axes))
+            large = solver.approximate_from is not None and grid.rows >= solver.approximate_from
+            matrices.append(_Matrices(layer.name, kernels[layer.name], shape, grid, approximate if large else exact))
         rows = []
         for stack in alike(matrices, lambda own: (own.method, own.problem.shape, own.problem.dtype)):
             # What is pooled alike stands side by side in the stack: one piece to cut out of it, not one for each layer.
-            pools = alike(stack, lambda own: (own.shape.stack, own.shape.matrices, bool(own.shape.pooled_axes)))
+            pools = alike(stack, lambda own: (own.shape.stack, own.pooled, bool(own.shape.pooled_axes)))
             values = _solve([own for pool in pools for own in pool], solver.max_stack_bytes)
             ends = np.cumsum([sum(own.count for own in pool) for pool in pools])[:-1]
-            rows += [_pooled(pool[0].shape, part) for pool, part in zip(pools, jnp.split(values, ends), strict=True)]
+            rows += [_pooled(pool[0], part) for pool, part in zip(pools, jnp.split(values, ends), strict=True)]
             names.extend([own.name for own in pool] for pool in pools)
         return rows
 
@@ -123,35 +125,51 @@ _SINGULAR_VALUES = _Method(triangular_factor, squared_singular_values)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Matrices:
-    """The matrices of a layer's kernel, smaller side first, in at least float32, and how their spectra are computed."""
+    """The matrices of a layer's kernel, smaller side first, in at least float32, and how their spectra are computed.
+
+    They are pieces of the kernel's own matrices, or those themselves.
+    """
 
     name: str
     kernel: Array
     shape: KernelShape
+    grid: Grid
     method: _Method
 
     @property
     def count(self) -> int:
-        return math.prod(self.shape.stack) * self.shape.matrices
+        return math.prod(self.shape.stack) * self.pooled
+
+    @property
+    def pooled(self) -> int:
+        """How many share a spectrum."""
+        return self.shape.matrices * self.grid.pieces
 
     def __getitem__(self, own: slice) -> Float[Array, "some n m"]:
+        start, stop, _ = own.indices(self.count)
+        each = self.grid.pieces
+        first = start // each
+        cut = cut_out(self._whole(first, -(-stop // each)), self.grid)
+        return whole(cut[start - first * each : stop - first * each])
+
+    def _whole(self, start: int, stop: int) -> Float[Array, "some rows columns"]:
+        """Some of the kernel's own matrices."""
         shape, rows, columns = self.shape, self.shape.reduction_axes, self.shape.output_axes
         if shape.rows > shape.columns:
             rows, columns = columns, rows
-        start, stop, _ = own.indices(self.count)
         kernel, stacked = self.kernel, (*shape.layer_axes, *shape.pooled_axes)
         if stacked:  # Cut before it is turned: XLA would turn all of it.
-            each = self.count // kernel.shape[stacked[0]]
+            each = math.prod(shape.stack) * shape.matrices // kernel.shape[stacked[0]]
             first = start // each
             kernel = jax.lax.slice_in_dim(kernel, first, -(-stop // each), axis=stacked[0])
             start, stop = start - first * each, stop - first * each
-        matrices = kernel.transpose(*stacked, *rows, *columns).reshape(-1, *self.sizes)[start:stop]
-        return whole(matrices.astype(at_least_float32(matrices.dtype)))
+        matrices = kernel.transpose(*stacked, *rows, *columns).reshape(-1, *_sides(shape))[start:stop]
+        return matrices.astype(at_least_float32(matrices.dtype))
 
     @property
-    def sizes(self) -> tuple[int, ...]:
+    def sizes(self) -> tuple[int, int]:
         """The smaller side, and the larger one."""
-        return tuple(sorted((self.shape.rows, self.shape.columns)))
+        return self.grid.rows, self.grid.columns
 
     @functools.cached_property
     def problem(self) -> jax.ShapeDtypeStruct:
@@ -162,7 +180,7 @@ class _Matrices:
     def bytes_each(self, devices: int) -> int:
         """Of a matrix, of what is solved, and of the solver's copy of it."""
         copies = 1 if devices == 1 else 3  # to deal matrices out, each device sends parts of its own, and receives others
-        return (copies * self.shape.rows * self.shape.columns + 2 * self.problem.size) * self.problem.dtype.itemsize
+        return (copies * math.prod(self.sizes) + 2 * self.problem.size) * self.problem.dtype.itemsize
 
 
 def _solve(stack: list[_Matrices], max_stack_bytes: int) -> Float[Array, "stack n"]:
@@ -210,9 +228,14 @@ def _filled(stack: Float[Array, "stack n m"], length: int) -> Float[Array, "leng
     return jnp.pad(stack, ((0, missing), (0, 0), (0, 0))) if missing else stack
 
 
-def _pooled(shape: KernelShape, values: Float[Array, "matrices n"]) -> Float[Array, "rows eigenvalues"]:
-    """Ascending spectra from the eigenvalues of the matrices of kernels of this shape."""
-    rows = values.reshape(-1, shape.eigenvalues)
-    if shape.matrices > 1:
+def _pooled(own: _Matrices, values: Float[Array, "matrices n"]) -> Float[Array, "rows eigenvalues"]:
+    """Ascending spectra from the eigenvalues of the matrices of kernels like this one."""
+    rows = values.reshape(-1, own.pooled * values.shape[1])
+    if own.pooled > 1:
         rows = jnp.sort(rows, axis=-1)
-    return rows * (_POOLED_SCALE if shape.pooled_axes else 1.0)
+    return rows * (_POOLED_SCALE if own.shape.pooled_axes else 1.0)
+
+
+def _sides(shape: KernelShape) -> tuple[int, int]:
+    """The smaller side of a kernel's matrices, and the larger one."""
+    return min(shape.rows, shape.columns), max(shape.rows, shape.columns)
