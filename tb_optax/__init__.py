@@ -16,6 +16,7 @@ from tb_optax._balance.metrics import alpha_weighted as alpha_weighted
 from tb_optax._balance.metrics import pl_alpha_hill as pl_alpha_hill
 from tb_optax._balance.metrics import spectral_norm as spectral_norm
 from tb_optax._balance.sparsities import sparsities as sparsities
+from tb_optax._layers.blocks import in_blocks as in_blocks
 from tb_optax._layers.find import find_layers as find_layers
 from tb_optax._layers.layer import Layer as Layer
 from tb_optax._layers.layer import Layers as Layers

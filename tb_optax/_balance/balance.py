@@ -4,7 +4,6 @@ A transformation is a few lines on top of a `Balance`: its own state of `count`,
 multiply.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -19,6 +18,7 @@ from tb_optax._balance.metrics import Metric, needs_small_eigenvalues
 from tb_optax._checks import check_arguments, check_params, check_shape, check_state
 from tb_optax._compat import is_placeholder
 from tb_optax._dtypes import at_least_float32
+from tb_optax._layers.blocks import units
 from tb_optax._layers.layer import KernelShape, Layers, LayersOrFn, Path, PyTree, kernel_shape, path_name, resolve_layers
 from tb_optax._spectra.solver import Solver, check_solver
 from tb_optax._spectra.spectra import stacked_spectra
@@ -107,12 +107,13 @@ class Balance(Generic[State]):
         since = state.count - start
         due = (start >= 0) & (since >= 0) & (interval >= 1) & (since % jnp.maximum(interval, 1) == 0)
         names = [layer.name for layer in found]
+        balanced = units(found, {layer.name: kernel_shape(layer, kernels[layer.kernel].shape) for layer in found})
 
         def refresh(kernels: dict[Path, Array]) -> tuple[Any, Any]:
             small = needs_small_eigenvalues(self._metric)
             metrics = self._metrics(stacked_spectra(found, kernels, self._solver, small_eigenvalues=small), names)
             old = _flat(state.metric, names), _flat(state.scale, names)
-            new = self._refreshed(metrics, *old)
+            new = self._refreshed(metrics, balanced, *old)
             # The branch is taken where any seed is due; those that are not keep what they have.
             metrics, scales = jax.tree.map(lambda new, old: jnp.where(due, new, old), new, old)
             return _unflat(metrics, state.metric, names), _unflat(scales, state.scale, names)
@@ -146,18 +147,25 @@ class Balance(Generic[State]):
     def _refreshed(
         self,
         metrics: Float[Array, " slices"],
+        balanced: Int[np.ndarray, " slices"],
         old_metrics: Float[Array, " slices"],
         old_scales: Float[Array, " slices"],
     ) -> tuple[Float[Array, " slices"], Float[Array, " slices"]]:
-        """Metrics and the scales assigned to them, each layer's last ones where its spectrum is unusable."""
+        """Metrics and the scales assigned to them, each layer's last ones where its spectrum is unusable.
+
+        A layer in a block has the block's scale, which that of an unusable spectrum takes no part in.
+        """
         low, high = (jnp.asarray(bound).astype(metrics.dtype) for bound in self._bounds)
-        scales = self._assign(metrics, low, high)
-        check_shape(self._argument_of, "assign", self._assign, "number for each metric", scales, metrics.shape)
+        shared = _mean_of_each(metrics, balanced)
+        scales = self._assign(shared, low, high)
+        check_shape(self._argument_of, "assign", self._assign, "number for each metric", scales, shared.shape)
         in_order = (low >= 0) & (low <= high) & jnp.isfinite(high)
-        usable = jnp.isfinite(metrics) & jnp.isfinite(scales) & in_order
+        usable = jnp.isfinite(shared) & jnp.isfinite(scales) & in_order
         scales = jnp.clip(scales, low, high)
-        keep = lambda new, old: jnp.where(usable, new.astype(old.dtype), old)
-        return keep(metrics, old_metrics), keep(scales, old_scales)
+        if len(shared) < len(metrics):
+            usable, scales = usable[balanced], scales[balanced]
+        keep = lambda usable, new, old: jnp.where(usable, new.astype(old.dtype), old)
+        return keep(usable & jnp.isfinite(metrics), metrics, old_metrics), keep(usable, scales, old_scales)
 
 
 def scale_by_layer(
@@ -181,6 +189,16 @@ def scale_by_layer(
         return (update.astype(wide) * scale.transpose(order).reshape(along).astype(wide)).astype(update.dtype)
 
     return jax.tree_util.tree_map_with_path(scaled, updates)
+
+
+def _mean_of_each(metrics: Float[Array, " slices"], balanced: Int[np.ndarray, " slices"]) -> Float[Array, " units"]:
+    """Over the slices of each unit, those that are known; NaN where none is."""
+    count = int(balanced.max()) + 1
+    if count == len(metrics):
+        return metrics
+    known = jnp.isfinite(metrics)
+    total = jnp.zeros(count, metrics.dtype).at[balanced].add(jnp.where(known, metrics, 0.0))
+    return total / jnp.zeros(count, metrics.dtype).at[balanced].add(known.astype(metrics.dtype))
 
 
 def _flat(numbers: dict[str, Float[Array, "*stack"]], names: Iterable[str]) -> Float[Array, " slices"]:
@@ -219,11 +237,12 @@ def _whole(number: Any) -> Array:
 
 
 def _check_enough(argument_of: str, found: Layers, shapes: dict[str, KernelShape]) -> None:
-    slices = sum(math.prod(shape.stack) for shape in shapes.values())
-    if slices < 2:
+    number = len(set(units(found, shapes).tolist()))
+    if number < 2:
         reasons = [f"  {path}: {reason}" for path, reason in found.left_out.items()]
+        blocks = any(layer.block for layer in found)
         raise ValueError(
-            f"{argument_of} balances layers against each other, and found {slices} to balance "
+            f"{argument_of} balances {'blocks of ' * blocks}layers against each other, and found {number} to balance "
             f"({', '.join(layer.name for layer in found) or 'none'}). Left out:\n"
             + ("\n".join(reasons) or "  nothing: params has no other weight of two or more axes")
             + "\nGive other layers=, a smaller min_eigenvalues or fewer exclude patterns."

@@ -48,6 +48,8 @@ class Layer:
       reduction_axes: axes of the kernel, counted from either end.
       output_axes: likewise.
       layer_axes: likewise.
+      block: layers with the same one share the mean of their metrics, and one scale (`in_blocks` finds them); a layer
+        without one has its own.
 
     Raises:
       TypeError: a field that is to be a tuple is a string or a number.
@@ -56,7 +58,7 @@ class Layer:
       >>> import tb_optax
       >>> tb_optax.Layer("dense", "dense/kernel", follows=("dense/bias",))
       Layer(name='dense', kernel='dense/kernel', follows=('dense/bias',), reduction_axes=(-2,), output_axes=(-1,), \
-layer_axes=())
+layer_axes=(), block='')
     """
 
     name: str
@@ -65,6 +67,7 @@ layer_axes=())
     reduction_axes: tuple[int, ...] = (-2,)
     output_axes: tuple[int, ...] = (-1,)
     layer_axes: tuple[int, ...] = ()
+    block: str = ""
 
     def __post_init__(self):
         for field in ("follows", "reduction_axes", "output_axes", "layer_axes"):
@@ -89,7 +92,8 @@ class Layers(tuple[Layer, ...]):
         return self
 
     def __str__(self) -> str:
-        lines = [f"{layer.name}: {layer.kernel}" + "".join(f" + {path}" for path in layer.follows) for layer in self]
+        block = lambda layer: f", in block {layer.block}" if layer.block else ""
+        lines = [f"{layer.name}: {' + '.join((layer.kernel, *layer.follows))}{block(layer)}" for layer in self]
         lines += [f"left out: {path}: {reason}" for path, reason in self.left_out.items()]
         return "\n".join(lines)
 
