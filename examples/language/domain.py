@@ -17,7 +17,7 @@ from examples.language.models import LanguageModel, create_model
 from examples.language.models.tensorized import TensorizedTransformer, paper_layers
 from examples.language.settings import METHODS, Settings, unused
 from examples.language.updates import TrainState, evaluate, keep_best, train_interval, windows
-from examples.runs.balance import balanced
+from examples.runs.balance import adamw_with_alphadecay, balanced
 from examples.runs.domain import Domain, Measure, Selection, Training
 from examples.runs.errors import UserError
 from examples.runs.parallel import replicate
@@ -109,10 +109,15 @@ def create_optimizer(
     from one refresh to the next, the cosine with it.
     """
     method = METHODS[settings.method]
-    bases = {"adam": optax.adam, "adamw": partial(optax.adamw, weight_decay=settings.weight_decay)}
+    steps, decay = settings.evaluation_interval, settings.weight_decay
+    bases = {
+        "adam": optax.adam,
+        "adamw": partial(optax.adamw, weight_decay=decay),
+        "adamw+alphadecay": lambda schedule: adamw_with_alphadecay(schedule, decay, settings, steps, layers),
+    }
     optimizer = optax.chain(optax.clip_by_global_norm(settings.clip), bases[method.base](schedule))
     if method.balanced:
-        return balanced(optimizer, settings, settings.evaluation_interval, layers)
+        return balanced(optimizer, settings, steps, layers)
     return optax.with_extra_args_support(optimizer)
 
 
@@ -145,7 +150,7 @@ LANGUAGE = Domain(
     always_told=("dataset", "updates", "learning_rate"),
     speaking=("model", "dataset", "tokens", "metric", "fit", "assignment", "control", "dtype"),
     words={
-        **{"tb": "TB", "adam": "Adam", "adamw": "AdamW", "dataset": "text", "model": "network"},
+        **{"tb": "TB", "adam": "Adam", "adamw": "AdamW", "alphadecay": "AlphaDecay", "dataset": "text", "model": "network"},
         **{"tensorized": "tensorized Transformer", "tensorized_leaking": "tensorized Transformer that sees ahead"},
         **{f"gpt-{size}": f"GPT {size}" for size in ("tiny", "mini", "small", "medium")},
     },

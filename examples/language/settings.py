@@ -11,25 +11,24 @@ from examples.runs.balance import BalanceSettings, check_range, unused_of_balanc
 from examples.runs.domain import Method
 from examples.runs.errors import UserError
 
-METHODS = {
-    **{base: Method(base) for base in ("adam", "adamw")},
-    **{f"tb+{base}": Method(base, balanced=True) for base in ("adam", "adamw")},
-}
+_BASES = ("adam", "adamw", "adamw+alphadecay")
+METHODS = {base: Method(base) for base in _BASES} | {f"tb+{base}": Method(base, balanced=True) for base in _BASES}
 
 
 def unused(settings: Mapping[str, Any]) -> set[str]:
     """The settings that a run with these ones does not read."""
     method = METHODS[settings["method"]]
-    names = unused_of_balance(settings, method.balanced)
-    return names if method.base == "adamw" else names | {"weight_decay"}
+    names = unused_of_balance(settings, method.balanced, decays=method.base == "adamw+alphadecay")
+    return names | {"weight_decay"} if method.base == "adam" else names
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings(BalanceSettings):
     """Trains one language model by one of the paper's methods."""
 
-    method: Literal["adam", "adamw", "tb+adam", "tb+adamw"] = "tb+adam"
-    """Optimizer, with cosine annealing. tb: TempBalance, a learning rate for each layer, after it."""
+    method: Literal["adam", "adamw", "adamw+alphadecay", "tb+adam", "tb+adamw", "tb+adamw+alphadecay"] = "tb+adam"
+    """Optimizer, with cosine annealing. tb: TempBalance, a learning rate for each layer, after it. alphadecay: a weight
+    decay for each layer."""
     model: Model = "gpt-tiny"
     """Network. tensorized is the paper's, of three layers; tensorized_leaking is as its authors trained it: it sees the
     tokens that it is to predict, and what it reaches is no perplexity of a language model."""
@@ -62,7 +61,7 @@ class Settings(BalanceSettings):
     learning_rate: float = 1e-3
     """At the start; annealed to zero, update by update."""
     weight_decay: float = 0.1
-    """On every parameter (adamw, tb+adamw)."""
+    """On every parameter (adamw)."""
     clip: float = 0.25
     """The norm that gradients are clipped to."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -70,7 +69,7 @@ class Settings(BalanceSettings):
     remat: bool = False
     """Computes the insides of layers again in the backward pass: slower, in less memory."""
     update_interval: int | None = 25
-    """Updates between refreshes of the scales (tb)."""
+    """Updates between refreshes of the scales (tb, alphadecay)."""
 
     @property
     def network(self) -> str:

@@ -1,4 +1,4 @@
-"""TempBalance in the runs of every domain: its flags, and the transformation that they ask for."""
+"""TempBalance and AlphaDecay in the runs of every domain: their flags, and the transformations that they ask for."""
 
 import dataclasses
 import functools
@@ -29,31 +29,42 @@ _ASSIGNMENTS = {
     "sqrt": tb_optax.sqrt,
     "log2": tb_optax.log2,
     "step": tb_optax.step,
+    "sigmoid": tb_optax.sigmoid,
 }
+_OF_SCALES = {"control", "min_scale", "max_scale"}
+_OF_DECAYS = {"min_decay_scale", "max_decay_scale"}
 
 
 @dataclasses.dataclass(frozen=True)
 class BalanceSettings:
-    """What TempBalance does in a run, where its method has it; all that a domain adds has a default too."""
+    """What TempBalance (tb) and AlphaDecay do in a run that has them; all that a domain adds has a default too."""
 
     metric: Literal["pl_alpha_hill", "spectral_norm", "alpha_weighted"] = "pl_alpha_hill"
-    """What of a layer's spectrum its scale is read off (tb)."""
+    """What of a layer's spectrum its scale is read off (tb, alphadecay)."""
     fit: Literal["median", "goodness_of_fit", "fix_finger"] = "median"
-    """How the tail of a spectrum is fitted (tb)."""
+    """How the tail of a spectrum is fitted (tb, alphadecay)."""
     tail_fraction: float = 0.5
-    """The share of a spectrum that is its tail, where fit is median (tb)."""
-    assignment: Literal["linear", "sqrt", "log2", "step"] = "linear"
-    """How metrics become scales (tb)."""
+    """The share of a spectrum that is its tail, where fit is median (tb, alphadecay)."""
+    spectrum_rows: int | None = None
+    """Instead of a weight's own spectrum, that of square windows of so many rows (FARMS; tb, alphadecay)."""
+    blocks: bool = False
+    """Layers of a block share one scale (tb, alphadecay)."""
+    assignment: Literal["linear", "sqrt", "log2", "step", "sigmoid"] = "linear"
+    """How metrics become scales (tb, alphadecay)."""
     control: Literal["none", "placebo", "mean"] = "none"
     """Instead of each layer's own scale (tb), that of a layer drawn at every refresh, or every layer the mean of all."""
     min_scale: float = 0.5
     """The least scale of a layer (tb): with linear, that of the heaviest tail."""
     max_scale: float = 1.5
     """The greatest scale of a layer (tb)."""
+    min_decay_scale: float = 0.67
+    """The least of what a layer's weight decay is multiplied by (alphadecay)."""
+    max_decay_scale: float = 5.0
+    """The greatest of it (alphadecay)."""
     update_interval: int | None = None
-    """Steps between refreshes of the scales (tb); by default an epoch's."""
+    """Steps between refreshes of the scales (tb, alphadecay); by default an epoch's."""
     first_and_last: bool = False
-    """Balances the first and the last layer too (tb)."""
+    """Balances the first and the last layer too (tb, alphadecay)."""
 
     def refreshes(self, steps: int) -> tuple[int, int]:
         """The steps from one refresh to the next, and before the first; an interval has `steps`."""
@@ -61,9 +72,14 @@ class BalanceSettings:
 
     def check(self) -> None:
         """Raises UserError where a number is out of range."""
-        check_range(self, ("update_interval", "tail_fraction"), ("min_scale", "max_scale"))
-        if self.min_scale > self.max_scale:
-            raise UserError(f"--min-scale {self.min_scale} is above --max-scale {self.max_scale}.")
+        bounds = ("min_scale", "max_scale", "min_decay_scale", "max_decay_scale")
+        check_range(self, ("update_interval", "tail_fraction"), bounds)
+        for low, high in (bounds[:2], bounds[2:]):
+            if getattr(self, low) > getattr(self, high):
+                least, greatest = (f"--{name.replace('_', '-')} {getattr(self, name)}" for name in (low, high))
+                raise UserError(f"{least} is above {greatest}.")
+        if self.spectrum_rows is not None and self.spectrum_rows < 2:
+            raise UserError(f"--spectrum-rows {self.spectrum_rows} must be at least 2.")
         if self.tail_fraction > 1:
             raise UserError(f"--tail-fraction {self.tail_fraction} must be at most 1.")
 
@@ -77,13 +93,14 @@ class BalanceSettings:
 BALANCE = tuple(field.name for field in dataclasses.fields(BalanceSettings))
 
 
-def unused_of_balance(settings: Mapping[str, Any], is_balanced: bool) -> set[str]:
-    """Those of `BALANCE` that a run with these settings does not read."""
-    if not is_balanced:
+def unused_of_balance(settings: Mapping[str, Any], is_balanced: bool, decays: bool = False) -> set[str]:
+    """Those of `BALANCE` that a run with these settings does not read: TempBalance balances it, or AlphaDecay, or both."""
+    if not (is_balanced or decays):
         return set(BALANCE)
+    others = (set() if is_balanced else _OF_SCALES) | (set() if decays else _OF_DECAYS)
     if settings["metric"] == "spectral_norm":
-        return {"fit", "tail_fraction"}
-    return set() if settings["fit"] == "median" else {"tail_fraction"}
+        return others | {"fit", "tail_fraction"}
+    return others if settings["fit"] == "median" else others | {"tail_fraction"}
 
 
 def check_range(settings: object, positive: tuple[str, ...], others: tuple[str, ...]) -> None:
@@ -106,18 +123,48 @@ def balanced(
       steps: of an interval.
       layers: that are balanced.
     """
-    interval, start = settings.refreshes(steps)
     assign = _ASSIGNMENTS[settings.assignment]
     balance = tb_optax.tempbalance(
-        interval,
         min_scale=settings.min_scale,
         max_scale=settings.max_scale,
-        metric=create_metric(settings.metric, settings.tail_fit()),
         assign=assign if settings.control == "none" else CONTROLS[settings.control](assign),
-        layers=layers,
-        start_step=start,
+        **_of_both(settings, steps, layers),
     )
     return optax.chain(optimizer, balance)
+
+
+def adamw_with_alphadecay(
+    schedule: optax.Schedule, weight_decay: float, settings: BalanceSettings, steps: int, layers: tb_optax.LayersOrFn
+) -> optax.GradientTransformation:
+    """AdamW, with AlphaDecay for its decay.
+
+    Args:
+      schedule: of the learning rate.
+      weight_decay: of a layer whose scale is 1.
+      settings: what AlphaDecay does.
+      steps: of an interval.
+      layers: that are balanced.
+    """
+    decay = tb_optax.alphadecay(
+        weight_decay,
+        min_scale=settings.min_decay_scale,
+        max_scale=settings.max_decay_scale,
+        assign=_ASSIGNMENTS[settings.assignment],
+        **_of_both(settings, steps, layers),
+    )
+    return optax.chain(optax.scale_by_adam(), decay, optax.scale_by_learning_rate(schedule))
+
+
+def _of_both(settings: BalanceSettings, steps: int, layers: tb_optax.LayersOrFn) -> dict[str, Any]:
+    interval, start = settings.refreshes(steps)
+    windows = None if settings.spectrum_rows is None else tb_optax.Windows(settings.spectrum_rows)
+    return {
+        "update_interval": interval,
+        "start_step": start,
+        "metric": create_metric(settings.metric, settings.tail_fit()),
+        "layers": tb_optax.in_blocks(layers) if settings.blocks else layers,
+        "solver": tb_optax.Solver(windows=windows),
+    }
 
 
 def create_metric(metric: str, fit: FitTail) -> Callable[..., jax.Array]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import tb_optax
-from examples.runs.balance import balanced
+from examples.runs.balance import adamw_with_alphadecay, balanced
 from examples.vision.settings import METHODS, Settings
 
 
@@ -41,7 +41,10 @@ def create_optimizer(
       weights: all weights of two or more axes, for SNR and for the projections of SGDP and AdamP.
     """
     method = METHODS[settings.method]
-    optimizer = _OPTIMIZERS[method.base](settings, schedule, weights)
+    if method.base == "adamw+alphadecay":
+        optimizer = adamw_with_alphadecay(schedule, settings.weight_decay, settings, steps_per_epoch, layers)
+    else:
+        optimizer = _OPTIMIZERS[method.base](settings, schedule, weights)
     if method.balanced:
         return balanced(optimizer, settings, steps_per_epoch, layers)
     return optax.with_extra_args_support(optimizer)

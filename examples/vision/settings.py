@@ -14,12 +14,12 @@ from examples.vision.models import Model
 _LEARNING_RATES = {
     **dict.fromkeys(("cal", "snr", "sgdr", "lookahead", "sgdp"), 0.1),
     **{"lars": 28.0, "lamb": 0.01},
-    **dict.fromkeys(("adam", "adamw", "adamp"), 0.001),
+    **dict.fromkeys(("adam", "adamw", "adamw+alphadecay", "adamp"), 0.001),
 }
 METHODS = {
     **{base: Method(base) for base in _LEARNING_RATES},
     "tb": Method("cal", balanced=True),
-    **{f"tb+{base}": Method(base, balanced=True) for base in ("snr", "sgdp", "adam", "adamw")},
+    **{f"tb+{base}": Method(base, balanced=True) for base in ("snr", "sgdp", "adam", "adamw", "adamw+alphadecay")},
 }
 _READ_BY_BASE = {
     "snr": {"snr_coefficient"},
@@ -32,8 +32,9 @@ def unused(settings: Mapping[str, Any]) -> set[str]:
     """The settings that a run with these ones does not read."""
     method = METHODS[settings["method"]]
     names = set().union(*(names for base, names in _READ_BY_BASE.items() if base != method.base))
-    names |= unused_of_balance(settings, method.balanced)
-    return names if method.balanced else names | {"start_epoch"}
+    decays = method.base == "adamw+alphadecay"
+    names |= unused_of_balance(settings, method.balanced, decays)
+    return names if method.balanced or decays else names | {"start_epoch"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +51,17 @@ class Settings(BalanceSettings):
         "sgdp",
         "adam",
         "adamw",
+        "adamw+alphadecay",
         "adamp",
         "tb",
         "tb+snr",
         "tb+sgdp",
         "tb+adam",
         "tb+adamw",
+        "tb+adamw+alphadecay",
     ] = "tb"
     """cal: SGD, momentum 0.9, cosine annealing per epoch. snr: with spectral norm regularization. tb: TempBalance, a
-    learning rate for each layer, after SGD or another."""
+    learning rate for each layer, after SGD or another. alphadecay: a weight decay for each layer."""
     model: Model = "resnet18"
     """Network; its CIFAR variant."""
     width: float = 1.0
@@ -95,7 +98,7 @@ class Settings(BalanceSettings):
     lookahead_step_size: float = 0.8
     """How far the slow weights then move towards the fast ones (lookahead)."""
     start_epoch: int = 0
-    """Epochs before the first refresh (tb)."""
+    """Epochs before the first refresh (tb, alphadecay)."""
 
     @property
     def network(self) -> str:

@@ -122,9 +122,9 @@ def test_a_run_on_two_devices_is_that_on_one_but_for_the_order_of_sums(finished,
         np.testing.assert_allclose(told[0], told[1], rtol=2e-3)
 
 
-@pytest.mark.parametrize("method", ["adam", "adamw", "tb+adamw"])
+@pytest.mark.parametrize("method", ["adam", "adamw", "adamw+alphadecay", "tb+adamw", "tb+adamw+alphadecay"])
 def test_what_a_method_does_with_a_gradient(method):
-    """Two updates of a stack, by the formulas: clipping, Adam, the cosine, decoupled decay, and a scale for each slice."""
+    """Two updates of a stack, by the formulas: clipping, Adam, the cosine, decay and rate of each slice by its scale."""
     random = np.random.default_rng(0)
     kernel = random.standard_normal((2, 60, 50)) * np.array([1.0, 0.9])[:, None, None] ** np.arange(50)
     layers = tb_optax.Layers([tb_optax.Layer("stack", "kernel", layer_axes=(0,))])
@@ -146,8 +146,12 @@ def test_what_a_method_does_with_a_gradient(method):
             told = np.asarray(optax.tree_utils.tree_get(state, "TempBalanceState").scale["stack"])
             assert sorted(told) == [0.5, 1.5]
             scale = told
+        if method.endswith("alphadecay"):
+            told = np.asarray(optax.tree_utils.tree_get(state, "AlphaDecayState").scale["stack"])
+            np.testing.assert_allclose(sorted(told), [0.67, 5.0], rtol=1e-6)
+            decay = told[:, None, None] * decay
         moved = -rate * scale[:, None, None] * (direction + decay)
-        np.testing.assert_allclose(updates["kernel"], moved, rtol=2e-4, atol=1e-6)
+        np.testing.assert_allclose(updates["kernel"], moved, rtol=2e-4, atol=5e-6)
         params, weight = optax.apply_updates(params, updates), weight + moved
 
 
