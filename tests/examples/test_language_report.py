@@ -104,7 +104,7 @@ def test_the_report_says_what_was_chosen_by_what(rows, grid, tmp_path):
 
 
 def test_ready_grids_are_the_papers_and_our_own():
-    assert set(ready_grids(LANGUAGE)) == {"table7b", "kjv", "text"}
+    assert set(ready_grids(LANGUAGE)) == {"table7b", "kjv", "text", "heirs"}
     grid = load_grid(LANGUAGE, "table7b")
     assert grid.seeds == PAPER_SEEDS
     for model in ("tensorized", "tensorized_leaking"):

@@ -194,6 +194,7 @@ def test_tempbalance_scales_the_step_of_the_optimizer_before_it(base):
         (dict(assignment="sqrt"), tb_optax.pl_alpha_hill, tb_optax.sqrt),
         (dict(assignment="log2"), tb_optax.pl_alpha_hill, tb_optax.log2),
         (dict(assignment="step", min_scale=0.2, max_scale=1.1), tb_optax.pl_alpha_hill, tb_optax.step),
+        (dict(assignment="sigmoid"), tb_optax.pl_alpha_hill, tb_optax.sigmoid),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
@@ -204,6 +205,20 @@ def test_flags_choose_the_metric_the_fit_and_the_assignment(changes, metric, ass
     expected = np.clip(assign(metrics, settings.min_scale, settings.max_scale), settings.min_scale, settings.max_scale)
     scales = optax.tree_utils.tree_get(state, "TempBalanceState").scale
     np.testing.assert_allclose([scales[name] for name in before], expected, rtol=1e-3)
+
+
+def test_flags_choose_windows_for_spectra_and_for_the_decay_its_range():
+    solver = tb_optax.Solver(windows=tb_optax.Windows(rows=4))
+    for method, changes, state_name in (
+        ("tb", {}, "TempBalanceState"),
+        ("adamw+alphadecay", dict(min_decay_scale=0.8, max_decay_scale=3.0), "AlphaDecayState"),
+    ):
+        (before, _), state = train(dataclasses.replace(SMALL, method=method, spectrum_rows=4, **changes), steps=1)
+        spectra = tb_optax.spectra(before, solver=solver).values()
+        metrics = jnp.stack([tb_optax.pl_alpha_hill(values) for values in spectra])
+        bounds = (0.5, 1.5) if method == "tb" else (0.8, 3.0)
+        scales = optax.tree_utils.tree_get(state, state_name).scale
+        np.testing.assert_allclose([scales[name] for name in before], tb_optax.linear(metrics, *bounds), rtol=1e-3)
 
 
 def test_scales_are_refreshed_at_the_interval_from_the_start_epoch_on():
@@ -229,14 +244,18 @@ def test_scales_are_refreshed_at_the_interval_from_the_start_epoch_on():
 def test_settings_that_a_method_does_not_use_do_not_make_another_run():
     assert Settings(method="cal", min_scale=0.2, snr_coefficient=1.0).resolved() == Settings(method="cal").resolved()
     assert Settings(method="tb+snr", snr_coefficient=1.0).resolved() != Settings(method="tb+snr").resolved()
+    decay = Settings(method="adamw+alphadecay")
+    assert dataclasses.replace(decay, control="mean", max_scale=3.0).resolved() == decay.resolved()
+    assert dataclasses.replace(decay, spectrum_rows=20).resolved() != decay.resolved()
+    assert Settings(method="tb", max_decay_scale=9.0).resolved() == Settings(method="tb").resolved()
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_starts_at_the_rate_of_what_it_is_made_of_and_balances_where_its_name_says(name):
     parts = name.split("+")
-    alone = [part for part in parts if part != "tb"] or ["cal"]
-    assert METHODS[name] == Method(alone[0], balanced="tb" in parts)
-    assert Settings(method=name).resolved().learning_rate == Settings(method=alone[0]).resolved().learning_rate
+    alone = "+".join(part for part in parts if part != "tb") or "cal"
+    assert METHODS[name] == Method(alone, balanced="tb" in parts)
+    assert Settings(method=name).resolved().learning_rate == Settings(method=alone).resolved().learning_rate
     assert Settings(method=name, learning_rate=0.3).resolved().learning_rate == 0.3
 
 
