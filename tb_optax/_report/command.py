@@ -24,6 +24,7 @@ from tb_optax._report.page import page
 from tb_optax._report.report import Measuring, Report
 from tb_optax._report.source import UnreadableError, one_line, printable
 from tb_optax._spectra.solver import Solver
+from tb_optax._spectra.windows import Windows
 
 _FITS = {"median": fits.median, "goodness_of_fit": fits.goodness_of_fit, "fix_finger": fits.fix_finger}
 _SORTS = Literal[
@@ -52,6 +53,8 @@ class Settings:
     """The scale at the greatest alpha."""
     approximate_from: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Matrices whose smaller side is at least this have their spectra approximated: for large models, 2048."""
+    windows: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Spectra of square windows of so many rows, which have no bias of the aspect ratio (FARMS), not of whole weights."""
     sort: _SORTS | None = None
     """Sort the table by a number; by default, layers are in the order of their names. Of several checkpoints, the last's."""
     reverse: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -148,7 +151,10 @@ def _measuring(settings: Settings, path: str) -> Measuring:
         tuple(_FITS[name] for name in settings.fit),
         settings.min_scale,
         settings.max_scale,
-        Solver(approximate_from=settings.approximate_from),
+        Solver(
+            approximate_from=settings.approximate_from,
+            windows=None if settings.windows is None else Windows(settings.windows),
+        ),
     )
 
 

@@ -281,3 +281,14 @@ def test_a_large_model_is_read_layer_by_layer(tmp_path):
     *rows, peak = done.stdout.splitlines()
     assert len(rows) == 33
     assert int(peak) < 3 * 2**20, "KiB"
+
+
+def test_windows_are_those_of_the_library_and_of_a_size_that_can_be(checkpoint, tmp_path, capsys):
+    assert _run(checkpoint, "--windows", "40", "--csv", str(tmp_path / "layers.csv")) == 0
+    rows = list(csv.DictReader((tmp_path / "layers.csv").open()))
+    solver = tb_optax.Solver(windows=tb_optax.Windows(40))
+    for row, record in zip(rows, tb_optax.report(checkpoint, solver=solver).records, strict=True):
+        assert float(row["alpha"]) == pytest.approx(record.alpha, rel=1e-5)
+        assert int(row["eigenvalues"]) == 40 * 81
+    capsys.readouterr()
+    assert "rows=1" in _fails(capsys, 2, checkpoint, "--windows", "1")
