@@ -18,7 +18,7 @@ METHODS = {base: Method(base) for base in _BASES} | {f"tb+{base}": Method(base, 
 def unused(settings: Mapping[str, Any]) -> set[str]:
     """The settings that a run with these ones does not read."""
     method = METHODS[settings["method"]]
-    names = unused_of_balance(settings, method.balanced, decays=method.base == "adamw+alphadecay")
+    names = unused_of_balance(settings, method.balanced, method.decays)
     return names | {"weight_decay"} if method.base == "adam" else names
 
 

@@ -21,6 +21,11 @@ class Method(NamedTuple):
     base: str
     balanced: bool = False
 
+    @property
+    def decays(self) -> bool:
+        """Whether the optimizer's decay is AlphaDecay's."""
+        return self.base.endswith("+alphadecay")
+
 
 class Settings(Protocol):
     """A dataclass of every choice that changes a run's result, each with a default; paths only say where data lie.

@@ -159,7 +159,8 @@ class Trainer:
 
     def _refreshes(self, number: int) -> int:
         """How many refreshes fall in an interval, the first being 1."""
-        if not self.domain.methods[self.settings.method].balanced:
+        method = self.domain.methods[self.settings.method]
+        if not (method.balanced or method.decays):
             return 0
         steps = self.training.steps
         every, begin = self.settings.refreshes(steps)

@@ -41,7 +41,7 @@ def create_optimizer(
       weights: all weights of two or more axes, for SNR and for the projections of SGDP and AdamP.
     """
     method = METHODS[settings.method]
-    if method.base == "adamw+alphadecay":
+    if method.decays:
         optimizer = adamw_with_alphadecay(schedule, settings.weight_decay, settings, steps_per_epoch, layers)
     else:
         optimizer = _OPTIMIZERS[method.base](settings, schedule, weights)

@@ -32,9 +32,8 @@ def unused(settings: Mapping[str, Any]) -> set[str]:
     """The settings that a run with these ones does not read."""
     method = METHODS[settings["method"]]
     names = set().union(*(names for base, names in _READ_BY_BASE.items() if base != method.base))
-    decays = method.base == "adamw+alphadecay"
-    names |= unused_of_balance(settings, method.balanced, decays)
-    return names if method.balanced or decays else names | {"start_epoch"}
+    names |= unused_of_balance(settings, method.balanced, method.decays)
+    return names if method.balanced or method.decays else names | {"start_epoch"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tb_optax._balance.assignments import Assignment, Bound
 from tb_optax._balance.metrics import Metric, needs_small_eigenvalues
-from tb_optax._checks import check_arguments, check_params, check_shape, check_state
+from tb_optax._checks import check_arguments, check_params, check_shape, check_state, check_updates
 from tb_optax._compat import is_placeholder
 from tb_optax._dtypes import at_least_float32
 from tb_optax._layers.blocks import units
@@ -101,6 +101,21 @@ class Balance(Generic[State]):
         kernels = jax.lax.stop_gradient({layer.kernel: leaves[layer.kernel] for layer in found})
         metrics, scales = self._refresh_if_due(found, state, kernels)
         return Refreshed(self._create_state(jnp.asarray(optax.safe_increment(state.count)), metrics, scales), found, leaves)
+
+    def transformation(
+        self, change: Callable[[PyTree, PyTree, State, Refreshed[State]], PyTree]
+    ) -> optax.GradientTransformationExtraArgs:
+        """The transformation on this core: `change(updates, params, state before, refreshed)` makes its updates."""
+
+        def update_fn(
+            updates: PyTree, state: State, params: PyTree | None = None, **extra_args: object
+        ) -> tuple[PyTree, State]:
+            del extra_args
+            refreshed = self.update(state, params)
+            check_updates(self._argument_of, updates, refreshed.layers, refreshed.leaves)
+            return change(updates, params, state, refreshed), refreshed.state
+
+        return optax.GradientTransformationExtraArgs(self.init, update_fn)  # pyright: ignore[reportArgumentType]
 
     def _refreshed_if_due(self, found: Layers, state: State, kernels: dict[Path, Array]) -> tuple[Any, Any]:
         interval, start = _whole(self._update_interval), _whole(self._start_step)

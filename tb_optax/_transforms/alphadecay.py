@@ -8,9 +8,9 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from tb_optax._balance.assignments import Assignment, Bound, linear
-from tb_optax._balance.balance import Balance, scale_by_layer
+from tb_optax._balance.balance import Balance, Refreshed, scale_by_layer
 from tb_optax._balance.metrics import Metric, pl_alpha_hill
-from tb_optax._checks import check_not_negative, check_updates
+from tb_optax._checks import check_not_negative
 from tb_optax._dtypes import at_least_float32
 from tb_optax._layers.find import find_layers
 from tb_optax._layers.layer import LayersOrFn, PyTree
@@ -103,17 +103,12 @@ def alphadecay(
         solver=solver,
     )
 
-    def update_fn(
-        updates: PyTree, state: AlphaDecayState, params: PyTree | None = None, **extra_args: object
-    ) -> tuple[PyTree, AlphaDecayState]:
-        del extra_args
-        new_state, found, leaves = balance.update(state, params)
-        check_updates("alphadecay", updates, found, leaves)
+    def add_decayed(updates: PyTree, params: PyTree, state: AlphaDecayState, now: Refreshed[AlphaDecayState]) -> PyTree:
         decay = weight_decay(state.count) if callable(weight_decay) else weight_decay
-        balanced = scale_by_layer(params, found, leaves, new_state.scale)
-        return jax.tree.map(lambda update, own: _plus(update, decay, own), updates, balanced), new_state
+        balanced = scale_by_layer(params, now.layers, now.leaves, now.state.scale)
+        return jax.tree.map(lambda update, own: _plus(update, decay, own), updates, balanced)
 
-    transformation = optax.GradientTransformationExtraArgs(balance.init, update_fn)  # pyright: ignore[reportArgumentType]
+    transformation = balance.transformation(add_decayed)
     return transformation if mask is None else optax.masked(transformation, mask)
 
 

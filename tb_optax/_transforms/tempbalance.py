@@ -8,9 +8,8 @@ from jaxtyping import Array, Float, Int
 from tb_optax._balance.assignments import Assignment, Bound, linear
 from tb_optax._balance.balance import Balance, scale_by_layer
 from tb_optax._balance.metrics import Metric, pl_alpha_hill
-from tb_optax._checks import check_updates
 from tb_optax._layers.find import find_layers
-from tb_optax._layers.layer import LayersOrFn, PyTree
+from tb_optax._layers.layer import LayersOrFn
 from tb_optax._spectra.solver import DEFAULT_SOLVER, Solver
 
 
@@ -113,12 +112,6 @@ def tempbalance(
         solver=solver,
     )
 
-    def update_fn(
-        updates: PyTree, state: TempBalanceState, params: PyTree | None = None, **extra_args: object
-    ) -> tuple[PyTree, TempBalanceState]:
-        del extra_args
-        new_state, found, leaves = balance.update(state, params)
-        check_updates("tempbalance", updates, found, leaves)
-        return scale_by_layer(updates, found, leaves, new_state.scale), new_state
-
-    return optax.GradientTransformationExtraArgs(balance.init, update_fn)  # pyright: ignore[reportArgumentType]
+    return balance.transformation(
+        lambda updates, params, state, now: scale_by_layer(updates, now.layers, now.leaves, now.state.scale)
+    )
