@@ -224,8 +224,15 @@ def _flat(numbers: dict[str, Float[Array, "*stack"]], names: Iterable[str]) -> F
 def _unflat(
     flat: Float[Array, " slices"], like: dict[str, Float[Array, "*stack"]], names: Iterable[str]
 ) -> dict[str, Float[Array, "*stack"]]:
-    ends = np.cumsum([like[name].size for name in names])[:-1]
-    return {name: own.reshape(like[name].shape) for name, own in zip(names, jnp.split(flat, ends), strict=True)}
+    numbers, start = {}, 0
+    for name in names:
+        shape, stop = like[name].shape, start + like[name].size
+        if shape:
+            numbers[name] = flat[start:stop].reshape(shape)
+        else:  # Picked by a mask to read: XLA compiles that once, and a slice for each layer.
+            numbers[name] = jnp.sum(flat, where=np.arange(len(flat)) == start)
+        start = stop
+    return numbers
 
 
 @jax.custom_batching.custom_vmap

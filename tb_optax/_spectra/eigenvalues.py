@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from tb_optax._compat import lapack_target
 from tb_optax._spectra.blas import hold_blas_to_one_thread
@@ -57,7 +57,7 @@ def triangular_factor(matrices: Float[Array, "stack n m"]) -> Float[Array, "stac
 
 def _of_finite(solve: Solver, matrices: Float[Array, "stack n n"]) -> Float[Array, "stack n"]:
     """Solves the matrices without NaN or infinity, and sets to zero what is rounding."""
-    finite = jnp.isfinite(matrices).all(axis=(-2, -1), keepdims=True)
+    finite = jnp.isfinite(jnp.abs(matrices).max(axis=(-2, -1), keepdims=True))
     values = solve(jnp.where(finite, matrices, jnp.eye(*matrices.shape[1:], dtype=matrices.dtype)))
     floor = math.sqrt(values.shape[-1]) / 4 * jnp.finfo(values.dtype).eps * values[:, -1:]
     values = jnp.where(values > floor, values, 0.0)
@@ -92,7 +92,14 @@ def side_by_side(solve: Callable[[Array], Any], matrices: Float[Array, "stack ro
     # Of the lengths that a block may have, the one that leaves the fewest matrices over.
     length = min(range(least, 2 * least), key=lambda length: len(matrices) % length)
     whole = len(matrices) // length * length
-    solved = jax.lax.map(unrolled, matrices[:whole].reshape(-1, length, *matrices.shape[1:]))
+
+    def solve_block(_: None, places: list[Int[Array, ""]]) -> tuple[None, Any]:
+        picked = [jax.lax.dynamic_index_in_dim(matrices, place, keepdims=False) for place in places]
+        return None, unrolled(picked)
+
+    # The places are numbers to read, not written into the program: so XLA compiles one way to pick a matrix, not `length`.
+    places = [jnp.asarray(own) for own in np.arange(whole, dtype=np.int32).reshape(-1, length).T]
+    _, solved = jax.lax.scan(solve_block, None, places)
     solved = jax.tree.map(lambda blocks: blocks.reshape(whole, *blocks.shape[2:]), solved)
     if whole == len(matrices):
         return solved
