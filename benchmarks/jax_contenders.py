@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 import tb_optax
 from benchmarks.contenders import Case, Prepared
 from benchmarks.networks import create, matrices
+from benchmarks.solvers import EXACT, SOLVERS
 from examples.runs.provenance import cores
 
 _FITS = {
@@ -25,11 +26,13 @@ _FITS = {
 def tempbalance(case: Case) -> Prepared:
     """A refresh by the public interface: the new state, from the parameters.
 
-    `case["devices"]`, where given, is how many devices hold the parameters, replicated, as in data-parallel training.
+    `case["devices"]`, where given, is how many devices hold the parameters, replicated, as in data-parallel training;
+    `case["solver"]` is how spectra are computed, one of `benchmarks.solvers.SOLVERS`.
     """
     network = create(case["network"])
     metric = functools.partial(tb_optax.pl_alpha_hill, fit=_FITS[case["fit"]])
-    tx = tb_optax.tempbalance(1, metric=metric, layers=functools.partial(tb_optax.find_layers, exclude=network.exclude))
+    layers = functools.partial(tb_optax.find_layers, exclude=network.exclude)
+    tx = tb_optax.tempbalance(1, metric=metric, layers=layers, solver=SOLVERS[case.get("solver", EXACT)])
     refresh = jax.jit(lambda state, params: tx.update(params, state, params)[1])
     sharding = None
     if "devices" in case:

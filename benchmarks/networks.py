@@ -62,7 +62,7 @@ def create(name: str, seed: int = 0) -> Network:
     Args:
       name: `tiny`; `resnet18`, `resnet34`, `resnet50`, `resnet101`, `vgg16`, `vgg19`, each also with the channels of its
         last stage after a dash (`resnet18-1024`); `gpt2` (124M parameters); `llama1b` (TinyLlama's 1.1B, bfloat16, its
-        22 layers stacked on a scan axis).
+        22 layers stacked on a scan axis); `llama_layer`, two weights of Llama 3 8B.
       seed: of the weights.
     """
     if name == "llama1b":
@@ -72,6 +72,8 @@ def create(name: str, seed: int = 0) -> Network:
         return _tiny(weights)
     if name == "gpt2":
         return _gpt2(weights)
+    if name == "llama_layer":
+        return Network({"query": weights.kernel(4096, 4096), "gate": weights.kernel(4096, 14336)})
     match = re.fullmatch(r"(\w+?)(?:-(\d+))?", name)
     base, channels = (match[1], match[2]) if match else (name, None)
     if base in _RESNET_BLOCKS:
@@ -79,8 +81,9 @@ def create(name: str, seed: int = 0) -> Network:
     if base in _VGG_CONVS:
         return _vgg(weights, _VGG_CONVS[base], int(channels or 512))
     raise ValueError(
-        f"network {name!r} is not known; give tiny, gpt2, llama1b, {', '.join((*_RESNET_BLOCKS, *_VGG_CONVS))}, or one of "
-        "the last six with the channels of its last stage: resnet18-1024."
+        f"network {name!r} is not known; give tiny, gpt2, llama1b, llama_layer, "
+        f"{', '.join((*_RESNET_BLOCKS, *_VGG_CONVS))}, or one of the last six with the channels of its last "
+        "stage: resnet18-1024."
     )
 
 

@@ -11,7 +11,7 @@ from benchmarks import figure23
 from benchmarks.plots import plot
 from benchmarks.targets import targets
 
-PARTS = ("refresh", "steps", "figure23", "busy", "devices", "approximate", "checkpoint")
+PARTS = ("refresh", "steps", "figure23", "busy", "devices", "approximate", "choice", "checkpoint")
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def report(directory: Path) -> str:
     sections += _steps(parts.get("steps", {})) + _figure23(parts.get("figure23", []))
     sections += _busy(parts.get("busy", {})) + _devices(parts.get("devices", []))
     sections += _approximate(parts.get("approximate", []))
-    sections += _checkpoint(parts.get("checkpoint", []))
+    sections += _choice(parts.get("choice", {})) + _checkpoint(parts.get("checkpoint", []))
     sections += [f"![{path.stem}]({path.name})" for path in plots]
     reached = _table(("to reach", "measured", "bound", ""), (target.row() for target in targets(parts, device["platform"])))
     text = "\n\n".join([*sections, "## To reach", reached]) + "\n"
@@ -186,6 +186,28 @@ def _approximate(cases: Sequence[dict[str, Any]]) -> list[str]:
         "## Approximate spectra",
         "Root mean square error of alpha by steps x probes, and in brackets how many times as fast as the exact spectrum.",
         _table(columns, rows),
+    ]
+
+
+def _choice(choice: dict[str, Any]) -> list[str]:
+    if not choice:
+        return []
+    costs, agreement = choice["costs"], choice["agreement"]
+    solvers = list(next(iter((*costs.values(), *(found["spearman"] for found in agreement.values())))))
+    time = lambda result: f"{1e3 * result['median']:,.0f}" + (f" (x{result['ratio']:.2f})" if result["ratio"] else "")
+    close = lambda found, name: (
+        f"{found['spearman'][name]:.2f}, {found['alpha_differs'][name]:.1%}, {found['scale_differs'][name]:.2f}"
+    )
+    rows = [
+        (name, *(_or_error(found[name], time) for found in costs.values()), *(close(f, name) for f in agreement.values()))
+        for name in solvers
+    ]
+    return [
+        "## Exact spectra, windows, and Lanczos's method",
+        "A refresh in milliseconds, and in refreshes with exact spectra; and on trained weights Spearman's correlation of "
+        "alphas with the exact ones over the layers, the median difference of alphas, and the mean difference of scales "
+        "between 0.5 and 1.5.",
+        _table(("", *costs, *(f"{label}, {found['layers']} layers" for label, found in agreement.items())), rows),
     ]
 
 

@@ -27,9 +27,10 @@ _ON_CPU = {
     "busy": 0.05,
     "devices": 0.05,
     "approximate": 0.14,
+    "choice": 0.2,
     "checkpoint": 0.2,
 }
-_ON_GPU = {"refresh": 0.4, "steps": 0.3, "figure23": 0.2, "approximate": 0.1}
+_ON_GPU = {"refresh": 0.4, "steps": 0.3, "figure23": 0.2, "approximate": 0.1, "choice": 0.1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Settings:
     minutes: float | None = None
     """For everything; by default 20 on CPU and 9 on a GPU."""
     parts: tuple[str, ...] = ()
-    """Some of refresh, steps, figure23, busy, devices, approximate, checkpoint; by default all that suit the device."""
+    """Some of refresh, steps, figure23, busy, devices, approximate, choice, checkpoint; by default all that suit the
+    device."""
     out: Path | None = None
     """Where to write results, report and plots; by default benchmarks/results/KIND OF DEVICE."""
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tb_optax
-from benchmarks import busy, checkpoint, devices, figure23, refresh, report, steps
+from benchmarks import busy, checkpoint, choice, devices, figure23, refresh, report, steps
 from benchmarks.contenders import load
 from benchmarks.networks import create
 from benchmarks.timing import Contender, ContenderFailed, Deadline, Worker, measure, ratio
@@ -202,6 +202,21 @@ def test_a_refresh_is_reported_beside_an_epoch(tmp_path):
     expected = 100 * case["refresh"]["median"] / case["epoch"]["median"]
     assert float(row[4].strip("%")) == pytest.approx(expected, abs=0.01)
     assert (tmp_path / "figure23.png").exists()
+
+
+@pytest.mark.slow
+def test_ways_to_compute_spectra_are_compared_on_trained_weights(tmp_path):
+    checkpoint.write_checkpoint("resnet18-128", tmp_path / "trained.safetensors")
+    settings = choice.Settings(networks=("tiny",), trained=(tmp_path / "trained.safetensors",), rounds=1, out=tmp_path)
+    result = choice.run(settings)
+    found = result["agreement"]["trained.safetensors"]
+    assert found["spearman"]["exact"] == pytest.approx(1)
+    exact, windows = (found["alpha"][name] for name in ("exact", "windows, 81 of 100 rows"))
+    assert found["layers"] == len(exact) == len(windows)
+    assert found["alpha_differs"]["windows, 81 of 100 rows"] == pytest.approx(
+        np.median(np.abs(np.divide(windows, exact) - 1))
+    )
+    assert "## Exact spectra, windows" in report.report(tmp_path)
 
 
 def test_a_refresh_without_an_epoch_has_no_share():
