@@ -5,6 +5,7 @@ scales that follow, on trained weights: any checkpoints that `tb-optax report` r
 """
 
 import dataclasses
+import fnmatch
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ class Settings:
     trained: tuple[Path, ...] = ()
     """Checkpoints of trained networks, or run folders of the examples: what is compared. A folder's name is its label."""
     exclude: tuple[str, ...] = ("conv1", "linear")
-    """The first and the last layer of the trained networks, as `find_layers` takes them."""
+    """The first and the last layer of the trained networks, as `find_layers` takes them; what one has not is no matter."""
     rounds: int = 5
     """How often each is timed."""
     minutes: float = 5.0
@@ -72,7 +73,11 @@ def _costs(network: str, rounds: int, deadline: Deadline) -> dict[str, Result]:
 
 def _agreement(path: Path, exclude: tuple[str, ...]) -> Result:
     """With the exact spectra: Spearman's correlation over the layers, and differences of alphas and of scales."""
-    layers = lambda tree: tb_optax.find_layers(tree, exclude=exclude)
+
+    def layers(tree: Any) -> tb_optax.Layers:
+        names = [layer.name for layer in tb_optax.find_layers(tree)]
+        return tb_optax.find_layers(tree, exclude=[each for each in exclude if fnmatch.filter(names, each)])
+
     checkpoint = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     reports = {name: tb_optax.report(checkpoint, layers=layers, solver=solver) for name, solver in SOLVERS.items()}
     of: Callable[[str, str], Any] = lambda name, what: np.array([getattr(own, what) for own in reports[name].records])

@@ -1,7 +1,7 @@
 """What makes a domain: all that training, sweeps and reports know of what is trained, on what, and for what."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, get_args, get_type_hints
 
@@ -111,7 +111,7 @@ class Training(NamedTuple):
     train: Callable[[Any, PyTree], tuple[Any, Any, Observations]]
     """An interval: the state after it, a named tuple of metrics, and observations. Of a state and `data`."""
     evaluate: Callable[[Any, PyTree], Any]
-    """A named tuple of metrics, of a state and `held_out_data`."""
+    """A named tuple of metrics, or what `summarize` makes one of: of a state and `held_out_data`."""
     data: PyTree
     held_out_data: PyTree
     balanced: tb_optax.Layers
@@ -126,6 +126,10 @@ class Training(NamedTuple):
     units: int
     """That an interval trains on: images, tokens."""
     selection: Selection | None = None
+    summarize: Callable[[Any], Any] = lambda metrics: metrics
+    """The named tuple of metrics of what `evaluate` gives of one seed, where that is something else; on the host."""
+    pictures: Callable[[int, Any, Path], Iterable[Path]] | None = None
+    """Files of pictures, of a seed, of what `evaluate` gives at its end, and of a folder to write them to."""
 
 
 class Measure(NamedTuple):

@@ -2,7 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -57,11 +58,13 @@ class Trainer:
             checkpoints = [opened.enter_context(Checkpoints(directory.checkpoints)) for directory in directories.values()]
             state = self._train_intervals(program, tuple(directories), tuple(directories.values()), checkpoints)
             tested = {} if program.test is None else _named("test", program.test(state))
+            last = {} if self.training.pictures is None else program.evaluate(state)
         if is_first_process():
-            states = unstack((state, jax.device_get(tested)), len(directories))
-            for (seed_state, seed_tested), (seed, directory) in zip(states, directories.items(), strict=True):
+            states = unstack((state, jax.device_get(tested), jax.device_get(last)), len(directories))
+            for (seed_state, seed_tested, seed_last), (seed, directory) in zip(states, directories.items(), strict=True):
                 spectra = program.spectra(jax.device_get(seed_state.params))  # alone: the other processes are not here
-                self._finish(spectra, jax.tree.map(float, seed_tested), seed, directory)
+                pictures = () if self.training.pictures is None else self.training.pictures(seed, seed_last, directory.path)
+                self._finish(spectra, jax.tree.map(float, seed_tested), pictures, seed, directory)
 
     def _train_intervals(
         self,
@@ -103,11 +106,11 @@ class Trainer:
         state, train_metrics, observed = program.train(state)
         _wait(train_metrics)
         trained = time.perf_counter()
-        held_out_metrics = _wait(program.evaluate(state))
+        held_out = _wait(program.evaluate(state))
         evaluated = time.perf_counter()
         alphas = _wait(program.measure(state))
         measured = time.perf_counter()
-        state = program.keep(state, held_out_metrics)
+        state = program.keep(state, held_out)
         balance = optax.tree_utils.tree_get(state.opt_state, "TempBalanceState")
         refreshes = self._refreshes(number)
         common = {
@@ -118,7 +121,7 @@ class Trainer:
         }
         found = {
             **_named("train", train_metrics),
-            **_named(self.domain.held_out, held_out_metrics),
+            self.domain.held_out: held_out,
             "alpha": alphas,
             "scale": {} if balance is None else balance.scale,
             "metric": {} if balance is None else balance.metric,
@@ -126,6 +129,7 @@ class Trainer:
         }
         lines = []
         for one in unstack(jax.device_get(found), together):
+            one |= _named(self.domain.held_out, training.summarize(one.pop(self.domain.held_out)))
             one["scale"] = one["scale"] or {
                 layer.name: np.ones_like(one["alpha"][layer.name]) for layer in training.balanced
             }
@@ -167,7 +171,14 @@ class Trainer:
         before = lambda number: len(range(begin, number * steps, every))
         return before(number) - before(number - 1)
 
-    def _finish(self, spectra: Mapping[str, Spectrum], tested: dict[str, float], seed: int, directory: RunDirectory) -> None:
+    def _finish(
+        self,
+        spectra: Mapping[str, Spectrum],
+        tested: dict[str, float],
+        pictures: Iterable[Path],
+        seed: int,
+        directory: RunDirectory,
+    ) -> None:
         """What is left of a run after its last interval."""
         from examples.runs.plots import plot_run  # here, for matplotlib takes a while
 
@@ -175,7 +186,7 @@ class Trainer:
         directory.write_summary({**tested, "spectra": told, "provenance": provenance()})
         log = directory.log()
         title = f"{self.settings.network}, {self._name}, {self.settings.method}, seed {seed}"
-        plots = plot_run(log, self.domain.interval, title, directory.path)
+        plots = [*plot_run(log, self.domain.interval, title, directory.path), *pictures]
         measure, count = self.domain.measure, self.settings.intervals
         result = f"{measure.title} {measure.in_words(log[-1] | tested)} after {count} {self.domain.interval}s"
         self._console.print(result, style="bold")

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from examples.runs.errors import UserError
+from examples.runs.tfds_sets import default_test_split, first_line, open_split, open_tfds
 
 # Mean and standard deviation of each channel, of pixels in 0 to 1, as the paper's code has them. A data set whose name
 # starts with one of these shares them; any other is measured.
@@ -24,6 +25,11 @@ _NORMALIZATION = {
 # A mirrored digit or letter is another one, or none; clothes (`fashion_mnist`) may be. The paper's code mirrors SVHN all the
 # same; here it is left as it is.
 _NOT_FLIPPED = re.compile(r"^(digits|svhn|omniglot|cmaterdb)|^(?!fashion_).*mnist")
+_ADVICE = {
+    "tiny_imagenet": "get tiny-imagenet-200.zip from cs231n.stanford.edu and run: "
+    "python -m examples.vision.tiny_imagenet tiny-imagenet-200.zip",
+    "": "try digits, cifar10, cifar100 or svhn_cropped, or give --data-dir.",
+}
 _DIGITS_TEST = 360
 _DIGITS_SCALE = 4
 
@@ -76,9 +82,8 @@ def load_dataset(name: str, data_dir: Path | None, train_split: str, test_split:
         if (train_split, test_split) != ("train", None):
             raise UserError(f"--data-dir {data_dir} has no splits but its own; leave --train-split and --test-split out.")
         return _arrays(data_dir)
-    builder = _open_directory(data_dir) if data_dir is not None else _open_named(name)
-    if test_split is None:
-        test_split = next((split for split in ("test", "validation") if split in builder.info.splits), "test")
+    builder = open_tfds(name, data_dir, _ADVICE.get(name, _ADVICE[""]))
+    test_split = test_split or default_test_split(builder)
     features = dict(builder.info.features.items())
     num_classes = getattr(features.get("label"), "num_classes", None)
     if num_classes is None or "image" not in features:
@@ -112,7 +117,7 @@ def _arrays(path: Path) -> Dataset:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in names}
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"--data-dir {path} is no .npz file of {', '.join(names)}: {_first_line(error)}") from error
+        raise UserError(f"--data-dir {path} is no .npz file of {', '.join(names)}: {first_line(error)}") from error
     for split in ("train", "test"):
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         if images.dtype != np.uint8 or images.ndim != 4 or images.size == 0:
@@ -133,58 +138,9 @@ def _arrays(path: Path) -> Dataset:
     return Dataset(path.stem, **arrays, num_classes=num_classes, mean=mean, std=std, flip=not _NOT_FLIPPED.search(path.stem))
 
 
-def _tfds() -> Any:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import tensorflow_datasets as tfds
-
-    return tfds
-
-
-def _open_directory(data_dir: Path) -> Any:
-    try:
-        return _tfds().builder_from_directory(data_dir)
-    except Exception as error:
-        raise UserError(
-            f"--data-dir {data_dir} is not a data set that TFDS has prepared; "
-            "give the folder that holds its dataset_info.json (usually NAME/VERSION)."
-        ) from error
-
-
-def _open_named(name: str) -> Any:
-    tfds = _tfds()
-    try:
-        builder = tfds.builder(name, file_format="array_record")
-        builder.download_and_prepare()
-    except tfds.core.DatasetNotFoundError as error:
-        if name == "tiny_imagenet":
-            raise UserError(
-                f"--dataset {name} is not prepared in {tfds.core.constants.DATA_DIR}; get tiny-imagenet-200.zip from "
-                "cs231n.stanford.edu and run: python -m examples.vision.tiny_imagenet tiny-imagenet-200.zip"
-            ) from error
-        raise UserError(
-            f"--dataset {name}: TFDS has no data set of that name; try digits, cifar10, cifar100 or svhn_cropped, "
-            "or give --data-dir."
-        ) from error
-    except Exception as error:
-        raise UserError(f"--dataset {name}: TFDS could not download, prepare or open it: {_first_line(error)}") from error
-    return builder
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def _read(builder: Any, split: str) -> tuple[UInt8[np.ndarray, "n height width channels"], Int[np.ndarray, " n"]]:
     """Decodes a split, in threads: decoders release the interpreter."""
-    try:
-        source = builder.as_data_source(split=split)
-    except Exception as error:
-        raise UserError(
-            f"data set {builder.name!r} has no split {split!r}; it has {', '.join(builder.info.splits) or 'none'}."
-        ) from error
-    if len(source) == 0:
-        raise UserError(f"the split {split!r} of data set {builder.name!r} is empty.")
+    source = open_split(builder, split)
     first = source[0]["image"]
     images = np.empty((len(source), *first.shape), first.dtype)  # filled as they come: a list of them would be as much again
 

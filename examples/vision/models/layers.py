@@ -45,9 +45,11 @@ def conv(
     )
 
 
-def batch_norm(channels: int, *, momentum: float = 0.9, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.BatchNorm:
+def batch_norm(
+    channels: int, *, momentum: float = 0.9, epsilon: float = 1e-5, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> nnx.BatchNorm:
     """A batch norm; `momentum` is the share of the running statistics that stays, so one less PyTorch's."""
-    return nnx.BatchNorm(channels, momentum=momentum, epsilon=1e-5, dtype=dtype, rngs=rngs)
+    return nnx.BatchNorm(channels, momentum=momentum, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
 
 def linear(in_features: int, features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:

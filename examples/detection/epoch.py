@@ -1,0 +1,127 @@
+"""One training run as pure functions: a state, an epoch, the detections on a set."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8, UInt32
+
+import tb_optax
+from examples.detection.augment import Batch, augment, plain
+from examples.detection.boxes import expected_distances, from_distances, places
+from examples.detection.losses import Losses, Predictions, detection_loss
+from examples.detection.suppression import Detections, suppress
+from examples.runs.observations import Observations, observed_steps
+from examples.runs.parallel import split
+
+MOST_DETECTIONS = 300
+
+
+class TrainState(NamedTuple):
+    """All that an epoch changes, and the seed of what it draws."""
+
+    params: nnx.State
+    batch_stats: nnx.State
+    opt_state: optax.OptState
+    epoch: Int[Array, ""]
+    seed: UInt32[Array, ""]
+
+
+class Images(NamedTuple):
+    """A set of images on the device, with their boxes; see `examples.detection.data.Images`."""
+
+    images: UInt8[Array, "n size size channels"]
+    boxes: Float[Array, "n slots 4"]
+    labels: Int[Array, "n slots"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A model without its numbers."""
+
+    graphdef: nnx.GraphDef
+
+    def apply(
+        self, params: nnx.State, batch_stats: nnx.State, images: Float[Array, "batch size size channels"], *, train: bool
+    ) -> tuple[Predictions, nnx.State]:
+        """Predictions in float32, and the batch norms' new statistics."""
+        model = nnx.merge(self.graphdef, params, batch_stats, copy=True)
+        model.set_attributes(use_running_average=not train, raise_if_not_found=False)
+        predictions: Any = model(images)  # pyright: ignore[reportCallIssue]
+        return predictions, nnx.state(model, nnx.Not(nnx.Param))
+
+    def detect(
+        self, params: nnx.State, batch_stats: nnx.State, images: Float[Array, "batch size size channels"]
+    ) -> Detections:
+        """What is in each image."""
+        predictions, _ = self.apply(params, batch_stats, images, train=False)
+        boxes = from_distances(expected_distances(predictions.distances), *places(images.shape[1]))
+        boxes = jnp.clip(boxes, 0.0, images.shape[1])
+        own = lambda boxes, logits: suppress(boxes, jax.nn.sigmoid(logits), most=MOST_DETECTIONS)
+        return jax.vmap(own)(boxes, predictions.classes)
+
+
+def batch_of(key: Array, rows: Int[Array, " batch"], dataset: Images, *, augmented: bool, flip: bool) -> Batch:
+    """So many images of a set, each with three others drawn at random to make a mosaic of, if there are to be any."""
+    if not augmented:
+        return plain(*(each[rows] for each in dataset))
+    others_key, augment_key = jax.random.split(key)
+    others = jax.random.randint(others_key, (len(rows), 3), 0, len(dataset.images))
+    together = jnp.concatenate([rows[:, None], others], axis=1)
+    return augment(augment_key, *(each[together] for each in dataset), flip=flip)
+
+
+def train_epoch(
+    network: Network,
+    tx: optax.GradientTransformationExtraArgs,
+    layers: tb_optax.Layers,
+    watched: tb_optax.Layer,
+    batch_size: int,
+    augmented: bool,
+    flip: bool,
+    state: TrainState,
+    dataset: Images,
+) -> tuple[TrainState, Losses, Observations]:
+    """One pass over the training set in a random order, in whole batches; what remains is left for another epoch.
+
+    Each epoch draws from the run's seed and its own number, so a resumed run draws the same. The norms are those of
+    `layers`; of `watched` there are copies of its kernel.
+    """
+    order_key, augment_key = jax.random.split(jax.random.fold_in(jax.random.key(state.seed), state.epoch))
+    steps = len(dataset.images) // batch_size
+    order = jax.random.permutation(order_key, len(dataset.images))[: steps * batch_size].reshape(steps, batch_size)
+    centres, strides = places(dataset.images.shape[1])
+
+    def step(state: TrainState, inputs: tuple[Array, Array]) -> tuple[TrainState, nnx.State, Losses]:
+        rows, key = inputs
+        batch = jax.tree.map(split, batch_of(key, rows, dataset, augmented=augmented, flip=flip))
+
+        def loss_fn(params: nnx.State) -> tuple[Array, tuple[Losses, nnx.State]]:
+            predictions, batch_stats = network.apply(params, state.batch_stats, batch.images, train=True)
+            losses = detection_loss(predictions, jnp.asarray(centres), jnp.asarray(strides), batch.boxes, batch.labels)
+            return losses.loss, (losses, batch_stats)
+
+        (_, (losses, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params: nnx.State = optax.apply_updates(state.params, updates)  # pyright: ignore[reportAssignmentType]
+        return state._replace(params=params, batch_stats=batch_stats, opt_state=opt_state), grads, losses
+
+    inputs = (order, jax.random.split(augment_key, steps))
+    state, losses, observed = observed_steps(step, state, inputs, layers, watched)
+    return state._replace(epoch=state.epoch + 1), losses, observed
+
+
+def detect_all(network: Network, batch_size: int, state: TrainState, dataset: Images) -> Detections:
+    """What is found in every image of a set, in batches; the last one is filled up with images that do not count."""
+    count = len(dataset.images)
+    batches = -(-count // batch_size)
+
+    def found(rows: Int[Array, " batch"]) -> Detections:
+        images = split(dataset.images[jnp.minimum(rows, count - 1)])
+        return network.detect(state.params, state.batch_stats, images.astype(jnp.float32) / 255)
+
+    everything = jax.lax.map(found, jnp.arange(batches * batch_size).reshape(batches, batch_size))
+    return jax.tree.map(lambda each: each.reshape(-1, *each.shape[2:])[:count], everything)
