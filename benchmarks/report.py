@@ -194,7 +194,7 @@ def _choice(choice: dict[str, Any]) -> list[str]:
         return []
     costs, agreement = choice["costs"], choice["agreement"]
     solvers = list(next(iter((*costs.values(), *(found["spearman"] for found in agreement.values())))))
-    time = lambda result: f"{1e3 * result['median']:,.0f}" + (f" (x{result['ratio']:.2f})" if result["ratio"] else "")
+    time = lambda result: f"{1e3 * result['median']:,.0f}" + (f" (x{result['ratio']:.2g})" if result["ratio"] else "")
     close = lambda found, name: (
         f"{found['spearman'][name]:.2f}, {found['alpha_differs'][name]:.1%}, {found['scale_differs'][name]:.2f}"
     )
