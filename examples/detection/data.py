@@ -19,7 +19,7 @@ GRAY = 114
 """What images are padded with."""
 _NOT_FLIPPED = re.compile(r"^digits|svhn|text")
 _ADVICE = "try digits or voc/2007, or give --data-dir."
-_TRAIN_CANVASES, _TEST_CANVASES, _DIGITS_TEST = 512, 128, 360
+_CANVASES = {"train": 512, "validation": 128, "test": 128}
 _MOST_DIGITS, _LEAST_DIGIT, _LARGEST_DIGIT = 6, 16, 40
 
 
@@ -72,7 +72,7 @@ def load_detection_set(
       UserError: no such data set or split, or not one of boxes.
     """
     if data_dir is None and name == "digits":
-        return _digits(image_size, slots)
+        return _digits(train_split, test_split or "test", image_size, slots)
     builder = open_tfds(name, data_dir, _ADVICE)
     read, label = _reader(builder)
     sets = [
@@ -151,22 +151,27 @@ def _read(source: Any, read: Callable[[Any], Example], size: int, slots: int) ->
     return Images(images, boxes, labels)
 
 
-def _digits(size: int, slots: int) -> DetectionSet:
+def _digits(train_split: str, test_split: str, size: int, slots: int) -> DetectionSet:
     """Scikit-learn's handwritten digits (UCI, 8x8), one to six of them scattered over each canvas.
 
-    No digit is on a canvas to train on and on one to test on. Each is 16 to 40 pixels of 128 high and wide, and its box is
-    around its ink. On about one canvas in ten there is none.
+    No digit is on canvases of two splits: 60% of them are for training, 20% for validation and 20% for testing. Each is 16
+    to 40 pixels of 128 high and wide, and its box is around its ink. On about one canvas in ten there is none.
     """
     from sklearn.datasets import load_digits
 
     digits, labels = load_digits(return_X_y=True)
     digits = (digits.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    random = np.random.default_rng(0)
-    order = random.permutation(len(digits))
-    test, train = order[:_DIGITS_TEST], order[_DIGITS_TEST:]
-    make = lambda own, count: _scattered(random, digits[own], labels[own], count, size, slots)
-    sets = make(train, _TRAIN_CANVASES), make(test, _TEST_CANVASES)
-    return DetectionSet("digits", *sets, tuple(map(str, range(10))), flip=False)
+    order = np.random.default_rng(0).permutation(len(digits))
+    fifths = np.array_split(order, 5)
+    parts = {"train": np.concatenate(fifths[:3]), "validation": fifths[3], "test": fifths[4]}
+
+    def made(split: str) -> Images:
+        if split not in parts:
+            raise UserError(f"data set 'digits' has no split {split!r}; it has {', '.join(parts)}.")
+        random = np.random.default_rng(list(parts).index(split))
+        return _scattered(random, digits[parts[split]], labels[parts[split]], _CANVASES[split], size, slots)
+
+    return DetectionSet("digits", made(train_split), made(test_split), tuple(map(str, range(10))), flip=False)
 
 
 def _scattered(

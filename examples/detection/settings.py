@@ -55,7 +55,7 @@ class Settings(BalanceSettings):
     """Boxes of an image; of more, the largest are taken."""
     augment: bool = True
     """Augments with mosaics, scales, shifts, mirrors and colours."""
-    epochs: int = 60
+    epochs: int = 20
     """Passes over the training set, in whole batches."""
     batch_size: int = 16
     """Images a step."""
