@@ -7,7 +7,6 @@ PyTorch state dict are made from `model.2.m.0.cv1.conv.weight`, `model.2.m.0.cv1
 and the fixed numbers of the bins (`dfl`), are no parameters here.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from flax import nnx
 from examples.runs.errors import UserError
 from examples.runs.tfds_sets import first_line
 
+_HEAD, _BRANCHES = "22", ("cv2", "cv3")
 _BRANCH = {"0": "unit1", "1": "unit2", "2": "output"}
 _OF_CONV = {"weight": "kernel", "bias": "bias"}
 _OF_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
@@ -84,15 +84,14 @@ def from_torch(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     for name, tensor in state_dict.items():
         if name.endswith("num_batches_tracked") or ".dfl." in name:
             continue
-        match = re.fullmatch(r"model\.(\d+)\.(.+?)(?:\.(conv|bn))?\.(\w+)", name) or re.fullmatch(
-            r"model\.(\d+)()\.(conv|bn)\.(\w+)", name
-        )
-        if match is None or match[4] not in (_OF_NORM if match[3] == "bn" else _OF_CONV):
+        model, number, *inner, last = name.split(".") if name.count(".") > 1 else ("", "", "")
+        of_norm = inner[-1:] == ["bn"]
+        kind = (_OF_NORM if of_norm else _OF_CONV).get(last)
+        if model != "model" or not number.isdigit() or kind is None:
             raise UserError(f"{name} is none of YOLOv8's names, such as model.0.conv.weight; give its own state dict.")
-        inner = re.sub(r"^(cv[23]\.\d)\.([012])", lambda own: f"{own[1]}.{_BRANCH[own[2]]}", match[2] or "")
+        if inner[0] in _BRANCHES and number == _HEAD:
+            inner[2] = _BRANCH[inner[2]]
         array = np.asarray(tensor, np.float32)
-        new = (_OF_NORM if match[3] == "bn" else _OF_CONV)[match[4]]
-        found[".".join(filter(None, (f"layer{match[1]}", inner, match[3], new)))] = (
-            array.transpose(2, 3, 1, 0) if new == "kernel" else array
-        )
+        turned = array.transpose(2, 3, 1, 0) if kind == "kernel" else array
+        found[".".join([f"layer{number}", *inner, kind])] = np.ascontiguousarray(turned)  # safetensors writes as it lies
     return found
