@@ -1,0 +1,110 @@
+"""A detector in training: what a run writes, going on with one, several seeds at once, and commands' errors."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+import rich.console
+
+from examples.detection import train as train_module
+from examples.detection.average_precision import evaluate
+from examples.detection.domain import DETECTION, load, prepare
+from examples.detection.epoch import detect_all
+from examples.detection.settings import Settings
+from examples.runs.checkpoints import Checkpoints
+from examples.runs.devices import Devices
+from examples.runs.loop import Trainer
+from examples.runs.parallel import create_mesh
+from examples.runs.run_directory import RunDirectory
+from examples.runs.train import train
+
+SMALL = dict(width=0.0625, image_size=64, epochs=2, batch_size=64, learning_rate=4e-3, first_and_last=True)
+ONE = Devices(mesh=1)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return train(DETECTION, Settings(**SMALL), tmp_path_factory.mktemp("runs") / "run", devices=ONE)
+
+
+@pytest.mark.slow
+def test_a_run_learns_and_writes_what_a_person_looks_at(finished):
+    lines = finished.log()
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[1]["train_loss"] < 0.8 * lines[0]["train_loss"]
+    parts = ("box", "distribution", "classes")
+    assert lines[1]["train_loss"] == pytest.approx(sum(lines[1][f"train_{part}"] for part in parts), rel=1e-5)
+    scales = np.array([list(line["scale"].values()) for line in lines])
+    assert scales.min() == pytest.approx(0.6) and scales.max() == pytest.approx(1.4)
+    assert set(lines[0]["scale"]) < set(lines[0]["alpha"])
+    for name in ("alpha", "scale", "learning_rate", "batch", "detections", "precision_recall"):
+        assert (finished.path / f"{name}.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_what_the_log_says_of_the_last_epoch_is_what_its_state_finds(finished):
+    settings = Settings(**SMALL).resolved()
+    dataset = load(settings)
+    training = prepare(settings, dataset, create_mesh(1, settings.batch_size))
+    with Checkpoints(finished.checkpoints) as checkpoints:
+        state = checkpoints.restore(2, training.initial(43))
+    with jax.set_mesh(create_mesh(1, settings.batch_size)):
+        found = jax.jit(training.evaluate)(state, training.held_out_data)
+    assert training.evaluate.func is detect_all
+    assert found.boxes.shape == (128, 300, 4)  # the last batch is whole; all images are there
+    average = evaluate(found, dataset.test, dataset.classes).average
+    assert finished.log()[-1]["test_map"] == pytest.approx(average.map, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_run_stopped_and_gone_on_with_ends_as_one_that_was_not(finished, monkeypatch, tmp_path):
+    train_interval = Trainer._train_interval
+
+    def stopped(self, program, state, number, together):
+        if number == 2:
+            raise RuntimeError("killed")
+        return train_interval(self, program, state, number, together)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(Trainer, "_train_interval", stopped)
+        train(DETECTION, Settings(**SMALL), tmp_path / "run", devices=ONE)
+    resumed = train(DETECTION, Settings(**SMALL), tmp_path / "run", resume=True, devices=ONE)
+    untimed = lambda run: [{k: v for k, v in line.items() if "second" not in k} for line in run.log()]
+    assert json.dumps(untimed(resumed)) == json.dumps(untimed(finished))
+
+
+@pytest.mark.slow
+def test_seeds_that_train_together_have_an_average_precision_each(tmp_path):
+    settings = Settings(**SMALL | {"epochs": 1}).resolved()
+    trainer = Trainer(DETECTION, settings, load(settings), create_mesh(1, 64), rich.console.Console(quiet=True))
+    directories = {seed: RunDirectory(tmp_path / str(seed), DETECTION) for seed in (1, 2)}
+    for directory in directories.values():
+        directory.start(settings)
+    trainer.train(directories)
+    losses = [directory.log()[0]["train_loss"] for directory in directories.values()]
+    assert losses[0] != losses[1]
+    assert all((directory.path / "detections.png").exists() for directory in directories.values())
+    assert all(0 <= directory.log()[0]["test_map50"] <= 1 for directory in directories.values())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--image-size", "100"], "--image-size 100 must be a multiple of 32"),
+        (["--batch-size", "1000"], "--batch-size 1000 is more than the 512 training images"),
+        pytest.param(
+            ["--weights", "nowhere.safetensors"],
+            "--weights nowhere.safetensors is no safetensors file",
+            marks=pytest.mark.slow,  # the network is built first
+        ),
+        (["--min-eigenvalues", "1"], "--min-eigenvalues 1 must be at least 2"),
+        (["--dataset", "digits", "--test-split", "extra"], "data set 'digits' has no split 'extra'"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(flags, message, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["train", *flags, "--out", str(tmp_path / "run")])
+    with pytest.raises(SystemExit):
+        train_module.main()
+    assert message in " ".join(capsys.readouterr().out.split())
