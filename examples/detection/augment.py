@@ -92,7 +92,8 @@ def _resampled(image: Array, offset: Array, scale: Array) -> tuple[Array, Bool[A
     """The image scaled and moved, between its pixels, and where it is at all."""
     size = len(image)
     sources = [(jnp.arange(size) + 0.5 - offset[axis]) / scale for axis in (1, 0)]
-    there = _within(sources[0], jnp.zeros(()), jnp.asarray(size))[:, None] & _within(sources[1], jnp.zeros(()), size)[None]
+    ends = jnp.zeros(()), jnp.asarray(float(size))
+    there = _within(sources[0], *ends)[:, None] & _within(sources[1], *ends)[None]
     for axis, source in enumerate(sources):
         image = _interpolated(image, source - 0.5, axis)
     return image, there

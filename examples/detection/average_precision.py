@@ -36,7 +36,7 @@ def evaluate(found: Detections, truth: Images, classes: Sequence[str]) -> Evalua
 
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(classes)]
     images = [{"id": number} for number in range(len(truth.labels))]
-    coco = COCO()
+    coco: Any = COCO()
     coco.dataset = {"images": images, "categories": categories, "annotations": _annotations(truth)}
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
         coco.createIndex()

@@ -24,7 +24,7 @@ def convert(source: Annotated[Path, tyro.conf.Positional], target: Annotated[Pat
     from safetensors.numpy import save_file
 
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError("PyTorch is not installed, and reads its own files; pip install torch.") from error
     try:

@@ -4,7 +4,7 @@ import concurrent.futures
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,11 +75,9 @@ def load_detection_set(
         return _digits(train_split, test_split or "test", image_size, slots)
     builder = open_tfds(name, data_dir, _ADVICE)
     read, label = _reader(builder)
-    sets = [
-        _read(open_split(builder, split), read, image_size, slots)
-        for split in (train_split, test_split or default_test_split(builder))
-    ]
-    return DetectionSet(builder.name, *sets, tuple(label.names), flip=not _NOT_FLIPPED.search(builder.name))
+    splits = train_split, test_split or default_test_split(builder)
+    train, test = (_read(open_split(builder, split), read, image_size, slots) for split in splits)
+    return DetectionSet(builder.name, train, test, tuple(label.names), flip=not _NOT_FLIPPED.search(builder.name))
 
 
 Example = tuple[UInt8[np.ndarray, "height width channels"], Float[np.ndarray, "boxes 4"], Int[np.ndarray, " boxes"]]
@@ -177,7 +175,7 @@ def _digits(train_split: str, test_split: str, size: int, slots: int) -> Detecti
 def _scattered(
     random: np.random.Generator,
     digits: UInt8[np.ndarray, "digits 8 8"],
-    labels: Sequence[int],
+    labels: Int[np.ndarray, " digits"],
     count: int,
     size: int,
     slots: int,
@@ -190,8 +188,9 @@ def _scattered(
         which: list[int] = []
         wanted = 0 if random.random() < 0.1 else random.integers(1, _MOST_DIGITS + 1)
         for _ in range(wanted):
-            index, side = random.integers(len(digits)), random.integers(_LEAST_DIGIT, _LARGEST_DIGIT + 1) * size // 128
-            left, top = random.integers(0, size - side + 1, 2)
+            index = int(random.integers(len(digits)))
+            side = int(random.integers(_LEAST_DIGIT, _LARGEST_DIGIT + 1)) * size // 128
+            left, top = map(int, random.integers(0, size - side + 1, 2))
             if any(left < x + w and x < left + side and top < y + w and y < top + side for x, y, w in placed):
                 continue  # it would lie over another
             placed.append((left, top, side))

@@ -112,7 +112,7 @@ def find_layers(
 def epoch_cosine(learning_rate: float, epochs: int, steps: int) -> optax.Schedule:
     """Of a learning rate that is constant within an epoch of so many steps."""
     cosine = optax.cosine_decay_schedule(learning_rate, epochs)
-    return lambda step: cosine(step // steps)
+    return lambda step: cosine(jnp.asarray(step) // steps)
 
 
 def create_optimizer(

@@ -58,7 +58,7 @@ class Network:
     ) -> Detections:
         """What is in each image."""
         predictions, _ = self.apply(params, batch_stats, images, train=False)
-        boxes = from_distances(expected_distances(predictions.distances), *places(images.shape[1]))
+        boxes = from_distances(expected_distances(predictions.distances), *map(jnp.asarray, places(images.shape[1])))
         boxes = jnp.clip(boxes, 0.0, images.shape[1])
         own = lambda boxes, logits: suppress(boxes, jax.nn.sigmoid(logits), most=MOST_DETECTIONS)
         return jax.vmap(own)(boxes, predictions.classes)

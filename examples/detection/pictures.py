@@ -28,7 +28,7 @@ def batch_picture(batch: Batch, classes: Sequence[str], path: Path) -> Path:
     figure, panels = _panels()
     for axes, image, boxes, labels in zip(panels, *map(np.asarray, batch), strict=False):
         _image(axes, image)
-        _boxes(axes, boxes[labels >= 0], [classes[label] for label in labels[labels >= 0]], _TRUE, "-")
+        _boxes(axes, boxes[labels >= 0], [classes[int(label)] for label in labels[labels >= 0]], _TRUE, "-")
     return _saved(figure, path)
 
 
@@ -41,7 +41,7 @@ def detections_picture(truth: Images, found: Detections, classes: Sequence[str],
         _boxes(axes, truth.boxes[number][there], None, _TRUE, "--")
         boxes, scores, labels = (np.asarray(each[number]) for each in found)
         told = scores >= _SHOWN_SCORE
-        words = [f"{classes[label]} {score:.2f}" for label, score in zip(labels[told], scores[told], strict=True)]
+        words = [f"{classes[int(label)]} {score:.2f}" for label, score in zip(labels[told], scores[told], strict=True)]
         _boxes(axes, boxes[told], words, _FOUND, "-")
     figure.suptitle(f"found (score {_SHOWN_SCORE} or more) and, dashed, true", fontsize=9)
     return _saved(figure, path)
@@ -52,8 +52,8 @@ def precision_picture(evaluation: Evaluation, classes: Sequence[str], path: Path
     figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
     known = [label for label in range(len(classes)) if (evaluation.precision[:, label] >= 0).all()]
     for label in known:
-        named = {"label": classes[label]} if len(known) <= 10 else {}
-        axes.plot(RECALLS, evaluation.precision[:, label], linewidth=0.8, alpha=0.7, **named)
+        name = classes[label] if len(known) <= 10 else None
+        axes.plot(RECALLS, evaluation.precision[:, label], linewidth=0.8, alpha=0.7, label=name)
     if known:
         mean = evaluation.precision[:, known].mean(axis=1)
         axes.plot(RECALLS, mean, color="black", linewidth=2, label=f"mean, {evaluation.average.map50:.3f}")

@@ -78,7 +78,7 @@ class SPPF(nnx.Module):
     def __call__(self, x: Image) -> Image:
         parts = [self.cv1(x)]
         for _ in range(3):
-            parts.append(nnx.max_pool(parts[-1], (5, 5), strides=(1, 1), padding=((2, 2), (2, 2))))
+            parts.append(nnx.max_pool(parts[-1], (5, 5), strides=(1, 1), padding="SAME"))
         return self.cv2(jnp.concatenate(parts, axis=-1))
 
 
