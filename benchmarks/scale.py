@@ -142,7 +142,11 @@ def solved(text: str) -> Counter[int]:
     return of(entry)
 
 
-SOLVERS = {"exact": tb_optax.Solver(), "approximate": tb_optax.Solver(approximate_from=512)}
+SOLVERS = {
+    "exact": tb_optax.Solver(),
+    "approximate": tb_optax.Solver(approximate_from=512),
+    "windows": tb_optax.Solver(windows=tb_optax.Windows()),
+}
 
 
 def table() -> str:
