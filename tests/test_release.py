@@ -27,7 +27,9 @@ def test_every_dependency_has_a_licence_listed():
     listed = (ROOT / "docs/licences.md").read_text().replace("_", "-").lower()
     for requirement in importlib.metadata.requires("tb_optax") or ():
         name = re.match(r"[\w.\-]+", requirement)
-        assert name and (name[0].startswith("tb") or re.search(rf"[ |]{re.escape(name[0].lower())}[ ,]", listed)), requirement
+        assert name and (name[0].startswith("tb") or re.search(rf"[ |]{re.escape(name[0].lower())}[ ,]", listed)), (
+            requirement
+        )
 
 
 def test_importing_it_loads_nothing_but_what_it_needs():
