@@ -1,4 +1,7 @@
-"""Sphinx configuration: `make docs` writes docs/_build/html."""
+"""Sphinx configuration: `make docs` writes docs/_build/html, whose pages need no network: formulas are MathML."""
+
+import latex2mathml.converter
+from docutils.nodes import SkipNode
 
 import tb_optax
 
@@ -16,4 +19,18 @@ autodoc_preserve_defaults = True
 default_role = "code"
 napoleon_use_rtype = False
 napoleon_attr_annotations = False
-suppress_warnings = ["myst.xref_missing"]  # the README links to files beside it, which are no pages
+suppress_warnings = ["myst.xref_missing"]  # pages link to files outside the docs, which are no pages
+
+html_math_renderer = "mathml"
+
+
+def _math(display):
+    def visit(translator, node):
+        translator.body.append(latex2mathml.converter.convert(node.astext(), display=display))
+        raise SkipNode
+
+    return visit, None
+
+
+def setup(app):
+    app.add_html_math_renderer("mathml", _math("inline"), _math("block"))
