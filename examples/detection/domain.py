@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 import tb_optax
 from examples.detection.average_precision import AveragePrecision, evaluate
 from examples.detection.data import DetectionSet, load_detection_set
-from examples.detection.epoch import Images, Network, TrainState, batch_of, detect_all, train_epoch
+from examples.detection.epoch import Images, batch_of, detect_all, train_epoch
 from examples.detection.pretrained import load_weights
 from examples.detection.settings import METHODS, Settings, unused
 from examples.detection.suppression import Detections
@@ -23,6 +23,7 @@ from examples.detection.yolo import create_model
 from examples.runs.balance import balanced
 from examples.runs.domain import Domain, Measure, Training
 from examples.runs.errors import UserError
+from examples.runs.network import Network, TrainState
 from examples.runs.parallel import replicate
 
 

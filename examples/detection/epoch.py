@@ -1,33 +1,23 @@
 """One training run as pure functions: a state, an epoch, the detections on a set."""
 
-import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8, UInt32
+from jaxtyping import Array, Float, Int, UInt8
 
 import tb_optax
 from examples.detection.augment import Batch, augment, plain
 from examples.detection.boxes import expected_distances, from_distances, places
-from examples.detection.losses import Losses, Predictions, detection_loss
+from examples.detection.losses import Losses, detection_loss
 from examples.detection.suppression import Detections, suppress
+from examples.runs.network import Network, TrainState
 from examples.runs.observations import Observations, observed_steps
 from examples.runs.parallel import split
 
 MOST_DETECTIONS = 300
-
-
-class TrainState(NamedTuple):
-    """All that an epoch changes, and the seed of what it draws."""
-
-    params: nnx.State
-    batch_stats: nnx.State
-    opt_state: optax.OptState
-    epoch: Int[Array, ""]
-    seed: UInt32[Array, ""]
 
 
 class Images(NamedTuple):
@@ -38,30 +28,13 @@ class Images(NamedTuple):
     labels: Int[Array, "n slots"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """A model without its numbers."""
-
-    graphdef: nnx.GraphDef
-
-    def apply(
-        self, params: nnx.State, batch_stats: nnx.State, images: Float[Array, "batch size size channels"], *, train: bool
-    ) -> tuple[Predictions, nnx.State]:
-        """Predictions in float32, and the batch norms' new statistics."""
-        model = nnx.merge(self.graphdef, params, batch_stats, copy=True)
-        model.set_attributes(use_running_average=not train, raise_if_not_found=False)
-        predictions: Any = model(images)  # pyright: ignore[reportCallIssue]
-        return predictions, nnx.state(model, nnx.Not(nnx.Param))
-
-    def detect(
-        self, params: nnx.State, batch_stats: nnx.State, images: Float[Array, "batch size size channels"]
-    ) -> Detections:
-        """What is in each image."""
-        predictions, _ = self.apply(params, batch_stats, images, train=False)
-        boxes = from_distances(expected_distances(predictions.distances), *map(jnp.asarray, places(images.shape[1])))
-        boxes = jnp.clip(boxes, 0.0, images.shape[1])
-        own = lambda boxes, logits: suppress(boxes, jax.nn.sigmoid(logits), most=MOST_DETECTIONS)
-        return jax.vmap(own)(boxes, predictions.classes)
+def detect(network: Network, state: TrainState, images: Float[Array, "batch size size channels"]) -> Detections:
+    """What is in each image."""
+    predictions, _ = network.apply(state.params, state.batch_stats, images, train=False)
+    boxes = from_distances(expected_distances(predictions.distances), *map(jnp.asarray, places(images.shape[1])))
+    boxes = jnp.clip(boxes, 0.0, images.shape[1])
+    own = lambda boxes, logits: suppress(boxes, jax.nn.sigmoid(logits), most=MOST_DETECTIONS)
+    return jax.vmap(own)(boxes, predictions.classes)
 
 
 def batch_of(key: Array, rows: Int[Array, " batch"], dataset: Images, *, augmented: bool, flip: bool) -> Batch:
@@ -121,7 +94,7 @@ def detect_all(network: Network, batch_size: int, state: TrainState, dataset: Im
 
     def found(rows: Int[Array, " batch"]) -> Detections:
         images = split(dataset.images[jnp.minimum(rows, count - 1)])
-        return network.detect(state.params, state.batch_stats, images.astype(jnp.float32) / 255)
+        return detect(network, state, images.astype(jnp.float32) / 255)
 
     everything = jax.lax.map(found, jnp.arange(batches * batch_size).reshape(batches, batch_size))
     return jax.tree.map(lambda each: each.reshape(-1, *each.shape[2:])[:count], everything)

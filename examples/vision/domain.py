@@ -14,9 +14,10 @@ from jax.sharding import Mesh
 
 from examples.runs.domain import Domain, Measure, Training
 from examples.runs.errors import UserError
+from examples.runs.network import Network, TrainState
 from examples.runs.parallel import replicate
 from examples.vision.data import Dataset, load_dataset
-from examples.vision.epoch import Images, Network, TrainState, evaluate, paper_layers, train_epoch
+from examples.vision.epoch import Images, evaluate, paper_layers, train_epoch
 from examples.vision.methods import create_optimizer, create_schedule
 from examples.vision.models import create_model
 from examples.vision.settings import METHODS, Settings, unused

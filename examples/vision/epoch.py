@@ -7,22 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8, UInt32
+from jaxtyping import Array, Float, Int, UInt8
 
 import tb_optax
+from examples.runs.network import Network, TrainState
 from examples.runs.observations import Observations, observed_steps
 from examples.runs.parallel import split
 from examples.vision.augment import crop_and_flip, normalize
-
-
-class TrainState(NamedTuple):
-    """All that an epoch changes, and the seed of what it draws."""
-
-    params: nnx.State
-    batch_stats: nnx.State
-    opt_state: optax.OptState
-    epoch: Int[Array, ""]
-    seed: UInt32[Array, ""]
 
 
 class Images(NamedTuple):
@@ -37,22 +28,6 @@ class Images(NamedTuple):
 class EpochMetrics(NamedTuple):
     loss: Float[Array, ""]
     accuracy: Float[Array, ""]
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """A model without its numbers."""
-
-    graphdef: nnx.GraphDef
-
-    def apply(
-        self, params: nnx.State, batch_stats: nnx.State, images: Float[Array, "batch h w c"], *, train: bool
-    ) -> tuple[Float[Array, "batch classes"], nnx.State]:
-        """Logits in float32, and the batch norms' new statistics."""
-        model = nnx.merge(self.graphdef, params, batch_stats, copy=True)
-        model.set_attributes(use_running_average=not train, raise_if_not_found=False)
-        logits = model(images).astype(jnp.float32)  # pyright: ignore[reportCallIssue]
-        return logits, nnx.state(model, nnx.Not(nnx.Param))
 
 
 def paper_layers(

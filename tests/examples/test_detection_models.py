@@ -11,11 +11,11 @@ from flax import nnx
 from examples.detection.average_precision import evaluate
 from examples.detection.data import Images
 from examples.detection.domain import find_layers
-from examples.detection.epoch import Network
 from examples.detection.pretrained import from_torch, load_weights, names
 from examples.detection.suppression import Detections
 from examples.detection.yolo import create_model
 from examples.runs.errors import UserError
+from examples.runs.network import Network
 
 
 @functools.cache

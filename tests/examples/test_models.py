@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from examples.runs.errors import UserError
-from examples.vision.epoch import Network, paper_layers
+from examples.runs.network import Network
+from examples.vision.epoch import paper_layers
 from examples.vision.models import MODELS, create_model
 from examples.vision.models.resnet import Bottleneck
 from examples.vision.models.wide_resnet import WideBlock

@@ -12,7 +12,8 @@ from flax import nnx
 from networks import oihw
 from tiny import numpy_alpha, numpy_linear
 
-from examples.vision.epoch import Network, paper_layers
+from examples.runs.network import Network
+from examples.vision.epoch import paper_layers
 from examples.vision.methods import create_optimizer, create_schedule
 from examples.vision.models import create_model
 from examples.vision.settings import Settings
