@@ -57,7 +57,9 @@ def triangular_factor(matrices: Float[Array, "stack n m"]) -> Float[Array, "stac
 
 def _of_finite(solve: Solver, matrices: Float[Array, "stack n n"]) -> Float[Array, "stack n"]:
     """Solves the matrices without NaN or infinity, and sets to zero what is rounding."""
-    finite = jnp.isfinite(jnp.abs(matrices).max(axis=(-2, -1), keepdims=True))
+    # All of them are if this sum is zero and no NaN: a sum compiles in half of the time of `isfinite(...).all()`. A largest
+    # value would not do: on CPU, XLA's loses a NaN.
+    finite = jnp.sum(matrices * 0, axis=(-2, -1), keepdims=True) == 0
     values = solve(jnp.where(finite, matrices, jnp.eye(*matrices.shape[1:], dtype=matrices.dtype)))
     floor = math.sqrt(values.shape[-1]) / 4 * jnp.finfo(values.dtype).eps * values[:, -1:]
     values = jnp.where(values > floor, values, 0.0)

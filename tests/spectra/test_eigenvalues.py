@@ -211,3 +211,14 @@ def test_refresh_of_a_deep_network_finishes(cores, solver, seeds):
         check=False,
     )
     assert done.stdout.strip() == "finished", done.stderr
+
+
+@pytest.mark.parametrize("solve", [symmetric_eigenvalues, squared_singular_values])
+@pytest.mark.parametrize("what", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("n", [3, 16, 33])
+def test_a_number_that_is_none_is_found_wherever_it_is(solve, what, n):
+    """One matrix for each place of it, and one without."""
+    matrices = np.tile(np.eye(n, dtype=np.float32), (n * n + 1, 1, 1))
+    matrices[np.arange(n * n), np.arange(n * n) // n, np.arange(n * n) % n] = what
+    values = np.asarray(solve(matrices))
+    assert np.isnan(values[:-1]).all() and (values[-1] == 1).all()
