@@ -79,6 +79,7 @@ def test_networks_of_figure_23_have_their_kernels_and_eigenproblems(name, weight
     assert (len(weights), sizes) == EIGENPROBLEMS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EIGENPROBLEMS)
 def test_epochs_of_figure_23_train_the_networks_that_are_refreshed(name, weightless):
     from flax import nnx

@@ -52,6 +52,7 @@ def test_the_mean_keeps_the_mean_rate_alone():
     np.testing.assert_allclose(level[:, 0], np.nanmean(own, axis=1), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("control", ["none", "placebo", "mean"])
 def test_a_flag_puts_the_control_in_tempbalances_place(control):
     keys = jax.random.split(jax.random.key(1), 8)  # So many that hardly ever each is dealt its own.

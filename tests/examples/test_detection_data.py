@@ -151,6 +151,7 @@ def test_boxes_follow_their_images(flip):
     assert (differ > 5) if flip else differ == 0
 
 
+@pytest.mark.slow
 def test_a_mosaic_has_boxes_of_all_four_and_more_boxes_than_slots_leave_the_largest():
     images = np.zeros((64, 4, 48, 48, 1), np.uint8)
     boxes = np.tile(np.array([[20.0, 20, 30, 30]], np.float32), (64, 4, 1, 1))

@@ -59,6 +59,7 @@ def test_images_that_the_largest_stride_does_not_divide_are_refused():
         create_model("yolov8n", classes=2, image_size=100, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_weights_of_other_classes_leave_the_outputs_of_classes_as_they_are(tmp_path):
     from safetensors.numpy import save_file
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 from small_network import create_small_network
 
@@ -15,6 +16,7 @@ from examples.vision.epoch import Images, paper_layers, train_epoch
 RATE, BATCH, STEPS = 0.05, 2, 65
 
 
+@pytest.mark.slow
 def test_gradient_norms_are_those_of_every_30th_step_and_the_mean_of_all_and_copies_of_their_steps():
     """All images are black and of one class, so that neither their order nor their shifts make a difference."""
     model = create_small_network(num_classes=3, image_shape=(32, 32, 1), rngs=nnx.Rngs(0))

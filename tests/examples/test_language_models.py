@@ -147,6 +147,7 @@ def test_a_gpt_has_twelve_squares_of_its_width_a_layer_a_norm_before_each_branch
         assert count == 124_439_808 - 1024 * 768 - 12 * (4 + 4 + 1 + 2) * 768 - 768
 
 
+@pytest.mark.slow
 def test_weights_start_as_the_released_program_and_gpt_2_have_them():
     keys = {"params": jax.random.key(0, impl="rbg")}
     model = create_model("tensorized", vocabulary=500, window=8, layers=1)

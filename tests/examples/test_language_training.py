@@ -97,6 +97,7 @@ def test_the_spectrum_of_each_slice_is_its_own(finished, settings):
             assert alphas[f"layers/attention/{part}[{index}]"] == pytest.approx(alpha, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_and_gone_on_with_ends_as_one_that_was_not(finished, settings, monkeypatch, tmp_path):
     train_one = Trainer._train_interval
 

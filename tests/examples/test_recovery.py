@@ -177,6 +177,7 @@ def test_damaged_settings_are_one_line(run, monkeypatch, capsys, text):
 # Locks
 
 
+@pytest.mark.slow
 def test_a_folder_in_which_another_process_trains_is_refused_until_that_ends(tmp_path):
     hold = f"""
 import pathlib, sys, time
