@@ -6,7 +6,6 @@ scales that follow, on trained weights: any checkpoints that `tb-optax report` r
 
 import dataclasses
 import fnmatch
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -98,7 +97,7 @@ def _spearman(some: Any, others: Any) -> Any:
 def _show(results: Result) -> None:
     for network, found in results["costs"].items():
         for name, result in found.items():
-            time = result.get("error") or f"{1e3 * statistics.median(result['seconds']):.0f} ms"
+            time = result.get("error") or f"{1e3 * result['median']:.0f} ms"
             print(f"{network:12}  {name:30}  {time}")
     for label, found in results["agreement"].items():
         for name, correlation in found["spearman"].items():

@@ -62,7 +62,7 @@ def _one(key: Array, images: Array, boxes: Array, labels: Array, *, flip: bool) 
     offsets = jnp.where(is_mosaic, centre - (1 - sides) * size * scale, (size - size * scale) / 2 + shift)
     low = jnp.where(is_mosaic, sides * centre, 0.0)
     high = jnp.where(is_mosaic, centre + sides * (size - centre), size)
-    used = jnp.where(is_mosaic, jnp.arange(4) >= 0, jnp.arange(4) == 0)
+    used = is_mosaic | (jnp.arange(4) == 0)
 
     pixels = jnp.arange(size) + 0.5
     image = jnp.full(images.shape[1:], GRAY / 255)

@@ -10,8 +10,7 @@ from typing import Annotated
 import tyro
 
 from examples.detection.pretrained import from_torch
-from examples.runs.errors import UserError, telling_errors
-from examples.runs.tfds_sets import first_line
+from examples.runs.errors import UserError, first_line, telling_errors
 
 
 def convert(source: Annotated[Path, tyro.conf.Positional], target: Annotated[Path, tyro.conf.Positional]) -> None:

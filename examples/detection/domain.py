@@ -23,7 +23,7 @@ from examples.detection.yolo import create_model
 from examples.runs.balance import balanced
 from examples.runs.domain import Domain, Measure, Training
 from examples.runs.errors import UserError
-from examples.runs.network import Network, TrainState
+from examples.runs.network import Network, TrainState, epoch_cosine
 from examples.runs.parallel import replicate
 
 
@@ -110,12 +110,6 @@ def find_layers(
     return tb_optax.trace_layers(forward, params, batch_stats, images, **kwargs)
 
 
-def epoch_cosine(learning_rate: float, epochs: int, steps: int) -> optax.Schedule:
-    """Of a learning rate that is constant within an epoch of so many steps."""
-    cosine = optax.cosine_decay_schedule(learning_rate, epochs)
-    return lambda step: cosine(jnp.asarray(step) // steps)
-
-
 def create_optimizer(
     settings: Settings, schedule: optax.Schedule, steps: int, layers: tb_optax.LayersOrFn
 ) -> optax.GradientTransformationExtraArgs:
@@ -137,7 +131,7 @@ def pictures(settings: Settings, dataset: DetectionSet, seed: int, found: Detect
     """Writes a batch as it is trained on, found and true boxes, and precision against recall."""
     from examples.detection import pictures as draw  # here, for matplotlib takes a while
 
-    train = Images(*map(jnp.asarray, dataset.train))
+    train = Images(*(jnp.asarray(each[:64]) for each in dataset.train))
     rows = jnp.arange(min(8, len(train.images)))
     batch = batch_of(jax.random.key(seed), rows, train, augmented=settings.augment, flip=dataset.flip)
     yield draw.batch_picture(batch, dataset.classes, out / "batch.png")

@@ -13,9 +13,9 @@ from examples.detection.augment import Batch, augment, plain
 from examples.detection.boxes import expected_distances, from_distances, places
 from examples.detection.losses import Losses, detection_loss
 from examples.detection.suppression import Detections, suppress
-from examples.runs.network import Network, TrainState
+from examples.runs.network import Network, TrainState, epoch_inputs, take_step
 from examples.runs.observations import Observations, observed_steps
-from examples.runs.parallel import split
+from examples.runs.parallel import batches, split
 
 MOST_DETECTIONS = 300
 
@@ -58,15 +58,11 @@ def train_epoch(
     state: TrainState,
     dataset: Images,
 ) -> tuple[TrainState, Losses, Observations]:
-    """One pass over the training set in a random order, in whole batches; what remains is left for another epoch.
+    """One pass over the training set, as `epoch_inputs` has it.
 
-    Each epoch draws from the run's seed and its own number, so a resumed run draws the same. The norms are those of
-    `layers`; of `watched` there are copies of its kernel.
+    The norms are those of `layers`; of `watched` there are copies of its kernel.
     """
-    order_key, augment_key = jax.random.split(jax.random.fold_in(jax.random.key(state.seed), state.epoch))
-    steps = len(dataset.images) // batch_size
-    order = jax.random.permutation(order_key, len(dataset.images))[: steps * batch_size].reshape(steps, batch_size)
-    centres, strides = places(dataset.images.shape[1])
+    centres, strides = map(jnp.asarray, places(dataset.images.shape[1]))
 
     def step(state: TrainState, inputs: tuple[Array, Array]) -> tuple[TrainState, nnx.State, Losses]:
         rows, key = inputs
@@ -74,15 +70,12 @@ def train_epoch(
 
         def loss_fn(params: nnx.State) -> tuple[Array, tuple[Losses, nnx.State]]:
             predictions, batch_stats = network.apply(params, state.batch_stats, batch.images, train=True)
-            losses = detection_loss(predictions, jnp.asarray(centres), jnp.asarray(strides), batch.boxes, batch.labels)
+            losses = detection_loss(predictions, centres, strides, batch.boxes, batch.labels)
             return losses.loss, (losses, batch_stats)
 
-        (_, (losses, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params: nnx.State = optax.apply_updates(state.params, updates)  # pyright: ignore[reportAssignmentType]
-        return state._replace(params=params, batch_stats=batch_stats, opt_state=opt_state), grads, losses
+        return take_step(tx, state, loss_fn)
 
-    inputs = (order, jax.random.split(augment_key, steps))
+    inputs = epoch_inputs(state, len(dataset.images), batch_size)
     state, losses, observed = observed_steps(step, state, inputs, layers, watched)
     return state._replace(epoch=state.epoch + 1), losses, observed
 
@@ -90,11 +83,10 @@ def train_epoch(
 def detect_all(network: Network, batch_size: int, state: TrainState, dataset: Images) -> Detections:
     """What is found in every image of a set, in batches; the last one is filled up with images that do not count."""
     count = len(dataset.images)
-    batches = -(-count // batch_size)
 
     def found(rows: Int[Array, " batch"]) -> Detections:
         images = split(dataset.images[jnp.minimum(rows, count - 1)])
         return detect(network, state, images.astype(jnp.float32) / 255)
 
-    everything = jax.lax.map(found, jnp.arange(batches * batch_size).reshape(batches, batch_size))
+    everything = jax.lax.map(found, batches(count, batch_size))
     return jax.tree.map(lambda each: each.reshape(-1, *each.shape[2:])[:count], everything)

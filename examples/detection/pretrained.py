@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from examples.runs.errors import UserError
-from examples.runs.tfds_sets import first_line
+from examples.runs.errors import UserError, first_line
+from examples.runs.observations import kernels
 
 _HEAD, _BRANCHES = "22", ("cv2", "cv3")
 _BRANCH = {"0": "unit1", "1": "unit2", "2": "output"}
@@ -35,8 +35,7 @@ class Loaded(NamedTuple):
 
 def names(state: nnx.State) -> dict[str, Any]:
     """The arrays of a state, by their names in a file."""
-    flat = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): leaf for path, leaf in flat}
+    return {path.replace("/", "."): leaf for path, leaf in kernels(state).items()}
 
 
 def load_weights(path: Path, params: nnx.State, batch_stats: nnx.State) -> Loaded:

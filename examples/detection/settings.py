@@ -18,7 +18,8 @@ METHODS = {base: Method(base) for base in _BASES} | {f"tb+{base}": Method(base, 
 def unused(settings: Mapping[str, Any]) -> set[str]:
     """The settings that a run with these ones does not read."""
     method = METHODS[settings["method"]]
-    return unused_of_balance(settings, method.balanced, method.decays)
+    names = unused_of_balance(settings, method.balanced, method.decays)
+    return names if method.balanced else names | {"min_eigenvalues"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +92,6 @@ class Settings(BalanceSettings):
 
     def resolved(self) -> "Settings":
         """The same run, said in one way: with defaults for what the method does not use."""
-        not_read = unused(vars(self)) | ({"min_eigenvalues"} if not METHODS[self.method].balanced else set())
+        not_read = unused(vars(self))
         defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in not_read}
         return dataclasses.replace(self, **defaults)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, UInt32
 import tb_optax
 from examples.language.models import LanguageModel
 from examples.runs.observations import Observations, observed_steps
-from examples.runs.parallel import split
+from examples.runs.parallel import batches, split
 
 PyTree = Any
 
@@ -87,7 +87,6 @@ def evaluate(
     """On a text's windows, in batches; the last one is filled up with windows that do not count."""
     examples = text.reshape(-1, text.shape[-1])
     count = len(examples)
-    batches = -(-count // batch_size)
 
     def total(indices: Int[Array, " batch"]) -> Float[Array, ""]:
         batch = split(examples[jnp.minimum(indices, count - 1)])
@@ -95,7 +94,7 @@ def evaluate(
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:]).mean(axis=-1)
         return jnp.sum(jnp.where(indices < count, losses, 0.0))
 
-    mean = jax.lax.map(total, jnp.arange(batches * batch_size).reshape(batches, batch_size)).sum() / count
+    mean = jax.lax.map(total, batches(count, batch_size)).sum() / count
     return Metrics(mean, jnp.exp(mean))
 
 

@@ -13,6 +13,12 @@ class UserError(Exception):
     """A mistake in what was asked for; its message names the thing, its value and the way out."""
 
 
+def first_line(error: Exception) -> str:
+    """Of what it says, or else its kind."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 @contextlib.contextmanager
 def telling_errors(where: Path) -> Iterator[None]:
     """Ends the command with one line where a user can put something right.

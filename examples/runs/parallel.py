@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
 
 from examples.runs.devices import Devices
 from examples.runs.errors import UserError
@@ -68,6 +70,12 @@ def create_mesh(count: int | None, batch_size: int) -> Mesh:
 def split(batch: jax.Array) -> jax.Array:
     """Splits a batch over the mesh in force, along its first axis."""
     return jax.lax.with_sharding_constraint(batch, PartitionSpec(_AXIS))
+
+
+def batches(count: int, batch_size: int) -> Int[Array, "batches batch"]:
+    """The numbers of so many examples, a row a batch; the last one is filled up with numbers from `count` on."""
+    rows = -(-count // batch_size)
+    return jnp.arange(rows * batch_size).reshape(rows, batch_size)
 
 
 def replicate(array: np.ndarray, mesh: Mesh) -> jax.Array:

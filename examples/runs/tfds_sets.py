@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from examples.runs.errors import UserError
+from examples.runs.errors import UserError, first_line
 
 
 def open_tfds(name: str, data_dir: Path | None, advice: str) -> Any:
@@ -41,11 +41,6 @@ def open_split(builder: Any, split: str) -> Any:
 def default_test_split(builder: Any) -> str:
     """`test`, or `validation` where there is no `test`."""
     return next((split for split in ("test", "validation") if split in builder.info.splits), "test")
-
-
-def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _tfds() -> Any:

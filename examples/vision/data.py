@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from examples.runs.errors import UserError
-from examples.runs.tfds_sets import default_test_split, first_line, open_split, open_tfds
+from examples.runs.errors import UserError, first_line
+from examples.runs.tfds_sets import default_test_split, open_split, open_tfds
 
 # Mean and standard deviation of each channel, of pixels in 0 to 1, as the paper's code has them. A data set whose name
 # starts with one of these shares them; any other is measured.
@@ -28,8 +28,8 @@ _NOT_FLIPPED = re.compile(r"^(digits|svhn|omniglot|cmaterdb)|^(?!fashion_).*mnis
 _ADVICE = {
     "tiny_imagenet": "get tiny-imagenet-200.zip from cs231n.stanford.edu and run: "
     "python -m examples.vision.tiny_imagenet tiny-imagenet-200.zip",
-    "": "try digits, cifar10, cifar100 or svhn_cropped, or give --data-dir.",
 }
+_OTHERS = "try digits, cifar10, cifar100 or svhn_cropped, or give --data-dir."
 _DIGITS_TEST = 360
 _DIGITS_SCALE = 4
 
@@ -82,7 +82,7 @@ def load_dataset(name: str, data_dir: Path | None, train_split: str, test_split:
         if (train_split, test_split) != ("train", None):
             raise UserError(f"--data-dir {data_dir} has no splits but its own; leave --train-split and --test-split out.")
         return _arrays(data_dir)
-    builder = open_tfds(name, data_dir, _ADVICE.get(name, _ADVICE[""]))
+    builder = open_tfds(name, data_dir, _ADVICE.get(name, _OTHERS))
     test_split = test_split or default_test_split(builder)
     features = dict(builder.info.features.items())
     num_classes = getattr(features.get("label"), "num_classes", None)

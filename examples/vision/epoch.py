@@ -10,9 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 import tb_optax
-from examples.runs.network import Network, TrainState
+from examples.runs.network import Network, TrainState, epoch_inputs, take_step
 from examples.runs.observations import Observations, observed_steps
-from examples.runs.parallel import split
+from examples.runs.parallel import batches, split
 from examples.vision.augment import crop_and_flip, normalize
 
 
@@ -55,35 +55,25 @@ def train_epoch(
     state: TrainState,
     dataset: Images,
 ) -> tuple[TrainState, EpochMetrics, Observations]:
-    """One pass over the training set in a random order, in whole batches; what remains is left for another epoch.
+    """One pass over the training set, as `epoch_inputs` has it.
 
-    Each epoch draws from the run's seed and its own number, so a resumed run draws the same. The norms are those of
-    `layers`; of `watched` there are copies of its kernel.
+    The norms are those of `layers`; of `watched` there are copies of its kernel.
     """
-    key = jax.random.key(state.seed)
-    order_key, augment_key = jax.random.split(jax.random.fold_in(key, state.epoch))
     images, labels, mean, std = dataset
-    steps = len(images) // batch_size
-    order = jax.random.permutation(order_key, len(images))[: steps * batch_size].reshape(steps, batch_size)
 
     def step(state: TrainState, inputs: tuple[Array, Array]) -> tuple[TrainState, nnx.State, EpochMetrics]:
         rows, key = inputs
         rows = split(rows)
         batch = split(normalize(crop_and_flip(key, images[rows], flip=flip), mean, std))
 
-        def loss_fn(params: nnx.State) -> tuple[Array, tuple[Array, nnx.State]]:
+        def loss_fn(params: nnx.State) -> tuple[Array, tuple[EpochMetrics, nnx.State]]:
             logits, batch_stats = network.apply(params, state.batch_stats, batch, train=True)
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows]).mean()
-            return loss, (logits, batch_stats)
+            return loss, (EpochMetrics(loss, jnp.mean(logits.argmax(-1) == labels[rows])), batch_stats)
 
-        (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params: nnx.State = optax.apply_updates(state.params, updates)  # pyright: ignore[reportAssignmentType]
-        correct = jnp.mean(logits.argmax(-1) == labels[rows])
-        state = state._replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
-        return state, grads, EpochMetrics(loss, correct)
+        return take_step(tx, state, loss_fn)
 
-    inputs = (order, jax.random.split(augment_key, steps))
+    inputs = epoch_inputs(state, len(images), batch_size)
     state, metrics, observed = observed_steps(step, state, inputs, layers, watched)
     return state._replace(epoch=state.epoch + 1), metrics, observed
 
@@ -92,8 +82,6 @@ def evaluate(network: Network, batch_size: int, state: TrainState, dataset: Imag
     """Mean loss and accuracy on a set, in batches; the last one is filled up with images that do not count."""
     images, labels, mean, std = dataset
     count = len(images)
-    batches = -(-count // batch_size)
-    rows = jnp.arange(batches * batch_size).reshape(batches, batch_size)
 
     def totals(rows: Int[Array, " batch"]) -> EpochMetrics:
         counted = rows < count
@@ -104,4 +92,4 @@ def evaluate(network: Network, batch_size: int, state: TrainState, dataset: Imag
         total = lambda values: jnp.sum(jnp.where(counted, values, 0.0))
         return EpochMetrics(total(losses), total(logits.argmax(-1) == labels[rows]))
 
-    return jax.tree.map(lambda values: values.sum() / count, jax.lax.map(totals, rows))
+    return jax.tree.map(lambda values: values.sum() / count, jax.lax.map(totals, batches(count, batch_size)))

@@ -9,6 +9,7 @@ import optax
 
 import tb_optax
 from examples.runs.balance import adamw_with_alphadecay, balanced
+from examples.runs.network import epoch_cosine
 from examples.vision.settings import METHODS, Settings
 
 
@@ -20,8 +21,7 @@ def create_schedule(settings: Settings, steps_per_epoch: int) -> optax.Schedule:
     settings = settings.resolved()
     cycle, rate = settings.restart_epochs or settings.epochs, settings.learning_rate
     assert rate is not None
-    cosine = optax.cosine_decay_schedule(rate, cycle)
-    return lambda count: cosine(jnp.asarray(count) // steps_per_epoch % cycle)
+    return epoch_cosine(rate, cycle, steps_per_epoch)
 
 
 def create_optimizer(

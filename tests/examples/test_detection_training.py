@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import rich.console
+from outcomes import killed_before, untimed
 
 from examples.detection import train as train_module
 from examples.detection.average_precision import evaluate
@@ -60,18 +61,9 @@ def test_what_the_log_says_of_the_last_epoch_is_what_its_state_finds(finished):
 
 @pytest.mark.slow
 def test_a_run_stopped_and_gone_on_with_ends_as_one_that_was_not(finished, monkeypatch, tmp_path):
-    train_interval = Trainer._train_interval
-
-    def stopped(self, program, state, number, together):
-        if number == 2:
-            raise RuntimeError("killed")
-        return train_interval(self, program, state, number, together)
-
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(Trainer, "_train_interval", stopped)
+    with killed_before(2, monkeypatch):
         train(DETECTION, Settings(**SMALL), tmp_path / "run", devices=ONE)
     resumed = train(DETECTION, Settings(**SMALL), tmp_path / "run", resume=True, devices=ONE)
-    untimed = lambda run: [{k: v for k, v in line.items() if "second" not in k} for line in run.log()]
     assert json.dumps(untimed(resumed)) == json.dumps(untimed(finished))
 
 

@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from outcomes import killed_before, untimed
 from regression import REGRESSION, Settings, forward, load, prepare
 
 from examples.runs.checkpoints import Checkpoints
 from examples.runs.compare import compare
 from examples.runs.devices import Devices
-from examples.runs.loop import Trainer
 from examples.runs.parallel import create_mesh
 from examples.runs.report.markdown import Report, report
 from examples.runs.results import read_results
@@ -42,18 +42,9 @@ def test_what_is_tested_at_the_end_is_what_was_best_on_validation(tmp_path):
 
 
 def test_a_run_stopped_and_gone_on_with_ends_as_one_that_was_not(finished, monkeypatch, tmp_path):
-    train_interval = Trainer._train_interval
-
-    def stopped(self, program, state, number, together):
-        if number == 2:
-            raise RuntimeError("killed")
-        return train_interval(self, program, state, number, together)
-
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(Trainer, "_train_interval", stopped)
+    with killed_before(2, monkeypatch):
         train(REGRESSION, Settings(), tmp_path / "run", devices=ONE)
     resumed = train(REGRESSION, Settings(), tmp_path / "run", resume=True, devices=ONE)
-    untimed = lambda run: [{k: v for k, v in line.items() if "second" not in k} for line in run.log()]
     assert [line["evaluation"] for line in resumed.log()] == [1, 2, 3]
     assert json.dumps(untimed(resumed)) == json.dumps(untimed(finished))
     assert resumed.summary()["test_loss"] == finished.summary()["test_loss"]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from outcomes import killed_before, untimed
 
 import tb_optax
 from examples.language import train as train_module
@@ -17,7 +18,6 @@ from examples.language.settings import Settings
 from examples.language.updates import TrainState, evaluate, train_interval, windows
 from examples.runs.checkpoints import Checkpoints
 from examples.runs.devices import Devices
-from examples.runs.loop import Trainer
 from examples.runs.observations import watched_steps
 from examples.runs.parallel import create_mesh
 from examples.runs.train import train
@@ -99,18 +99,9 @@ def test_the_spectrum_of_each_slice_is_its_own(finished, settings):
 
 @pytest.mark.slow
 def test_a_run_stopped_and_gone_on_with_ends_as_one_that_was_not(finished, settings, monkeypatch, tmp_path):
-    train_one = Trainer._train_interval
-
-    def stopped(self, program, state, number, together):
-        if number == 2:
-            raise RuntimeError("killed")
-        return train_one(self, program, state, number, together)
-
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(Trainer, "_train_interval", stopped)
+    with killed_before(2, monkeypatch):
         train(LANGUAGE, settings, tmp_path / "run", devices=Devices(mesh=1))
     resumed = train(LANGUAGE, settings, tmp_path / "run", resume=True, devices=Devices(mesh=1))
-    untimed = lambda run: [{k: v for k, v in line.items() if "second" not in k} for line in run.log()]
     assert json.dumps(untimed(resumed)) == json.dumps(untimed(finished))
     assert resumed.summary()["test_loss"] == finished.summary()["test_loss"]
 
