@@ -13,7 +13,8 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 def output_covariance(outputs: Float[Array, "n width"], count: int) -> Float[np.ndarray, " count"]:
     """The `count` largest eigenvalues of `1/n Σ f(x) f(x)ᵀ`, largest first."""
-    return np.linalg.svd(np.asarray(outputs, np.float64), compute_uv=False)[:count] ** 2 / len(outputs)
+    singular = np.asarray(np.linalg.svd(np.asarray(outputs, np.float64), compute_uv=False))
+    return singular[:count] ** 2 / len(outputs)
 
 
 def hessian(loss: Callable[[Any], Float[Array, ""]], params: Any, count: int) -> Float[np.ndarray, " count"]:
@@ -34,13 +35,11 @@ def hessian(loss: Callable[[Any], Float[Array, ""]], params: Any, count: int) ->
         gradient = jax.grad(lambda point: loss(restore(point)))
         return jax.jvp(gradient, (point,), (vector,))[1]
 
-    operator = LinearOperator(
-        (point.size, point.size),
-        matvec=lambda vector: np.asarray(product(point, jnp.asarray(vector.reshape(-1), point.dtype)), np.float64),
-        dtype=np.float64,
-    )
+    along = lambda vector: np.asarray(product(point, jnp.asarray(vector.reshape(-1), point.dtype)), np.float64)
+    operator = LinearOperator((point.size,) * 2, matvec=along, dtype=np.float64)  # pyright: ignore[reportCallIssue]
     start = np.random.default_rng(0).normal(size=point.size)
-    return eigsh(operator, count, which="LA", v0=start, tol=1e-4, return_eigenvectors=False)[::-1]
+    found = eigsh(operator, count, which="LA", v0=start, tol=1e-4, return_eigenvectors=False)  # pyright: ignore[reportArgumentType]
+    return np.asarray(found)[::-1]
 
 
 def decay_exponent(eigenvalues: Float[np.ndarray, " k"], first: int, last: int) -> float:
