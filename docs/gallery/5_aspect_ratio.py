@@ -1,0 +1,44 @@
+"""
+Alpha of matrices that are not square
+=====================================
+
+A random matrix has learned nothing, whatever its shape. Its alpha still depends on how many columns it has for each
+row, and so do comparisons between layers of other shapes. Windows of one shape (Hu et al., FARMS, ICML 2025) do away
+with that.
+"""
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+
+import tb_optax
+
+rows, ratios, seeds = 256, (1, 1.5, 2, 3, 4, 6, 8), 5
+solvers = {
+    "whole matrices": tb_optax.Solver(),
+    "81 windows of 100 x 100": tb_optax.Solver(windows=tb_optax.Windows()),
+}
+
+
+def alphas(seed, solver):
+    keys = jax.random.split(jax.random.key(seed), len(ratios))
+    params = {
+        str(ratio): {"kernel": jax.random.normal(key, (rows, round(rows * ratio)))}
+        for key, ratio in zip(keys, ratios, strict=True)
+    }
+    spectra = tb_optax.spectra(params, solver=solver)
+    return [float(tb_optax.pl_alpha_hill(spectra[str(ratio)])) for ratio in ratios]
+
+
+figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+for label, solver in solvers.items():
+    found = np.array([alphas(seed, solver) for seed in range(seeds)])
+    axes.errorbar(ratios, found.mean(axis=0), found.std(axis=0, ddof=1), marker="o", capsize=3, label=label)
+    print(f"{label}: {found.mean(axis=0).round(2).tolist()}")
+axes.set(xlabel="columns for each row", ylabel="alpha, median fit", ylim=(0, None))
+axes.legend(frameon=False)
+plt.show()
+
+# %%
+# Means and deviations of five matrices each. What it means for training, where such layers stand beside one another,
+# is another question: in our runs balancing by windows did harm (:doc:`/evidence`).
