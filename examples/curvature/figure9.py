@@ -9,7 +9,7 @@ settings of the penalty, at the last epoch, where nothing differs but what was a
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import tyro
@@ -21,7 +21,6 @@ from examples.curvature.train import RESULTS, read
 from examples.runs.report.figures import save
 from examples.runs.report.statistics import paired
 
-FIRST, LAST = 10, 50
 # Okabe and Ito's.
 _COLORS = {None: "#8c8c8c", 0.5: "#009E73", 1.0: "#0072B2", 1.5: "#D55E00"}
 
@@ -33,34 +32,39 @@ class Exponents(NamedTuple):
     hessian: float
 
 
-def main(results: Path = RESULTS, figure: Path = Path("docs/images/figure9.png")) -> None:
+# By what the penalty asked for, by seed, by epoch.
+Runs: TypeAlias = dict[float | None, dict[int, dict[int, Exponents]]]
+
+
+def main(results: Path = RESULTS, figure: Path = Path("docs/images/figure9.png"), ranks: tuple[int, int] = (10, 50)) -> None:
     """Prints correlations and draws the figure.
 
     Args:
       results: lines that `examples.curvature.train` has added.
       figure: where the picture goes.
+      ranks: of the first and the last eigenvalue that the exponents are fitted to, up to 50.
     """
-    runs = exponents(read(results))
+    runs = exponents(read(results), ranks)
     for line in findings(runs):
         print(line)
-    draw(runs, figure)
+    draw(runs, ranks, figure)
 
 
-def exponents(rows: Iterable[dict[str, Any]]) -> dict[float | None, dict[int, dict[int, Exponents]]]:
-    """By what the penalty asked for, by seed, by epoch."""
-    found: dict[float | None, dict[int, dict[int, Exponents]]] = {}
+def exponents(rows: Iterable[dict[str, Any]], ranks: tuple[int, int]) -> Runs:
+    """The exponents of all runs."""
+    found: Runs = {}
     for row in rows:
         asked, seed = row["settings"]["exponent"], row["settings"]["seed"]
         found.setdefault(asked, {})[seed] = {
             each["epoch"]: Exponents(
-                *(decay_exponent(np.array(each[name]), FIRST, LAST) for name in ("output_covariance", "hessian"))
+                *(decay_exponent(np.array(each[name]), *ranks) for name in ("output_covariance", "hessian"))
             )
             for each in row["history"]
         }
     return found
 
 
-def findings(runs: dict[float | None, dict[int, dict[int, Exponents]]]) -> list[str]:
+def findings(runs: Runs) -> list[str]:
     """A line for each setting, and one across the settings."""
     lines = []
     for asked, seeds in runs.items():
@@ -78,17 +82,20 @@ def _correlations(exponents: Mapping[int, Sequence[Exponents]]) -> dict[int, flo
 
 
 def _told(correlations: dict[int, float]) -> str:
-    mean = paired(correlations, dict.fromkeys(correlations, 0.0))
+    """The mean and its 95% interval in Fisher's transformation, in which a correlation scatters evenly up to 1."""
+    transformed = {seed: float(np.arctanh(value)) for seed, value in correlations.items()}
+    mean = paired(transformed, dict.fromkeys(transformed, 0.0))
     if mean is None:
         return "one seed only"
-    return f"r {mean.difference:+.2f} ({mean.low:+.2f} to {mean.high:+.2f}), {mean.seeds} seeds"
+    told, low, high = np.tanh([mean.difference, mean.low, mean.high])
+    return f"r {told:+.2f} ({low:+.2f} to {high:+.2f}), {mean.seeds} seeds"
 
 
 def _name(asked: float | None) -> str:
     return "no penalty" if asked is None else f"penalty for {asked:g}"
 
 
-def draw(runs: dict[float | None, dict[int, dict[int, Exponents]]], path: Path) -> None:
+def draw(runs: Runs, ranks: tuple[int, int], path: Path) -> None:
     """Means over the seeds with their deviations, a line for each setting from the first epoch (hollow) to the last."""
     figure = Figure(figsize=(6.2, 4.4), layout="constrained")
     axes: Axes = figure.subplots()
@@ -101,8 +108,8 @@ def draw(runs: dict[float | None, dict[int, dict[int, Exponents]]], path: Path) 
         axes.plot(mean[0, 0], mean[0, 1], marker="o", markersize=8, markerfacecolor="white", markeredgecolor=color, zorder=3)
         axes.annotate("50", mean[-1], xytext=(5, 5), textcoords="offset points", fontsize=8, color=color)
     axes.set(
-        xlabel=f"exponent of the output covariance, ranks {FIRST} to {LAST}",
-        ylabel=f"exponent of the Hessian, ranks {FIRST} to {LAST}",
+        xlabel=f"exponent of the output covariance, ranks {ranks[0]} to {ranks[1]}",
+        ylabel=f"exponent of the Hessian, ranks {ranks[0]} to {ranks[1]}",
         title="Epochs 1 (hollow), 10, 20, 30, 40, 50",
     )
     axes.title.set_fontsize(10)

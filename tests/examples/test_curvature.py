@@ -41,6 +41,11 @@ def test_output_covariance_is_that_of_its_formula(small):
     np.testing.assert_allclose(output_covariance(outputs, 5), np.linalg.eigvalsh(explicit)[::-1][:5], rtol=1e-6)
 
 
+def test_a_power_law_s_exponent_is_found_whatever_comes_before_it():
+    eigenvalues = np.concatenate([[90.0, 80.0, 70.0], 3.0 / np.arange(4, 51) ** 1.25])
+    assert decay_exponent(eigenvalues, 4, 50) == pytest.approx(1.25)
+
+
 def test_directions_are_the_covariance_s_eigenvectors(small):
     params, images, _ = small
     hidden = MODEL.apply(params, images)[1]
