@@ -1,6 +1,7 @@
 """Checks of what the transformations are given, with errors that name the argument, its value and the way out."""
 
 import math
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -84,8 +85,8 @@ def check_state(argument_of: str, names: Any, found: Layers) -> None:
     """
     if not isinstance(names, Mapping):
         raise TypeError(
-            f"{argument_of}: state={names!r} is not its state; give what its own init returned. A chain's state holds one "
-            "for each of its transformations, which the chain's own update takes apart."
+            f"{argument_of}: state={reprlib.repr(names)} is not its state; give what its own init returned. A chain's state "
+            "holds one for each of its transformations, which the chain's own update takes apart."
         )
     if {layer.name for layer in found} != set(names):
         raise ValueError(

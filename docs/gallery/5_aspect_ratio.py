@@ -40,5 +40,25 @@ axes.legend(frameon=False)
 plt.show()
 
 # %%
-# Means and deviations of five matrices each. What it means for training, where such layers stand beside one another,
-# is another question: in our runs balancing by windows did harm (:doc:`/evidence`).
+# Means and deviations of five matrices each. The alphas of random matrices of other sizes are the same, and scatter
+# less the larger they are. So a layer is to be compared with the noise of its shape. Another number that tells it from
+# noise is the stable rank, the sum of the eigenvalues over the largest.
+
+for rows in (64, 256, 1024):
+    for ratio in (1, 2, 4):
+        matrices = {
+            str(seed): {"kernel": np.random.default_rng(seed).normal(size=(rows, rows * ratio)).astype("float32")}
+            for seed in range(seeds)
+        }
+        spectra = tb_optax.spectra(matrices).values()
+        found = np.array([float(tb_optax.pl_alpha_hill(each)) for each in spectra])
+        by_distance = [float(tb_optax.goodness_of_fit(each).alpha) for each in spectra]
+        stable_rank = np.mean([float(each.sum() / each.max()) for each in spectra]) / rows
+        print(
+            f"{rows:4d} x {rows * ratio:4d}: alpha {found.mean():.2f} +- {found.std(ddof=1):.2f}, by goodness of fit from "
+            f"{min(by_distance):.1f} to {max(by_distance):.1f}; stable rank {stable_rank:.2f} of the rows"
+        )
+
+# %%
+# What windows mean for training, where layers of many shapes stand beside one another, is another question: in our
+# runs balancing by windows did harm (:doc:`/evidence`).

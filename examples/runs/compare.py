@@ -34,7 +34,7 @@ def compare(domain: Domain, runs: tuple[Path, ...]) -> rich.table.Table:
     columns = ("run", "network", "method", f"{domain.interval}s", domain.measure.title, "spread of alpha", "minutes")
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, caption="spread of alpha: standard deviation over balanced layers")
     for column in columns:
-        table.add_column(column, justify="left" if column in columns[:3] else "right")
+        table.add_column(column, justify="left" if column in columns[:3] else "right", overflow="fold")
     for run in runs:
         directory = RunDirectory(run, domain)
         settings, log = domain.settings(**directory.settings()), directory.log()

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import os
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,7 +56,7 @@ class Sweep:
     """How many seeds of a setting train at once; by default as many as memory allows, and one on CPU, whose cores a
     single run fills."""
     dry_run: bool = False
-    """Only say what would be done."""
+    """Only say which runs are done, begun and missing."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder: the same networks start sooner later."""
 
@@ -90,6 +90,8 @@ def sweep(domain: Domain, command: Sweep) -> None:
     missing = [settings for settings in grid.runs() if run_key(domain, settings) not in finished]
     console.print(f"{grid.title}: {len(grid.runs()) - len(missing)} of {len(grid.runs())} runs done", soft_wrap=True)
     if command.dry_run:
+        for line in _plan(domain, command, grid, finished):
+            console.print(line, soft_wrap=True)
         return
     mesh = create_mesh(1, 1)
     wanted = len({_without_seed(domain, settings) for settings in missing})
@@ -97,6 +99,20 @@ def sweep(domain: Domain, command: Sweep) -> None:
         console.rule(f"{number} of {wanted}")
         console.print(f"{_name(domain, settings)}, seed {', '.join(map(str, seeds))}", soft_wrap=True)
         _train_setting(domain, command, settings, seeds, data, mesh, console)
+
+
+def _plan(domain: Domain, command: Sweep, grid: Grid, finished: Collection[str]) -> Iterator[str]:
+    """For each setting, which of its seeds are done, begun and missing."""
+    by_name: dict[str, dict[str, list[str]]] = {}
+    for settings in grid.runs():
+        name = _name(domain, settings)
+        if run_key(domain, settings) in finished:
+            stands = "done"
+        else:
+            stands = "begun" if (command.runs / f"{name},seed={settings.seed}").exists() else "missing"
+        by_name.setdefault(name, {}).setdefault(stands, []).append(str(settings.seed))
+    for name, seeds in by_name.items():
+        yield f"{name}: " + "; ".join(f"{stands} {', '.join(each)}" for stands, each in seeds.items())
 
 
 def _train_setting(

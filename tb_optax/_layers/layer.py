@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import fnmatch
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -243,12 +244,14 @@ def resolve_layers(layers: LayersOrFn, params: PyTree) -> tuple[Layers, dict[Pat
       ValueError: a path is not in `params` or stands twice, a name stands twice, axes do not fit.
     """
     leaves = leaves_by_path(params)
-    found = layers(params) if callable(layers) else layers
+    found = _called(layers, params) if callable(layers) else layers
     if isinstance(found, (str, Mapping)) or not isinstance(found, Sequence):
-        raise TypeError(f"layers={found!r}: give a sequence of tb_optax.Layer, or a function of params that returns one.")
+        raise TypeError(
+            f"layers={reprlib.repr(found)}: give a sequence of tb_optax.Layer, or a function of params that returns one."
+        )
     for layer in found:
         if not isinstance(layer, Layer):
-            raise TypeError(f"layers holds {layer!r}, which is not a tb_optax.Layer.")
+            raise TypeError(f"layers holds {reprlib.repr(layer)}, which is not a tb_optax.Layer.")
         _check_layer(layer, leaves)
     _check_unique("name", [layer.name for layer in found])
     _check_unique("path", [path for layer in found for path in (layer.kernel, *layer.follows)])
@@ -259,6 +262,17 @@ def resolve_layers(layers: LayersOrFn, params: PyTree) -> tuple[Layers, dict[Pat
         if path not in of_layers and is_float_array(leaf) and len(leaf.shape) >= 2
     }
     return Layers(found, left_out | dict(getattr(found, "left_out", {}))), leaves
+
+
+def _called(layers: Callable[[PyTree], Sequence[Layer]], params: PyTree) -> Sequence[Layer]:
+    """A network or its forward pass is a function too, and fails on parameters alone in ways of its own."""
+    try:
+        return layers(params)
+    except (TypeError, AttributeError) as error:
+        raise TypeError(
+            f"layers={reprlib.repr(layers)} could not be called with params alone ({error}); give a function such as "
+            "tb_optax.find_layers, or what tb_optax.trace_layers returned for your forward pass."
+        ) from error
 
 
 def _check_layer(layer: Layer, leaves: Mapping[Path, Any]) -> None:

@@ -38,8 +38,8 @@ def trace_layers(
     neither, for it holds more than one layer.
 
     For an NNX network, `graph, params, rest = nnx.split(model, nnx.Param, ...)`, then
-    `trace_layers(lambda params, rest, x: nnx.merge(graph, params, rest)(x), params, rest, x)`: as an argument, `rest` can
-    be written to, as batch norm does in training.
+    `trace_layers(lambda params, x: nnx.merge(graph, params, rest, copy=True)(x), params, x)`: batch norm and dropout write
+    to the copy.
 
     Args:
       fn: the forward pass, or a loss.

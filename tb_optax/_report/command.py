@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fnmatch
 import os
 import re
 import sys
@@ -38,13 +37,13 @@ class Settings:
     """What to measure, and how to tell it."""
 
     checkpoints: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT...")] = ()
-    """Files or directories; several are compared, in this order, steps of a run by their numbers."""
+    """Files or directories, before the options; several are compared, in this order, steps of a run by their numbers."""
     fit: tuple[Literal["median", "goodness_of_fit", "fix_finger"], ...] = ("median",)
     """How tails are fitted; the first decides the scales. median is TempBalance's, goodness_of_fit is WeightWatcher's."""
     params: Annotated[str | None, tyro.conf.arg(metavar="KEYS")] = None
     """The keys below which the parameters are, such as model/params; by default they are looked for."""
     exclude: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN...")] = ()
-    """Shell-style patterns of the names of layers to leave out."""
+    """Shell-style patterns of the names of layers to leave out; of a stack, the name without a place in it."""
     min_eigenvalues: int = 50
     """Layers with fewer are left out."""
     min_scale: float = 0.5
@@ -60,7 +59,7 @@ class Settings:
     reverse: tyro.conf.FlagCreatePairsOff[bool] = False
     """Turn the order round."""
     filter: Annotated[str, tyro.conf.arg(metavar="PATTERN")] = "*"
-    """Show only layers whose names match this shell-style pattern."""
+    """Show only layers of this name, as the table has it, or whose names match this shell-style pattern."""
     json: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Write all numbers to this file; - for standard output, instead of the table."""
     csv: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
@@ -121,8 +120,8 @@ def _measure_all(settings: Settings) -> tuple[list[Report], bool]:
     # All are opened first, so that what is wrong with the last one is told before anything is computed.
     measurings = [_measuring(settings, path) for path in in_order(settings.checkpoints)]
     names = [name for measuring in measurings for name in measuring.names]
-    if not any(fnmatch.fnmatchcase(name, settings.filter) for name in names):
-        known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    if not any(table.matches(name, settings.filter) for name in names):
+        known = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
         raise ValueError(f"filter={settings.filter!r} matches no layer; the layers are: {known}")
     if settings.sort == "change" and len(measurings) == 1:
         raise ValueError("sort='change' needs two checkpoints or more")

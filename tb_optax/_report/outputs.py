@@ -1,6 +1,7 @@
 """Reports as programs read them: JSON and CSV."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -26,6 +27,7 @@ def _content(report: Report) -> dict[str, Any]:
         "checkpoint": report.name,
         "format": report.format,
         "complete": report.complete,
+        "windows": None if report.windows is None else dataclasses.asdict(report.windows),
         "fits": list(report.fits),
         "layers": [{"kernel": record.kernel} | row for record, row in zip(report.records, report.rows(), strict=True)],
         "summary": report.summary(),

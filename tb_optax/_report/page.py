@@ -28,7 +28,8 @@ _TITLES = {
 _ALPHA = (
     "Alpha is the exponent of the power law that the tail of a layer's spectrum follows. The smaller it is, the heavier the "
     "tail, and the better trained the layer, as the theory of heavy-tailed self-regularization has it; TempBalance gives "
-    "layers of larger alpha larger learning rates."
+    "layers of larger alpha larger learning rates. Compare layers of one shape: of matrices with nothing learned in them, "
+    "the longer ones have the larger alpha."
 )
 
 
@@ -79,7 +80,8 @@ Eigenvalues are those of WWᵀ on its smaller side.</footer>
 def _heading(report: Report, several: bool) -> str:
     fits = ", ".join(map(escaped, report.fits))
     name = f"{escaped(report.name)}: " if several else ""
-    lines = [f'<p class="quiet">{name}{report.format}, {len(report.records)} layers; fit: {fits}.</p>']
+    windows = f" by windows of {report.windows.rows} rows" if report.windows else ""
+    lines = [f'<p class="quiet">{name}{report.format}, {len(report.records)} layers{windows}; fit: {fits}.</p>']
     if not report.complete:
         lines.append('<p class="warning">It was interrupted: some layers are missing.</p>')
     broken = [record.layer for record in report.records if not record.is_finite]

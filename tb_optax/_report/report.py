@@ -22,6 +22,7 @@ from tb_optax._report.measure import spectra_in_turn
 from tb_optax._report.source import Source, UnreadableError, of_tree
 from tb_optax._report.weights import all_of, natural, weights_of
 from tb_optax._spectra.solver import DEFAULT_SOLVER, Solver, check_solver
+from tb_optax._spectra.windows import Windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Report:
       left_out: why other arrays of two or more axes are no layers.
       others: how many arrays are no weights: an optimizer's state, statistics.
       complete: whether all layers were measured: false after an interrupt.
+      windows: whose spectra these are, where they are not those of whole weights.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Report:
     left_out: Mapping[Path, str]
     others: int = 0
     complete: bool = True
+    windows: Windows | None = None
 
     def rows(self) -> list[dict[str, Any]]:
         """A flat record for each layer: `pandas.DataFrame(report.rows())` is a table of them."""
@@ -278,6 +281,7 @@ class Measuring:
             self._left_out,
             self._weights.others,
             len(self._done) == len(self.layers),
+            self._solver.windows,
         )
 
     def _slices(self, layer: Layer) -> list[tuple[str, Path, tuple[int, ...], int]]:

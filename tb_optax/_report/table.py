@@ -89,8 +89,11 @@ def print_comparison(to: Console, comparison: Comparison, sort: str | None, reve
         to.print(Text.assemble((printable(label), "bold"), ": ", _title(report)))
     columns = _columns_of_two(comparison) if len(comparison.labels) == 2 else _columns_of_many(comparison)
     _print_table(to, columns, rows, [])
-    for report in comparison.reports:
-        _print_notes(to, report)
+    if len({tuple(report.left_out.items()) for report in comparison.reports}) == 1:
+        _print_notes(to, comparison.reports[0])
+        return
+    for label, report in zip(comparison.labels, comparison.reports, strict=True):
+        _print_notes(to, report, f" of {printable(label)}")
 
 
 def _columns_of_two(comparison: Comparison) -> list[_Column]:
@@ -113,12 +116,17 @@ def _columns_of_many(comparison: Comparison) -> list[_Column]:
 
 def chosen(rows: Sequence[dict[str, Any]], sort: str | None, reverse: bool, pattern: str) -> list[dict[str, Any]]:
     """The rows whose layers match a shell-style pattern, sorted by a column, what is NaN last."""
-    found = [row for row in rows if fnmatch.fnmatchcase(row["layer"], pattern)]
+    found = [row for row in rows if matches(row["layer"], pattern)]
     if sort is None:
         return found[::-1] if reverse else found
     is_nan = lambda row: isinstance(row[sort], float) and math.isnan(row[sort])
     known = sorted((row for row in found if not is_nan(row)), key=lambda row: row[sort], reverse=reverse)
     return known + [row for row in found if is_nan(row)]
+
+
+def matches(layer: str, pattern: str) -> bool:
+    """Whether it is a layer's name, whose brackets are a pattern's too, or a shell-style pattern of it."""
+    return layer == pattern or fnmatch.fnmatchcase(layer, pattern)
 
 
 def sparkline(values: Sequence[float]) -> str:
@@ -175,13 +183,15 @@ def _cell(key: str, value: Any) -> Text:
 def _title(report: Report) -> Text:
     stops = "" if report.complete else ", interrupted"
     others = f"; not read: {report.others} arrays of an optimizer's state and the like" if report.others else ""
+    windows = f"; spectra of windows of {report.windows.rows} rows" if report.windows else ""
     fits = ", ".join(report.fits)
-    return Text(f"{printable(report.name)} ({report.format}): {len(report.records)} layers{stops}; fit: {fits}{others}")
+    what = f"{printable(report.name)} ({report.format}): {len(report.records)} layers{stops}"
+    return Text(f"{what}{windows}; fit: {fits}{others}")
 
 
-def _print_notes(to: Console, report: Report) -> None:
+def _print_notes(to: Console, report: Report, of: str = "") -> None:
     left_out = list(report.left_out.items())
     for path, reason in left_out[:_MOST_LEFT_OUT]:
-        to.print(Text(f"left out: {printable(path)}: {printable(reason)}", style="dim"))
+        to.print(Text(f"left out{of}: {printable(path)}: {printable(reason)}", style="dim"))
     if len(left_out) > _MOST_LEFT_OUT:
-        to.print(Text(f"left out: {len(left_out) - _MOST_LEFT_OUT} more, which --json tells", style="dim"))
+        to.print(Text(f"left out{of}: {len(left_out) - _MOST_LEFT_OUT} more, which --json tells", style="dim"))

@@ -318,6 +318,18 @@ def test_a_dry_run_trains_nothing(command, capsys, monkeypatch):
     assert not command.runs.exists()
 
 
+def test_a_dry_run_says_which_seeds_are_done_begun_and_missing(command, capsys):
+    done, begun, *_ = load_grid(command.grid, seeds=(1, 2, 3)).runs()
+    append_row(command.results, {"settings": {**dataclasses.asdict(done), "data_dir": None}})
+    (command.runs / f"{name_of_run(begun)},seed=2").mkdir(parents=True)
+    sweep(dataclasses.replace(command, seeds=(1, 2, 3), dry_run=True))
+    said = capsys.readouterr().out.splitlines()
+    assert said[1:] == [
+        "brightness,resnet18,cal,epochs=2,batch-size=32: done 1; begun 2; missing 3",
+        "brightness,resnet18,tb,epochs=2,batch-size=32: missing 1, 2, 3",
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ready_grids())
 def test_every_ready_grid_starts_stops_and_goes_on(name, command, small, monkeypatch):

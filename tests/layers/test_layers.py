@@ -48,6 +48,8 @@ STACK = Layer("stack", "stack/kernel", ("stack/bias",), (1,), (2,), (0,))
         ({"dense": DENSE}, TypeError, ["layers=", "sequence of tb_optax.Layer"]),
         (3, TypeError, ["layers=3", "sequence of tb_optax.Layer"]),
         (lambda params: None, TypeError, ["layers=None", "sequence of tb_optax.Layer"]),
+        (lambda params, x: x, TypeError, ["could not be called with params alone", "'x'", "trace_layers returned"]),
+        (lambda params: params.ndim, TypeError, ["could not be called with params alone", "ndim", "trace_layers"]),
     ],
 )
 def test_layers_that_do_not_fit_are_refused_by_name_value_and_way_out(layers, error, parts):

@@ -78,6 +78,13 @@ def test_the_table_is_filtered_and_in_order(checkpoint, capsys, flags, expected)
     assert [line.split()[0] for line in said.splitlines() if line.startswith("layer") and "64×96" in line] == expected
 
 
+def test_a_layer_of_a_stack_is_chosen_by_the_name_that_the_table_has(tmp_path, capsys):
+    stack = np.random.default_rng(0).normal(size=(3, 64, 64)).astype(np.float32)
+    save_file({"blocks/kernel": stack, "blocks/bias": stack[:, 0]}, file := tmp_path / "stack.safetensors")
+    assert _run(str(file), "--filter", "blocks[1]") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if "64×64" in line] == ["blocks[1]"]
+
+
 def test_the_table_is_sorted_by_a_column_with_nan_last(weights, tmp_path, capsys):
     save_file(weights | {"layer3.weight": np.zeros((64, 64), np.float32)}, file := tmp_path / "zero.safetensors")
     assert _run(str(file), "--sort", "alpha", "--reverse") == 0
@@ -126,6 +133,7 @@ def test_two_checkpoints_are_told_with_what_changed(weights, checkpoint, tmp_pat
     assert _run(checkpoint, str(other)) == 0
     said = capsys.readouterr().out
     assert "model.safetensors: " in said and "other.safetensors: " in said
+    assert said.count("left out: head.weight") == 1
     (line,) = (line.split() for line in said.splitlines() if line.startswith("layer1 "))
     assert float(line[4]) == 0 and float(line[6]) == pytest.approx(4 * float(line[5]), rel=0.01)
 
@@ -290,5 +298,5 @@ def test_windows_are_those_of_the_library_and_of_a_size_that_can_be(checkpoint, 
     for row, record in zip(rows, tb_optax.report(checkpoint, solver=solver).records, strict=True):
         assert float(row["alpha"]) == pytest.approx(record.alpha, rel=1e-5)
         assert int(row["eigenvalues"]) == 40 * 81
-    capsys.readouterr()
+    assert "; spectra of windows of 40 rows; fit: median" in capsys.readouterr().out
     assert "rows=1" in _fails(capsys, 2, checkpoint, "--windows", "1")
