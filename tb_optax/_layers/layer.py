@@ -163,6 +163,11 @@ def kernel_shape(layer: Layer, shape: Sequence[int]) -> KernelShape:
     )
 
 
+def short_repr(value: Any) -> str:
+    """What an error says of a value that may be a whole network: a line."""
+    return " ".join(reprlib.repr(value).split())
+
+
 def path_name(key_path: tuple[Any, ...]) -> Path:
     """Joins a JAX key path by `/`, leaving out the `value` attribute in which Flax boxes its variables."""
     if len(key_path) > 1 and getattr(key_path[-1], "name", None) == "value":
@@ -247,11 +252,11 @@ def resolve_layers(layers: LayersOrFn, params: PyTree) -> tuple[Layers, dict[Pat
     found = _called(layers, params) if callable(layers) else layers
     if isinstance(found, (str, Mapping)) or not isinstance(found, Sequence):
         raise TypeError(
-            f"layers={reprlib.repr(found)}: give a sequence of tb_optax.Layer, or a function of params that returns one."
+            f"layers={short_repr(found)}: give a sequence of tb_optax.Layer, or a function of params that returns one."
         )
     for layer in found:
         if not isinstance(layer, Layer):
-            raise TypeError(f"layers holds {reprlib.repr(layer)}, which is not a tb_optax.Layer.")
+            raise TypeError(f"layers holds {short_repr(layer)}, which is not a tb_optax.Layer.")
         _check_layer(layer, leaves)
     _check_unique("name", [layer.name for layer in found])
     _check_unique("path", [path for layer in found for path in (layer.kernel, *layer.follows)])
@@ -270,7 +275,7 @@ def _called(layers: Callable[[PyTree], Sequence[Layer]], params: PyTree) -> Sequ
         return layers(params)
     except (TypeError, AttributeError) as error:
         raise TypeError(
-            f"layers={reprlib.repr(layers)} could not be called with params alone ({error}); give a function such as "
+            f"layers={short_repr(layers)} could not be called with params alone ({error}); give a function such as "
             "tb_optax.find_layers, or what tb_optax.trace_layers returned for your forward pass."
         ) from error
 
