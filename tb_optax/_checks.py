@@ -1,7 +1,6 @@
 """Checks of what the transformations are given, with errors that name the argument, its value and the way out."""
 
 import math
-import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from tb_optax._dtypes import is_float_array
-from tb_optax._layers.layer import Layers, Path, PyTree, leaves_by_path
+from tb_optax._layers.layer import Layers, Path, PyTree, leaves_by_path, short_repr
 
 _STATIC = ("metric", "assign", "layers")
 _MOST_UPDATES = np.iinfo(np.int32).max
@@ -85,7 +84,7 @@ def check_state(argument_of: str, names: Any, found: Layers) -> None:
     """
     if not isinstance(names, Mapping):
         raise TypeError(
-            f"{argument_of}: state={reprlib.repr(names)} is not its state; give what its own init returned. A chain's state "
+            f"{argument_of}: state={short_repr(names)} is not its state; give what its own init returned. A chain's state "
             "holds one for each of its transformations, which the chain's own update takes apart."
         )
     if {layer.name for layer in found} != set(names):
