@@ -101,7 +101,7 @@ def draw(runs: Runs, ranks: tuple[int, int], path: Path) -> None:
     axes: Axes = figure.subplots()
     for asked, seeds in runs.items():
         table = np.array([list(epochs.values()) for epochs in seeds.values()])  # seeds x epochs x 2
-        mean, deviation = table.mean(axis=0), table.std(axis=0)
+        mean, deviation = table.mean(axis=0), table.std(axis=0, ddof=min(1, len(table) - 1))
         ends = {"yerr": deviation[:, 1], "xerr": deviation[:, 0]}
         color = _COLORS.get(asked, "black")
         axes.errorbar(mean[:, 0], mean[:, 1], **ends, color=color, marker="o", markersize=4, lw=1, label=_name(asked))
