@@ -117,7 +117,8 @@ def _on_cpu(routine: str, portable: Solver, matrices: Float[Array, "stack n n"])
     hold_blas_to_one_thread()
     solve = _values_only(routine, portable, np.dtype(matrices.dtype))
     values, info, *unused = side_by_side(solve, matrices)
-    # XLA lets the calls' unread results share their memory, which puts the calls in order: so a failure reads them.
+    # XLA lets the calls' unread results share their memory, the matrices that they overwrite above all, which puts the calls
+    # in order, on one core: so a failure reads them.
     failed = sum((each[:, :1] for each in unused), jnp.full((1, 1), jnp.nan, values.dtype))
     return jnp.where((info == 0)[:, None], values, failed)
 
@@ -164,7 +165,7 @@ def _values_only(routine: str, portable: Solver, dtype: np.dtype) -> Callable[[F
             "gesdd_ffi": ((array(n, n), array(n), *vectors, info), {}),
         }[routine]
         call = jax.ffi.ffi_call(target, results, input_output_aliases={0: 0})
-        _, values, *unused, info = call(matrix, mode=np.uint8(ord("N")), **mode)
-        return values, info, *(each[0] for each in unused)
+        overwritten, values, *unused, info = call(matrix, mode=np.uint8(ord("N")), **mode)
+        return values, info, *(each[0] for each in (overwritten, *unused))
 
     return values_only
