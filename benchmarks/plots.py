@@ -16,27 +16,30 @@ from benchmarks import figure23
 _COLORS = plt.get_cmap("tab10").colors  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def plot(parts: Mapping[str, Any], title: str, directory: Path) -> list[Path]:
-    """Writes `refresh.png`, `fits.png`, `share.png`, `figure23.png`, if there are figures for them; returns their paths."""
+def plot(parts: Mapping[str, Any], devices: Mapping[str, str], directory: Path) -> list[Path]:
+    """Writes `refresh.png`, `fits.png`, `share.png`, `figure23.png`, if there are figures for them; returns their paths.
+
+    Each says the device that its part was measured on.
+    """
     written = []
     refresh = {case["network"]: case["contenders"] for case in parts.get("refresh", [])}
     if refresh:
         series = ("PyTorch, median", "plain eigvalsh", "tb_optax, median", "eigenvalues alone", "Gram products alone")
         bars = {label: [_median(case, label) for case in refresh.values()] for label in series}
-        written += _bars(list(refresh), bars, f"a refresh, median fit ({title})", directory / "refresh.png")
+        written += _bars(list(refresh), bars, f"a refresh, median fit ({devices['refresh']})", directory / "refresh.png")
     fits = ("median", "goodness_of_fit", "fix_finger")
     for network, case in refresh.items():
         if f"tb_optax, {fits[1]}" in case and directory / "fits.png" not in written:
             bars = {
                 name: [_median(case, f"{name}, {fit}") for fit in fits] for name in ("WeightWatcher", "PyTorch", "tb_optax")
             }
-            written += _bars(fits, bars, f"a refresh of {network} ({title})", directory / "fits.png")
+            written += _bars(fits, bars, f"a refresh of {network} ({devices['refresh']})", directory / "fits.png")
     shares = parts.get("steps", {}).get("training", {}).get("shares")
     if shares:
-        written += _shares(shares, title, directory / "share.png")
+        written += _shares(shares, devices["steps"], directory / "share.png")
     timed = [case for case in parts.get("figure23", []) if "median" in case["refresh"]]
     if timed:
-        written += _figure23(timed, title, directory / "figure23.png")
+        written += _figure23(timed, devices["figure23"], directory / "figure23.png")
     return written
 
 

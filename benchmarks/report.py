@@ -1,7 +1,7 @@
 """Tables and plots from the files of a run: `python -m benchmarks.report DIRECTORY`."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,20 +31,24 @@ def report(directory: Path) -> str:
             f"{directory} holds none of {', '.join(f'{part}.json' for part in PARTS)}; run the benchmarks."
         )
     parts = {part: content["cases"] for part, content in read.items()}
-    device = next(iter(read.values()))["provenance"]
-    name = device["device_kind"] + (f", {device['cores']} cores" if device["platform"] == "cpu" else "")
-    plots = plot(parts, name, directory)
-    sections = [f"# {name}", *_provenance(read)]
+    platform = next(iter(read.values()))["provenance"]["platform"]
+    devices = {part: _device(content["provenance"]) for part, content in read.items()}
+    plots = plot(parts, devices, directory)
+    sections = [f"# {'; '.join(dict.fromkeys(devices.values()))}", *_provenance(read)]
     sections += _refresh(parts.get("refresh", []))
     sections += _steps(parts.get("steps", {})) + _figure23(parts.get("figure23", []))
     sections += _busy(parts.get("busy", {})) + _devices(parts.get("devices", []))
     sections += _approximate(parts.get("approximate", []))
     sections += _choice(parts.get("choice", {})) + _checkpoint(parts.get("checkpoint", []))
     sections += [f"![{path.stem}]({path.name})" for path in plots]
-    reached = _table(("to reach", "measured", "bound", ""), (target.row() for target in targets(parts, device["platform"])))
+    reached = _table(("to reach", "measured", "bound", ""), (target.row() for target in targets(parts, platform)))
     text = "\n\n".join([*sections, "## To reach", reached]) + "\n"
     (directory / "report.md").write_text(text)
     return text
+
+
+def _device(origin: Mapping[str, Any]) -> str:
+    return origin["device_kind"] + (f", {origin['cores']} cores" if origin["platform"] == "cpu" else "")
 
 
 def _provenance(read: dict[str, Any]) -> list[str]:
