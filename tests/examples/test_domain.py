@@ -25,6 +25,7 @@ def finished(tmp_path_factory):
     return train(REGRESSION, Settings(), tmp_path_factory.mktemp("runs") / "run", devices=ONE)
 
 
+@pytest.mark.slow
 def test_what_is_tested_at_the_end_is_what_was_best_on_validation(tmp_path):
     """At a learning rate at which the last is not the best."""
     settings = Settings(learning_rate=0.16, evaluations=2)

@@ -45,7 +45,9 @@ def test_a_limit_on_memory_holds_on_each_device(sharding):
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)
-@pytest.mark.parametrize("mode", [AxisType.Auto, AxisType.Explicit], ids=["automatic", "explicit"])
+@pytest.mark.parametrize(
+    "mode", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.slow)], ids=["automatic", "explicit"]
+)
 @pytest.mark.parametrize("blocks", [8, pytest.param(6, marks=pytest.mark.slow)])
 def test_spectra_of_sharded_stacks_are_those_of_one_device(sharding, mode, blocks):
     shape, names = SHARDINGS[sharding]
