@@ -71,6 +71,8 @@ def findings(runs: Runs) -> list[str]:
         for first in (1, 10):
             chosen = {seed: [each for epoch, each in epochs.items() if epoch >= first] for seed, epochs in seeds.items()}
             lines.append(f"{_name(asked)}, epochs {first} to 50: {_told(_correlations(chosen))}")
+    if len(runs) < 3:  # two points lie on a line
+        return lines
     together = set.intersection(*(set(seeds) for seeds in runs.values()))
     across = {seed: [list(seeds[seed].values())[-1] for seeds in runs.values()] for seed in sorted(together)}
     lines.append(f"across {len(runs)} settings, epoch 50: {_told(_correlations(across))}")
