@@ -104,9 +104,18 @@ def draw(runs: Runs, ranks: tuple[int, int], path: Path) -> None:
     for asked, seeds in runs.items():
         table = np.array([list(epochs.values()) for epochs in seeds.values()])  # seeds x epochs x 2
         mean, deviation = table.mean(axis=0), table.std(axis=0, ddof=min(1, len(table) - 1))
-        ends = {"yerr": deviation[:, 1], "xerr": deviation[:, 0]}
         color = _COLORS.get(asked, "black")
-        axes.errorbar(mean[:, 0], mean[:, 1], **ends, color=color, marker="o", markersize=4, lw=1, label=_name(asked))
+        axes.errorbar(
+            mean[:, 0],
+            mean[:, 1],
+            xerr=deviation[:, 0],
+            yerr=deviation[:, 1],
+            color=color,
+            marker="o",
+            markersize=4,
+            lw=1,
+            label=_name(asked),
+        )
         axes.plot(mean[0, 0], mean[0, 1], marker="o", markersize=8, markerfacecolor="white", markeredgecolor=color, zorder=3)
         axes.annotate("50", mean[-1], xytext=(5, 5), textcoords="offset points", fontsize=8, color=color)
     axes.set(
