@@ -9,7 +9,7 @@ settings of the penalty, at the last epoch, where nothing differs but what was a
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import tyro
@@ -17,9 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from examples.curvature.spectra import decay_exponent
-from examples.curvature.train import RESULTS, read
+from examples.curvature.train import RESULTS
 from examples.runs.report.figures import save
 from examples.runs.report.statistics import paired
+from examples.runs.results import Row, read_rows
 
 # Okabe and Ito's.
 _COLORS = {None: "#8c8c8c", 0.5: "#009E73", 1.0: "#0072B2", 1.5: "#D55E00"}
@@ -44,13 +45,13 @@ def main(results: Path = RESULTS, figure: Path = Path("docs/images/figure9.png")
       figure: where the picture goes.
       ranks: of the first and the last eigenvalue that the exponents are fitted to, up to 50.
     """
-    runs = exponents(read(results), ranks)
+    runs = exponents(read_rows(results), ranks)
     for line in findings(runs):
         print(line)
     draw(runs, ranks, figure)
 
 
-def exponents(rows: Iterable[dict[str, Any]], ranks: tuple[int, int]) -> Runs:
+def exponents(rows: Iterable[Row], ranks: tuple[int, int]) -> Runs:
     """The exponents of all runs."""
     found: Runs = {}
     for row in rows:

@@ -3,7 +3,6 @@
 A run that the file has already is not done again.
 """
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from examples import digits
 from examples.curvature.mlp import MLP, Penalty, cross_entropy, train_epoch
 from examples.curvature.spectra import hessian, output_covariance
 from examples.runs.provenance import provenance
-from examples.runs.results import append_row
+from examples.runs.results import append_row, read_rows, rounded
 
 RESULTS = Path("examples/curvature/results/digits.jsonl")
 MEASURED = (1, 10, 20, 30, 40, 50)
@@ -43,15 +42,12 @@ def main(
     wanted = [(seed, exponent) for seed in seeds for exponent in (*exponents, *[None] * without)]
     for seed, exponent in wanted:
         settings = {"exponent": exponent, "seed": seed}
-        if settings not in [row["settings"] for row in read(results)]:
+        done = read_rows(results) if results.exists() else []
+        if settings not in [row["settings"] for row in done]:
             row = {"settings": settings, "history": run(seed, exponent), **provenance()}
             append_row(results, row)
             last = row["history"][-1]
             print(f"seed {seed}, exponent {exponent}: test accuracy {last['test_accuracy']:.1%}", flush=True)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def run(seed: int, exponent: float | None) -> list[dict[str, Any]]:
@@ -82,13 +78,9 @@ def measure(model: MLP, params: Any, images: Any, labels: Any, test_images: Any,
     return {
         "train_loss": float(loss(params)),
         "test_accuracy": float(right.mean()),
-        "output_covariance": _rounded(covariance),
-        "hessian": _rounded(hessian(loss, params, HESSIAN_EIGENVALUES)),
+        "output_covariance": list(map(rounded, covariance)),
+        "hessian": list(map(rounded, hessian(loss, params, HESSIAN_EIGENVALUES))),
     }
-
-
-def _rounded(values: np.ndarray) -> list[float]:
-    return [float(f"{value:.5g}") for value in values]
 
 
 if __name__ == "__main__":

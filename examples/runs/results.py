@@ -47,8 +47,8 @@ def row_of(directory: RunDirectory) -> Row:
         "settings": settings,
         **{name: last[name] for name in domain.metrics},
         "seconds": round(sum(line["seconds"] for line in log), 1),
-        "history": {name: [_rounded(line[name]) for line in log] for name in over_intervals}
-        | {name: {layer: [_rounded(line[name][layer]) for line in log] for layer in last[name]} for name in _OVER_LAYERS}
+        "history": {name: [rounded(line[name]) for line in log] for name in over_intervals}
+        | {name: {layer: [rounded(line[name][layer]) for line in log] for layer in last[name]} for name in _OVER_LAYERS}
         | _within_intervals(log),
         **summary,
     }
@@ -62,7 +62,7 @@ def _within_intervals(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found = {}
     if "gradient_norms_within" in log[0]:
         lines = [line["gradient_norms_within"] for line in log if "gradient_norms_within" in line]
-        norms = {layer: [list(map(_rounded, line["norms"][layer])) for line in lines] for layer in lines[0]["norms"]}
+        norms = {layer: [list(map(rounded, line["norms"][layer])) for line in lines] for layer in lines[0]["norms"]}
         found["gradient_norms_within"] = {**lines[0], "norms": norms}
     if "spectra_within" in log[0]:
         lines = [line["spectra_within"] for line in log if "spectra_within" in line]
@@ -81,7 +81,7 @@ def read_results(domain: Domain, paths: Iterable[Path]) -> list[Row]:
         if not path.exists():
             raise UserError(f"{path}: no such file of results.")
         for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path]:
-            for row in _read(file):
+            for row in read_rows(file):
                 rows[run_key(domain, row["settings"])] = row
     return list(rows.values())
 
@@ -90,11 +90,16 @@ def append_row(path: Path, row: Row) -> None:
     """Adds a line; what a kill left of another before it is cut off first. Others that add one meanwhile wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_suffix(".lock")):
-        kept = "".join(json.dumps(other) + "\n" for other in _read(path)) if path.exists() else ""
+        kept = "".join(json.dumps(other) + "\n" for other in read_rows(path)) if path.exists() else ""
         write_whole(path, kept + json.dumps(row) + "\n")
 
 
-def _read(file: Path) -> list[Row]:
+def read_rows(file: Path) -> list[Row]:
+    """The rows of one file, as they stand in it; a last line that was cut off is left out.
+
+    Raises:
+      UserError: a line is not a row.
+    """
     rows, lines = [], file.read_text().splitlines()
     for number, line in enumerate(lines, 1):
         try:
@@ -107,5 +112,5 @@ def _read(file: Path) -> list[Row]:
     return rows
 
 
-def _rounded(value: float | None) -> float | None:
+def rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.5g}")

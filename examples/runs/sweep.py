@@ -90,7 +90,7 @@ def sweep(domain: Domain, command: Sweep) -> None:
     missing = [settings for settings in grid.runs() if run_key(domain, settings) not in finished]
     console.print(f"{grid.title}: {len(grid.runs()) - len(missing)} of {len(grid.runs())} runs done", soft_wrap=True)
     if command.dry_run:
-        for line in _plan(domain, command, grid, finished):
+        for line in _plan(domain, command, grid, missing):
             console.print(line, soft_wrap=True)
         return
     mesh = create_mesh(1, 1)
@@ -101,16 +101,15 @@ def sweep(domain: Domain, command: Sweep) -> None:
         _train_setting(domain, command, settings, seeds, data, mesh, console)
 
 
-def _plan(domain: Domain, command: Sweep, grid: Grid, finished: Collection[str]) -> Iterator[str]:
+def _plan(domain: Domain, command: Sweep, grid: Grid, missing: Collection[Settings]) -> Iterator[str]:
     """For each setting, which of its seeds are done, begun and missing."""
     by_name: dict[str, dict[str, list[str]]] = {}
     for settings in grid.runs():
-        name = _name(domain, settings)
-        if run_key(domain, settings) in finished:
+        if settings not in missing:
             stands = "done"
         else:
-            stands = "begun" if (command.runs / f"{name},seed={settings.seed}").exists() else "missing"
-        by_name.setdefault(name, {}).setdefault(stands, []).append(str(settings.seed))
+            stands = "begun" if _folder(domain, command, settings, settings.seed).exists() else "missing"
+        by_name.setdefault(_name(domain, settings), {}).setdefault(stands, []).append(str(settings.seed))
     for name, seeds in by_name.items():
         yield f"{name}: " + "; ".join(f"{stands} {', '.join(each)}" for stands, each in seeds.items())
 
@@ -126,7 +125,7 @@ def _train_setting(
 ) -> None:
     """Trains the seeds of a setting, as many at once as fit."""
     runs = {seed: dataclasses.replace(settings, seed=seed) for seed in seeds}
-    directories = {seed: RunDirectory(command.runs / f"{_name(domain, settings)},seed={seed}", domain) for seed in seeds}
+    directories = {seed: RunDirectory(_folder(domain, command, settings, seed), domain) for seed in seeds}
     trainer = Trainer(domain, settings, data, mesh, console)
     any_saved = lambda: any(last_saved(directory.checkpoints) >= 0 for directory in directories.values())
     goes_on = lambda: "; the same command goes on from the last checkpoints" if any_saved() else ""
@@ -204,6 +203,10 @@ def _places(data: Sequence[str]) -> dict[str, Path]:
 
 def _without_seed(domain: Domain, settings: Any) -> Any:
     return dataclasses.replace(settings, seed=0, **dict.fromkeys(domain.places))
+
+
+def _folder(domain: Domain, command: Sweep, settings: Any, seed: int) -> Path:
+    return command.runs / f"{_name(domain, settings)},seed={seed}"
 
 
 def _name(domain: Domain, settings: Any) -> str:

@@ -9,6 +9,7 @@ import dataclasses
 import fnmatch
 import math
 import reprlib
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -274,6 +275,9 @@ def _called(layers: Callable[[PyTree], Sequence[Layer]], params: PyTree) -> Sequ
     try:
         return layers(params)
     except (TypeError, AttributeError) as error:
+        inside = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)][1:]
+        if inside and inside[-1].startswith("tb_optax."):  # the library's own, which says its own way out
+            raise
         raise TypeError(
             f"layers={short_repr(layers)} could not be called with params alone ({error}); give a function such as "
             "tb_optax.find_layers, or what tb_optax.trace_layers returned for your forward pass."

@@ -11,6 +11,7 @@ import pytest
 from examples.curvature import figure9, train
 from examples.curvature.mlp import MLP, Penalty, cross_entropy, directions, distance_from_power_law, train_epoch
 from examples.curvature.spectra import decay_exponent, hessian, output_covariance
+from examples.runs.results import read_rows
 
 MODEL = MLP(12)
 
@@ -91,7 +92,7 @@ def test_runs_are_measured_once_and_drawn(tmp_path, monkeypatch, capsys):
     results, figure = tmp_path / "results.jsonl", tmp_path / "figure.png"
     train.main(seeds=(1,), exponents=(1.0,), results=results)
     train.main(seeds=(1, 2), exponents=(1.0,), results=results)
-    rows = train.read(results)
+    rows = read_rows(results)
     assert [row["settings"] for row in rows] == [
         {"exponent": asked, "seed": seed} for seed in (1, 2) for asked in (1.0, None)
     ]
