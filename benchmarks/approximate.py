@@ -80,7 +80,7 @@ def _weights(settings: Settings) -> Iterator[tuple[str, Float[Array, "n m"]]]:
 def _compare(name: str, weight: Float[Array, "n m"], settings: Settings) -> dict[str, Any]:
     stack = weight[None]
     exact_seconds, exact = _timed(lambda: symmetric_eigenvalues(gram(stack)))
-    alpha, norm = float(tb_optax.pl_alpha_hill(exact)[0]), float(exact[0, -1])
+    alpha, norm = float(tb_optax.metrics.pl_alpha_hill(exact)[0]), float(exact[0, -1])
     case: dict[str, Any] = {"weight": name, "shape": weight.shape, "alpha": alpha, "seconds": exact_seconds}
     # How far the tail reaches: a few for a random weight.
     case["largest_over_median"] = norm / float(exact[0, len(weight) // 2])
@@ -90,7 +90,7 @@ def _compare(name: str, weight: Float[Array, "n m"], settings: Settings) -> dict
             solve = lambda seed: lanczos_spectrum(stack, steps=steps, probes=probes, seed=seed)  # noqa: B023
             seconds, _ = _timed(lambda: solve(0))  # noqa: B023
             spectra = jnp.concatenate([solve(seed) for seed in range(settings.seeds)])
-            errors = [float(value) / alpha - 1 for value in tb_optax.pl_alpha_hill(spectra)]
+            errors = [float(value) / alpha - 1 for value in tb_optax.metrics.pl_alpha_hill(spectra)]
             case["approximate"].append(
                 {
                     "steps": steps,

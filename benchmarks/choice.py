@@ -78,7 +78,7 @@ def _agreement(path: Path, exclude: tuple[str, ...]) -> Result:
         return tb_optax.find_layers(tree, exclude=[each for each in exclude if fnmatch.filter(names, each)])
 
     checkpoint = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    reports = {name: tb_optax.report(checkpoint, layers=layers, solver=solver) for name, solver in SOLVERS.items()}
+    reports = {name: tb_optax.report(checkpoint, layers=layers, **options) for name, options in SOLVERS.items()}
     of: Callable[[str, str], Any] = lambda name, what: np.array([getattr(own, what) for own in reports[name].records])
     exact = of(EXACT, "alpha")
     return {

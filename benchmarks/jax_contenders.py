@@ -17,9 +17,9 @@ from benchmarks.solvers import EXACT, SOLVERS
 from examples.runs.provenance import cores
 
 _FITS = {
-    "median": tb_optax.median,
-    "goodness_of_fit": tb_optax.goodness_of_fit,
-    "fix_finger": tb_optax.fix_finger,
+    "median": tb_optax.fits.median,
+    "goodness_of_fit": tb_optax.fits.goodness_of_fit,
+    "fix_finger": tb_optax.fits.fix_finger,
 }
 
 
@@ -30,9 +30,9 @@ def tempbalance(case: Case) -> Prepared:
     `case["solver"]` is how spectra are computed, one of `benchmarks.solvers.SOLVERS`.
     """
     network = create(case["network"])
-    metric = functools.partial(tb_optax.pl_alpha_hill, fit=_FITS[case["fit"]])
+    metric = functools.partial(tb_optax.metrics.pl_alpha_hill, fit=_FITS[case["fit"]])
     layers = functools.partial(tb_optax.find_layers, exclude=network.exclude)
-    tx = tb_optax.tempbalance(1, metric=metric, layers=layers, solver=SOLVERS[case.get("solver", EXACT)])
+    tx = tb_optax.tempbalance(1, metric=metric, layers=layers, **SOLVERS[case.get("solver", EXACT)])
     refresh = jax.jit(lambda state, params: tx.update(params, state, params)[1])
     sharding = None
     if "devices" in case:

@@ -1,6 +1,7 @@
 """The contenders that train: an optimizer's update alone, and epochs of `examples/vision`."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -67,7 +68,7 @@ def training(case: Case) -> Prepared:
     size = {name: case[name] for name in ("model", "width", "dtype", "batch_size")}
     settings = Settings(method=case["method"], update_interval=NEVER, **size)
     mesh = create_mesh(1, case["batch_size"])
-    program = compile_program(prepare(settings, dataset, mesh, _scheduled), tb_optax.median, mesh)
+    program = compile_program(prepare(settings, dataset, mesh, _scheduled), tb_optax.fits.median, mesh)
     state = program.start([0])
 
     def run(update_interval: int = NEVER) -> None:
@@ -80,7 +81,9 @@ def training(case: Case) -> Prepared:
     return Prepared(run)
 
 
-def _optimizer(method: str, layers: tb_optax.LayersOrFn, update_interval: Any) -> optax.GradientTransformationExtraArgs:
+def _optimizer(
+    method: str, layers: Callable[..., tb_optax.Layers], update_interval: Any
+) -> optax.GradientTransformationExtraArgs:
     settings = Settings(method=method, update_interval=update_interval)  # pyright: ignore[reportArgumentType]
     return create_optimizer(settings, optax.constant_schedule(_LEARNING_RATE), 1, layers, layers)
 

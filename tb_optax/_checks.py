@@ -1,4 +1,4 @@
-"""Checks of what the transformations are given, with errors that name the argument, its value and the way out."""
+"""Checks of arguments, updates and states, with errors that name the argument, its value and the way out."""
 
 import math
 from collections.abc import Mapping
@@ -13,53 +13,11 @@ from jaxtyping import Array
 from tb_optax._dtypes import is_float_array
 from tb_optax._layers.layer import Layers, Path, PyTree, leaves_by_path, short_repr
 
-_STATIC = ("metric", "assign", "layers")
-_MOST_UPDATES = np.iinfo(np.int32).max
-
-
-def check_arguments(
-    argument_of: str,
-    update_interval: Any,
-    min_scale: Any,
-    max_scale: Any,
-    metric: Any,
-    assign: Any,
-    start_step: Any,
-) -> None:
-    """Checks what is known now: a number that is being traced (under `inject_hyperparams`, say) is not."""
-    for name, function in (("metric", metric), ("assign", assign)):
-        if not callable(function):
-            raise TypeError(
-                f"{argument_of}: {name}={function!r} is not a function; give one such as "
-                f"tb_optax.{'pl_alpha_hill' if name == 'metric' else 'linear'}. (Under optax.inject_hyperparams, give "
-                f"static_args={_STATIC}: it takes functions for schedules.)"
-            )
-    for name, number, least in (("update_interval", update_interval, 1), ("start_step", start_step, 0)):
-        value = _known_number(argument_of, name, number, _STATIC)
-        if value is not None and (value != int(value) if math.isfinite(value) else True):
-            raise TypeError(f"{argument_of}: {name}={number!r} must be a whole number of updates.")
-        if value is not None and value > _MOST_UPDATES:
-            raise ValueError(
-                f"{argument_of}: {name}={number!r} must be at most {_MOST_UPDATES}: updates are counted in an int32. To "
-                "balance once only, give any number that no run reaches."
-            )
-        if value is not None and value < least:
-            raise ValueError(f"{argument_of}: {name}={number!r} must be at least {least}; it counts updates.")
-    low, high = (
-        _known_number(argument_of, name, number, _STATIC)
-        for name, number in (("min_scale", min_scale), ("max_scale", max_scale))
-    )
-    for name, value in (("min_scale", low), ("max_scale", high)):
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{argument_of}: {name}={value} must be finite and not negative; the paper has 0.5 and 1.5.")
-    if low is not None and high is not None and low > high:
-        raise ValueError(f"{argument_of}: min_scale={low} is above max_scale={high}; give the smaller one first.")
-
 
 def check_not_negative(argument_of: str, static_args: tuple[str, ...], **numbers: Any) -> None:
     """Checks what is known now of numbers that can be schedules under `inject_hyperparams` with these `static_args`."""
     for name, number in numbers.items():
-        value = _known_number(argument_of, name, number, static_args)
+        value = known_number(argument_of, name, number, static_args)
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{argument_of}: {name}={value} must be finite and at least 0.")
 
@@ -119,7 +77,8 @@ def check_updates(argument_of: str, updates: PyTree, found: Layers, leaves: Mapp
     return given
 
 
-def _known_number(argument_of: str, name: str, number: Any, static_args: tuple[str, ...]) -> float | None:
+def known_number(argument_of: str, name: str, number: Any, static_args: tuple[str, ...]) -> float | None:
+    """The value of an argument, checked to be one number; None while it is being traced."""
     if isinstance(number, jax.core.Tracer):
         return None
     if isinstance(number, bool) or not isinstance(number, (int, float, np.number, np.ndarray, jax.Array)):

@@ -5,6 +5,7 @@
 | jaxprs inside equations | `trace_layers`, to see through calls, loops and branches | jax 0.8.1 to 0.12.0 | an error |
 | parameters of primitives | `trace_layers`, to follow axes | jax 0.8.1 to 0.12.0 | an error |
 | jaxlib's LAPACK targets | eigenvalues without vectors, on CPU | jaxlib 0.8.1 to 0.12.0 | the portable, slower function |
+| mesh axes that `vmap` takes | seeds on different devices (`spmd_axis_name`) | jax 0.8.1 to 0.12.0 | an error of JAX's |
 | Optax's placeholder | `optax.tree.map_params` | optax 0.2.6 to 0.2.8 | that function fails, for want of layers |
 
 A loop's constants, carry and slices are counted from the shapes of its operands and results, which are published, rather
@@ -91,6 +92,16 @@ def lapack_target(routine: str, dtype: np.dtype) -> str | None:
         return lapack.prepare_lapack_call(routine, dtype)
     except (ImportError, AttributeError, TypeError, NotImplementedError):
         return None
+
+
+def vmapped_mesh_axes() -> frozenset[str]:
+    """The mesh axes over which `jax.vmap(..., spmd_axis_name=...)` divides the batch; empty if JAX does not say."""
+    try:
+        from jax._src import core
+
+        return frozenset(core.get_axis_env().spmd_axis_names)
+    except (ImportError, AttributeError):
+        return frozenset()
 
 
 def is_placeholder(params: Any) -> bool:

@@ -25,10 +25,10 @@ def on_both(function):
 
 
 @pytest.mark.parametrize(
-    "fit", [tb_optax.median, tb_optax.goodness_of_fit, tb_optax.fix_finger], ids=lambda fit: fit.__name__
+    "fit", [tb_optax.fits.median, tb_optax.fits.goodness_of_fit, tb_optax.fits.fix_finger], ids=lambda fit: fit.__name__
 )
 def test_a_refresh_is_the_cpus(fit):
-    tx = tb_optax.tempbalance(1, layers=LAYERS, metric=functools.partial(tb_optax.pl_alpha_hill, fit=fit))
+    tx = tb_optax.tempbalance(1, layers=LAYERS, metric=functools.partial(tb_optax.metrics.pl_alpha_hill, fit=fit))
 
     def refresh(params):
         updates, state = tx.update(params, tx.init(params), params)

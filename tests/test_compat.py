@@ -174,6 +174,6 @@ def test_optax_without_its_placeholder_says_that_there_are_no_layers(monkeypatch
     state = tempbalance(1).init(dense_params())
     count = lambda: optax.tree.map_params(tempbalance(1), lambda leaf: leaf, state)
     assert jax.tree.structure(count()) == jax.tree.structure(state)
-    monkeypatch.setattr("tb_optax._balance.balance.is_placeholder", lambda params: False)
+    monkeypatch.setattr("tb_optax._balance.transformation.is_placeholder", lambda params: False)
     with pytest.raises(ValueError, match="params"):
         count()

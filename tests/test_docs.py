@@ -45,7 +45,7 @@ def errors():
                 name = getattr(node.exc.func, "id", "")
                 parts = [each.value for each in ast.walk(node.exc.args[0]) if isinstance(each, ast.Constant)]
                 words = [each for each in parts if isinstance(each, str)]
-                if name in ("ValueError", "TypeError") and words:
+                if name in ("ValueError", "TypeError", "InvalidLayersError") and words:
                     yield pytest.param(max(words, key=len), id=f"{path.stem}-{node.lineno}")
 
 

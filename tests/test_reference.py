@@ -21,21 +21,21 @@ BASE = 0.1
 TOLERANCE = 1e-4
 
 FITS = {
-    "median": tb_optax.median,
-    "goodness-of-fit": tb_optax.goodness_of_fit,
-    "fix-finger": tb_optax.fix_finger,
+    "median": tb_optax.fits.median,
+    "goodness-of-fit": tb_optax.fits.goodness_of_fit,
+    "fix-finger": tb_optax.fits.fix_finger,
 }
 MEDIAN_FIRST = ["median", *(pytest.param(fit, marks=pytest.mark.slow) for fit in FITS if fit != "median")]
 METRICS = {
-    "alpha": tb_optax.pl_alpha_hill,
-    "alphahat": tb_optax.alpha_weighted,
-    "spectral_norm": tb_optax.spectral_norm,
+    "alpha": tb_optax.metrics.pl_alpha_hill,
+    "alphahat": tb_optax.metrics.alpha_weighted,
+    "spectral_norm": tb_optax.metrics.spectral_norm,
 }
 ASSIGNMENTS = {
-    "tb_linear_map": tb_optax.linear,
-    "tb_sqrt": tb_optax.sqrt,
-    "tb_log2": tb_optax.log2,
-    "tb_step": tb_optax.step,
+    "tb_linear_map": tb_optax.assignments.linear,
+    "tb_sqrt": tb_optax.assignments.sqrt,
+    "tb_log2": tb_optax.assignments.log2,
+    "tb_step": tb_optax.assignments.step,
 }
 
 
@@ -68,10 +68,10 @@ def spectra():
 @pytest.mark.parametrize("fit", MEDIAN_FIRST)
 def test_alpha_distance_norm_and_weighted_alpha_under_each_fit(fit, spectra):
     of = {
-        "alpha": lambda values: tb_optax.pl_alpha_hill(values, fit=FITS[fit]),
-        "D": lambda values: FITS[fit](values).distance,
-        "spectral_norm": tb_optax.spectral_norm,
-        "alphahat": lambda values: tb_optax.alpha_weighted(values, fit=FITS[fit]),
+        "alpha": lambda values: tb_optax.metrics.pl_alpha_hill(values, fit=FITS[fit]),
+        "D": lambda values: FITS[fit](values).ks_distance,
+        "spectral_norm": tb_optax.metrics.spectral_norm,
+        "alphahat": lambda values: tb_optax.metrics.alpha_weighted(values, fit=FITS[fit]),
     }
     for quantity, function in of.items():
         ours = [function(spectra[name]) for name in NAMES]
@@ -82,7 +82,7 @@ def test_alpha_distance_norm_and_weighted_alpha_under_each_fit(fit, spectra):
 def test_metric_in_training_is_theirs_under_each_fit(fit):
     """Training takes spectra from Gram products, but for the fit whose histogram begins at the smallest eigenvalue."""
     names = balanced(True, True)
-    metric = functools.partial(tb_optax.pl_alpha_hill, fit=FITS[fit])
+    metric = functools.partial(tb_optax.metrics.pl_alpha_hill, fit=FITS[fit])
     tx = tb_optax.tempbalance(1, metric=metric, layers=layers_by_hand(names))
     _, state = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
     theirs = dict(zip(NAMES, REFERENCE[fit]["alpha"], strict=True))
@@ -140,7 +140,7 @@ def test_learning_rate_of_every_parameter_under_each_assignment(metric, last):
 def test_log2_of_norms_below_one_is_negative_as_theirs_is(first, last):
     names = balanced(first, last)
     norm = dict(zip(NAMES, REFERENCE["median"]["spectral_norm"], strict=True))
-    ours = BASE * tb_optax.log2(jnp.asarray([norm[name] for name in names]))
+    ours = BASE * tb_optax.assignments.log2(jnp.asarray([norm[name] for name in names]))
     theirs = REFERENCE["lr"][f"spectral_norm|tb_log2|first={first}|last={last}"]
     assert ours.min() < 0
     np.testing.assert_allclose(ours, [theirs[f"{name}.weight"] for name in names], rtol=TOLERANCE)

@@ -58,7 +58,7 @@ def test_a_users_type_checker_sees_the_types(tmp_path):
         "import tb_optax\n"
         "reveal_type(tb_optax.tempbalance(390))\n"
         "tb_optax.tempbalance('often')\n"
-        "tb_optax.Solver(max_stack_bytes=1.5)\n"
+        "tb_optax.Exact(max_bytes=1.5)\n"
     )
     ended = subprocess.run(
         [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable, "user.py"],

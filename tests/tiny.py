@@ -67,7 +67,7 @@ def numpy_project(weight, gradient, direction, delta: float = 0.1, epsilon: floa
     return direction, ""
 
 
-def counted(metric=tb_optax.pl_alpha_hill):
+def counted(metric=tb_optax.metrics.pl_alpha_hill):
     """The metric, and a list that grows each time it is computed (rather than traced)."""
     calls: list[None] = []
 

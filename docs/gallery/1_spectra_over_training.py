@@ -75,12 +75,12 @@ law = np.linspace(0.02, edge - 1e-6, 2000)
 density = 2 / (np.pi * edge) * np.sqrt((edge - law) / law)
 for axes, (number, each) in zip(panels, kept.items(), strict=True):
     eigenvalues = tb_optax.spectra(each)["middle"]
-    fit = tb_optax.median(eigenvalues)
+    fit = tb_optax.fits.median(eigenvalues)
     counts, _ = np.histogram(eigenvalues, grid)
     axes.stairs(counts / len(eigenvalues) / np.diff(grid), grid, fill=True, color="#0072B2", alpha=0.6)
     axes.plot(law, density, "--", color="black", lw=1)
-    tail = np.geomspace(float(fit.threshold), float(eigenvalues.max()), 50)
-    law_of_tail = 0.5 * (fit.alpha - 1) / fit.threshold * (tail / fit.threshold) ** -fit.alpha  # the tail is half of all
+    tail = np.geomspace(float(fit.xmin), float(eigenvalues.max()), 50)
+    law_of_tail = 0.5 * (fit.alpha - 1) / fit.xmin * (tail / fit.xmin) ** -fit.alpha  # the tail is half of all
     axes.plot(tail, law_of_tail, color="#D55E00", lw=2)
     axes.set(xscale="log", yscale="log", title=f"after {number} epochs: alpha {fit.alpha:.2f}", xlabel="eigenvalue")
     axes.set_ylim(1e-4, 10)

@@ -21,7 +21,7 @@ colors = plt.colormaps["viridis"](np.linspace(0, 0.9, len(sizes)))
 for size, color in zip(sizes, colors, strict=True):
     ranks = jnp.arange(size, 0, -1)
     eigenvalues = ranks.astype("float32") ** -decays[:, None]  # ascending, a row for each decay
-    alphas = tb_optax.pl_alpha_hill(eigenvalues)
+    alphas = tb_optax.metrics.pl_alpha_hill(eigenvalues)
     axes.plot(decays, alphas, color=color, marker=".", lw=1, label=f"{size} eigenvalues")
 axes.plot(decays, 1 + 1 / decays, "--", color="black", lw=1, label=r"$\alpha = 1 + 1/s$")
 axes.set(xlabel="s", ylabel="alpha, median fit", yscale="log", yticks=[1.3, 2, 3, 4, 6], ylim=(1.25, None))
@@ -37,4 +37,5 @@ plt.show()
 
 for size in (16, 64, 256, 1024):
     eigenvalues = jnp.arange(size, 0, -1).astype("float32") ** -1.0
-    print(f"{size:5d} eigenvalues, s = 1: alpha {float(tb_optax.pl_alpha_hill(eigenvalues)):.3f}, where 2 would be right")
+    alpha = float(tb_optax.metrics.pl_alpha_hill(eigenvalues))
+    print(f"{size:5d} eigenvalues, s = 1: alpha {alpha:.3f}, where 2 would be right")

@@ -52,5 +52,5 @@ plt.show()
 
 for strength in (0.0, 1.0, 2.0, 4.0):
     eigenvalues = spectra[f"{strength:.2f}"]
-    alpha, norm = tb_optax.pl_alpha_hill(eigenvalues), tb_optax.spectral_norm(eigenvalues)
+    alpha, norm = tb_optax.metrics.pl_alpha_hill(eigenvalues), tb_optax.metrics.spectral_norm(eigenvalues)
     print(f"strength {strength:g}: alpha {float(alpha):.3f}, spectral norm {float(norm):.2f}")

@@ -59,7 +59,7 @@ def run(tx):
 
         carry, _ = jax.lax.scan(update, (params, opt_state), batches)
         eigenvalues = tb_optax.spectra(carry[0], layers=layers)
-        alphas = jnp.concatenate([tb_optax.pl_alpha_hill(each).reshape(-1) for each in eigenvalues.values()])
+        alphas = jnp.concatenate([tb_optax.metrics.pl_alpha_hill(each).reshape(-1) for each in eigenvalues.values()])
         return carry, alphas, loss_fn(carry[0], valid[0])
 
     carry, history = (params, optax.with_extra_args_support(tx).init(params)), []
@@ -98,7 +98,7 @@ for name, scale in balance.scale.items():
 # later: in the first quarter of the training, and after it.
 
 alphas = jnp.asarray([alphas for _, alphas, _ in runs["Adam and TempBalance"][1]])
-scales = np.asarray(jax.vmap(lambda each: tb_optax.linear(each, 0.5, 1.5))(alphas))
+scales = np.asarray(jax.vmap(lambda each: tb_optax.assignments.linear(each, 0.5, 1.5))(alphas))
 for later in (1, 2, 4, 8):
     moved = np.abs(scales[later:] - scales[:-later]).mean(axis=1)
     print(f"{later * interval:4d} updates later: {moved[:5].mean():.3f} at first, {moved[5:].mean():.3f} then")

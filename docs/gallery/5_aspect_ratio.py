@@ -14,25 +14,25 @@ import numpy as np
 import tb_optax
 
 rows, ratios, seeds = 256, (1, 1.5, 2, 3, 4, 6, 8), 5
-solvers = {
-    "whole matrices": tb_optax.Solver(),
-    "81 windows of 100 x 100": tb_optax.Solver(windows=tb_optax.Windows()),
+kinds = {
+    "whole matrices": None,
+    "81 windows of 100 x 100": tb_optax.Windows(),
 }
 
 
-def alphas(seed, solver):
+def alphas(seed, windows):
     keys = jax.random.split(jax.random.key(seed), len(ratios))
     params = {
         str(ratio): {"kernel": jax.random.normal(key, (rows, round(rows * ratio)))}
         for key, ratio in zip(keys, ratios, strict=True)
     }
-    spectra = tb_optax.spectra(params, solver=solver)
-    return [float(tb_optax.pl_alpha_hill(spectra[str(ratio)])) for ratio in ratios]
+    spectra = tb_optax.spectra(params, windows=windows)
+    return [float(tb_optax.metrics.pl_alpha_hill(spectra[str(ratio)])) for ratio in ratios]
 
 
 figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-for label, solver in solvers.items():
-    found = np.array([alphas(seed, solver) for seed in range(seeds)])
+for label, windows in kinds.items():
+    found = np.array([alphas(seed, windows) for seed in range(seeds)])
     axes.errorbar(ratios, found.mean(axis=0), found.std(axis=0, ddof=1), marker="o", capsize=3, label=label)
     print(f"{label}: {found.mean(axis=0).round(2).tolist()}")
 axes.set(xlabel="columns for each row", ylabel="alpha, median fit", ylim=(0, None))
@@ -51,8 +51,8 @@ for rows in (64, 256, 1024):
             for seed in range(seeds)
         }
         spectra = tb_optax.spectra(matrices).values()
-        found = np.array([float(tb_optax.pl_alpha_hill(each)) for each in spectra])
-        by_distance = [float(tb_optax.goodness_of_fit(each).alpha) for each in spectra]
+        found = np.array([float(tb_optax.metrics.pl_alpha_hill(each)) for each in spectra])
+        by_distance = [float(tb_optax.fits.goodness_of_fit(each).alpha) for each in spectra]
         stable_rank = np.mean([float(each.sum() / each.max()) for each in spectra]) / rows
         print(
             f"{rows:4d} x {rows * ratio:4d}: alpha {found.mean():.2f} +- {found.std(ddof=1):.2f}, by goodness of fit from "

@@ -20,7 +20,7 @@ from examples.detection.pretrained import load_weights
 from examples.detection.settings import METHODS, Settings, unused
 from examples.detection.suppression import Detections
 from examples.detection.yolo import create_model
-from examples.runs.balance import balanced
+from examples.runs.balance import LayersOrFn, balanced
 from examples.runs.domain import Domain, Measure, Training
 from examples.runs.errors import UserError
 from examples.runs.network import Network, TrainState, epoch_cosine
@@ -111,7 +111,7 @@ def find_layers(
 
 
 def create_optimizer(
-    settings: Settings, schedule: optax.Schedule, steps: int, layers: tb_optax.LayersOrFn
+    settings: Settings, schedule: optax.Schedule, steps: int, layers: LayersOrFn
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of `settings.method`, with TempBalance after it where the method has it."""
     method = METHODS[settings.method]

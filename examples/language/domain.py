@@ -17,7 +17,7 @@ from examples.language.models import LanguageModel, create_model
 from examples.language.models.tensorized import TensorizedTransformer, paper_layers
 from examples.language.settings import METHODS, Settings, unused
 from examples.language.updates import TrainState, evaluate, keep_best, train_interval, windows
-from examples.runs.balance import adamw_with_alphadecay, balanced
+from examples.runs.balance import LayersOrFn, adamw_with_alphadecay, balanced
 from examples.runs.domain import Domain, Measure, Selection, Training
 from examples.runs.errors import UserError
 from examples.runs.parallel import replicate
@@ -101,7 +101,7 @@ def find_layers(model: LanguageModel, params: PyTree, window: int, **kwargs: Any
 
 
 def create_optimizer(
-    settings: Settings, schedule: optax.Schedule, layers: tb_optax.LayersOrFn
+    settings: Settings, schedule: optax.Schedule, layers: LayersOrFn
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of `settings.method`, on clipped gradients, with TempBalance after it where the method has it.
 

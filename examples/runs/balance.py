@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -11,25 +11,27 @@ import optax
 import tb_optax
 from examples.runs.controls import CONTROLS
 from examples.runs.errors import UserError
+from tb_optax import fits
 
-FitTail: TypeAlias = Callable[..., tb_optax.PowerLaw]
+FitTail: TypeAlias = Callable[..., fits.PowerLaw]
+LayersOrFn: TypeAlias = Sequence[tb_optax.Layer] | Callable[[Any], Sequence[tb_optax.Layer]]
 
 _METRICS = {
-    "pl_alpha_hill": tb_optax.pl_alpha_hill,
-    "spectral_norm": tb_optax.spectral_norm,
-    "alpha_weighted": tb_optax.alpha_weighted,
+    "pl_alpha_hill": tb_optax.metrics.pl_alpha_hill,
+    "spectral_norm": tb_optax.metrics.spectral_norm,
+    "alpha_weighted": tb_optax.metrics.alpha_weighted,
 }
 _FITS = {
-    "median": tb_optax.median,
-    "goodness_of_fit": tb_optax.goodness_of_fit,
-    "fix_finger": tb_optax.fix_finger,
+    "median": fits.median,
+    "goodness_of_fit": fits.goodness_of_fit,
+    "fix_finger": fits.fix_finger,
 }
 _ASSIGNMENTS = {
-    "linear": tb_optax.linear,
-    "sqrt": tb_optax.sqrt,
-    "log2": tb_optax.log2,
-    "step": tb_optax.step,
-    "sigmoid": tb_optax.sigmoid,
+    "linear": tb_optax.assignments.linear,
+    "sqrt": tb_optax.assignments.sqrt,
+    "log2": tb_optax.assignments.log2,
+    "step": tb_optax.assignments.step,
+    "sigmoid": tb_optax.assignments.sigmoid,
 }
 _OF_SCALES = {"control", "min_scale", "max_scale"}
 _OF_DECAYS = {"min_decay_scale", "max_decay_scale"}
@@ -85,9 +87,7 @@ class BalanceSettings:
 
     def tail_fit(self) -> FitTail:
         """The fit, as spectra are fitted with it."""
-        return (
-            functools.partial(tb_optax.median, tail_fraction=self.tail_fraction) if self.fit == "median" else _FITS[self.fit]
-        )
+        return functools.partial(fits.median, tail_fraction=self.tail_fraction) if self.fit == "median" else _FITS[self.fit]
 
 
 BALANCE = tuple(field.name for field in dataclasses.fields(BalanceSettings))
@@ -113,7 +113,7 @@ def check_range(settings: object, positive: tuple[str, ...], others: tuple[str, 
 
 
 def balanced(
-    optimizer: optax.GradientTransformation, settings: BalanceSettings, steps: int, layers: tb_optax.LayersOrFn
+    optimizer: optax.GradientTransformation, settings: BalanceSettings, steps: int, layers: LayersOrFn
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer with TempBalance after it: it scales the step, as PyTorch's per-layer learning rates do.
 
@@ -134,7 +134,7 @@ def balanced(
 
 
 def adamw_with_alphadecay(
-    schedule: optax.Schedule, weight_decay: float, settings: BalanceSettings, steps: int, layers: tb_optax.LayersOrFn
+    schedule: optax.Schedule, weight_decay: float, settings: BalanceSettings, steps: int, layers: LayersOrFn
 ) -> optax.GradientTransformation:
     """AdamW, with AlphaDecay for its decay.
 
@@ -155,7 +155,7 @@ def adamw_with_alphadecay(
     return optax.chain(optax.scale_by_adam(), decay, optax.scale_by_learning_rate(schedule))
 
 
-def _of_both(settings: BalanceSettings, steps: int, layers: tb_optax.LayersOrFn) -> dict[str, Any]:
+def _of_both(settings: BalanceSettings, steps: int, layers: LayersOrFn) -> dict[str, Any]:
     interval, start = settings.refreshes(steps)
     windows = None if settings.spectrum_rows is None else tb_optax.Windows(settings.spectrum_rows)
     return {
@@ -163,7 +163,7 @@ def _of_both(settings: BalanceSettings, steps: int, layers: tb_optax.LayersOrFn)
         "start_step": start,
         "metric": create_metric(settings.metric, settings.tail_fit()),
         "layers": tb_optax.in_blocks(layers) if settings.blocks else layers,
-        "solver": tb_optax.Solver(windows=windows),
+        "windows": windows,
     }
 
 

@@ -20,7 +20,7 @@ class Spectrum(NamedTuple):
     """Of a layer, or of each layer of a stack."""
 
     eigenvalues: Float[Array, "*stack n"]
-    tail: tb_optax.PowerLaw
+    tail: tb_optax.fits.PowerLaw
 
 
 def fitted_spectra(fit: FitTail, layers: tb_optax.Layers, params: Any) -> dict[str, Spectrum]:
@@ -33,7 +33,7 @@ def histograms(spectra: Mapping[str, Spectrum], layers: Sequence[tb_optax.Layer]
     found = {}
     in_order = {layer.name: jax.device_get(spectra[layer.name]) for layer in layers}
     alphas = by_slice({name: spectrum.tail.alpha for name, spectrum in in_order.items()})
-    thresholds = by_slice({name: spectrum.tail.threshold for name, spectrum in in_order.items()})
+    thresholds = by_slice({name: spectrum.tail.xmin for name, spectrum in in_order.items()})
     for name, each in by_slice({name: spectrum.eigenvalues for name, spectrum in in_order.items()}, inner=1).items():
         values = np.array(each)
         logs = np.log10(values[values > 0])

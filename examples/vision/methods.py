@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import tb_optax
-from examples.runs.balance import adamw_with_alphadecay, balanced
+from examples.runs.balance import LayersOrFn, adamw_with_alphadecay, balanced
 from examples.runs.network import epoch_cosine
 from examples.vision.settings import METHODS, Settings
 
@@ -28,8 +28,8 @@ def create_optimizer(
     settings: Settings,
     schedule: optax.Schedule,
     steps_per_epoch: int,
-    layers: tb_optax.LayersOrFn,
-    weights: tb_optax.LayersOrFn,
+    layers: LayersOrFn,
+    weights: LayersOrFn,
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of `settings.method`, with TempBalance after it where the method has it.
 
@@ -53,34 +53,34 @@ def create_optimizer(
 _Optimizer = optax.GradientTransformation
 
 
-def _sgd(settings: Settings, schedule: optax.Schedule, _: tb_optax.LayersOrFn) -> _Optimizer:
+def _sgd(settings: Settings, schedule: optax.Schedule, _: LayersOrFn) -> _Optimizer:
     """PyTorch's SGD: the decay is part of the gradient, norms and biases included."""
     return optax.chain(optax.add_decayed_weights(settings.weight_decay), optax.sgd(schedule, momentum=0.9))
 
 
-def _snr(settings: Settings, schedule: optax.Schedule, weights: tb_optax.LayersOrFn) -> _Optimizer:
-    penalty = tb_optax.spectral_norm_regularization(settings.snr_coefficient, layers=weights)
+def _snr(settings: Settings, schedule: optax.Schedule, weights: LayersOrFn) -> _Optimizer:
+    penalty = tb_optax.baselines.spectral_norm_regularization(settings.snr_coefficient, layers=weights)
     return optax.chain(penalty, _sgd(settings, schedule, weights))
 
 
-def _sgdp(settings: Settings, schedule: optax.Schedule, weights: tb_optax.LayersOrFn) -> _Optimizer:
-    return tb_optax.sgdp(schedule, momentum=0.9, weight_decay=settings.weight_decay, layers=weights)
+def _sgdp(settings: Settings, schedule: optax.Schedule, weights: LayersOrFn) -> _Optimizer:
+    return tb_optax.baselines.sgdp(schedule, momentum=0.9, weight_decay=settings.weight_decay, layers=weights)
 
 
-def _adamp(settings: Settings, schedule: optax.Schedule, weights: tb_optax.LayersOrFn) -> _Optimizer:
-    return tb_optax.adamp(schedule, weight_decay=settings.weight_decay, layers=weights)
+def _adamp(settings: Settings, schedule: optax.Schedule, weights: LayersOrFn) -> _Optimizer:
+    return tb_optax.baselines.adamp(schedule, weight_decay=settings.weight_decay, layers=weights)
 
 
-def _adam(settings: Settings, schedule: optax.Schedule, _: tb_optax.LayersOrFn) -> _Optimizer:
+def _adam(settings: Settings, schedule: optax.Schedule, _: LayersOrFn) -> _Optimizer:
     """PyTorch's Adam: the decay is part of the gradient."""
     return optax.chain(optax.add_decayed_weights(settings.weight_decay), optax.adam(schedule))
 
 
-def _adamw(settings: Settings, schedule: optax.Schedule, _: tb_optax.LayersOrFn) -> _Optimizer:
+def _adamw(settings: Settings, schedule: optax.Schedule, _: LayersOrFn) -> _Optimizer:
     return optax.adamw(schedule, weight_decay=settings.weight_decay)
 
 
-def _lars(settings: Settings, schedule: optax.Schedule, _: tb_optax.LayersOrFn) -> _Optimizer:
+def _lars(settings: Settings, schedule: optax.Schedule, _: LayersOrFn) -> _Optimizer:
     """Without momentum, as the released code ran it (hence the learning rates near 30). Its clipping at 10 is not needed.
 
     Optax has the norm of the decayed gradient below the trust ratio's fraction, the released code the sum of two norms.
@@ -88,13 +88,13 @@ def _lars(settings: Settings, schedule: optax.Schedule, _: tb_optax.LayersOrFn) 
     return optax.lars(schedule, weight_decay=settings.weight_decay, trust_coefficient=0.001, eps=1e-5, momentum=0.0)
 
 
-def _lamb(settings: Settings, schedule: optax.Schedule, _: tb_optax.LayersOrFn) -> _Optimizer:
+def _lamb(settings: Settings, schedule: optax.Schedule, _: LayersOrFn) -> _Optimizer:
     """With gradients clipped to a norm of 1, as in the released code. Optax corrects the moments' bias; that does not."""
     clip = optax.clip_by_global_norm(1.0)
     return optax.chain(clip, optax.lamb(schedule, eps=1e-6, weight_decay=settings.weight_decay))
 
 
-def _lookahead(settings: Settings, schedule: optax.Schedule, weights: tb_optax.LayersOrFn) -> _Optimizer:
+def _lookahead(settings: Settings, schedule: optax.Schedule, weights: LayersOrFn) -> _Optimizer:
     sgd = _sgd(settings, schedule, weights)
     return _on_fast_weights(optax.lookahead(sgd, settings.lookahead_steps, settings.lookahead_step_size))
 
@@ -128,7 +128,7 @@ def _on_fast_weights(lookahead: optax.GradientTransformation) -> _Optimizer:
     return optax.GradientTransformation(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
 
 
-_OPTIMIZERS: dict[str, Callable[[Settings, optax.Schedule, tb_optax.LayersOrFn], _Optimizer]] = {
+_OPTIMIZERS: dict[str, Callable[[Settings, optax.Schedule, LayersOrFn], _Optimizer]] = {
     "cal": _sgd,
     "sgdr": _sgd,
     "snr": _snr,

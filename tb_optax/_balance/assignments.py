@@ -4,14 +4,25 @@ A layer whose metric is NaN takes no part: it is neither the least nor the great
 Where all metrics are equal, all scales are 1.
 """
 
-from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Bound: TypeAlias = float | Float[Array, ""]
-Assignment: TypeAlias = Callable[[Array, Bound, Bound], Array]
+
+
+class Assignment(Protocol):
+    """A function from the metrics of all layers to their scales, such as `linear`; your own may take its place.
+
+    It is called in a trace with metrics of shape `(layers,)`, NaN for layers that take no part, and with the bounds
+    `min_scale` and `max_scale`, to which the result is clipped. It returns scales of shape `(layers,)`; NaN marks a layer
+    that keeps its scale.
+    """
+
+    def __call__(
+        self, metrics: Float[Array, " layers"], min_scale: Bound, max_scale: Bound, /
+    ) -> Float[Array, " layers"]: ...
 
 
 def linear(metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: Bound = 1.5) -> Float[Array, " layers"]:
@@ -21,7 +32,7 @@ def linear(metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: 
 
     Example:
       >>> import jax.numpy as jnp, tb_optax
-      >>> tb_optax.linear(jnp.array([2.0, 3.0, 4.0])).tolist()
+      >>> tb_optax.assignments.linear(jnp.array([2.0, 3.0, 4.0])).tolist()
       [0.5, 1.0, 1.5]
     """
     least, greatest = jnp.nanmin(metrics), jnp.nanmax(metrics)
@@ -34,7 +45,7 @@ def sqrt(metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: Bo
 
     Example:
       >>> import jax.numpy as jnp, tb_optax
-      >>> tb_optax.sqrt(jnp.array([1.0, 9.0])).tolist()
+      >>> tb_optax.assignments.sqrt(jnp.array([1.0, 9.0])).tolist()
       [0.5, 1.5]
     """
     del min_scale, max_scale
@@ -48,7 +59,7 @@ def log2(metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: Bo
 
     Example:
       >>> import jax.numpy as jnp, tb_optax
-      >>> tb_optax.log2(jnp.array([2.0, 8.0])).tolist()
+      >>> tb_optax.assignments.log2(jnp.array([2.0, 8.0])).tolist()
       [0.5, 1.5]
     """
     del min_scale, max_scale
@@ -62,7 +73,7 @@ def step(metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: Bo
 
     Example:
       >>> import jax.numpy as jnp, tb_optax
-      >>> tb_optax.step(jnp.array([7.0, 2.0, 3.0])).tolist()
+      >>> tb_optax.assignments.step(jnp.array([7.0, 2.0, 3.0])).tolist()
       [1.5, 0.5, 1.0]
     """
     known = ~jnp.isnan(metrics)
@@ -89,7 +100,7 @@ def sigmoid(
 
     Example:
       >>> import jax.numpy as jnp, tb_optax
-      >>> [round(scale, 3) for scale in tb_optax.sigmoid(jnp.array([2.0, 3.0, 4.0]), 0.5, 2.0).tolist()]
+      >>> [round(scale, 3) for scale in tb_optax.assignments.sigmoid(jnp.array([2.0, 3.0, 4.0]), 0.5, 2.0).tolist()]
       [0.726, 1.0, 1.378]
     """
     distance = metrics - jnp.nanmean(metrics)

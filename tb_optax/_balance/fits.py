@@ -7,13 +7,14 @@ eigenvalues.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from tb_optax._balance.attributes import declare, innermost
 from tb_optax._dtypes import at_least_float32
 
 # Where in each threshold's tail a first look is taken; memory is this many times the spectrum's length.
@@ -24,20 +25,35 @@ _ROUNDING = 1e-9
 
 
 class PowerLaw(NamedTuple):
-    """A density `p(λ) ∝ λ^-alpha` fitted to the eigenvalues `λ >= threshold`.
+    """A density `p(λ) ∝ λ^-alpha` fitted to the eigenvalues `λ >= xmin`.
 
     Attributes:
       alpha: the exponent, above 1. NaN where no fit is to be had: the spectrum holds a NaN, or no threshold above zero
         has a tail that spreads by more than rounding.
-      threshold: the smallest eigenvalue of the tail.
-      distance: the Kolmogorov-Smirnov distance between the tail and the fit, 0 to 1.
+      xmin: the smallest eigenvalue of the tail.
+      ks_distance: the Kolmogorov-Smirnov distance between the tail and the fit, 0 to 1.
     """
 
     alpha: Float[Array, "*layers"]
-    threshold: Float[Array, "*layers"]
-    distance: Float[Array, "*layers"]
+    xmin: Float[Array, "*layers"]
+    ks_distance: Float[Array, "*layers"]
 
 
+class Fit(Protocol):
+    """A function from spectra to power laws, such as `median`; your own may take its place.
+
+    It is called in a trace with ascending spectra of shape `(*layers, n)`, and returns a `PowerLaw` of arrays of shape
+    `(*layers,)`, with NaN where it has no fit.
+
+    A fit that sets the attribute `gram = True` declares that it tolerates spectra of Gram products, in which eigenvalues
+    below a millionth of the largest are inexact or zero. `median` and `goodness_of_fit` do; `fix_finger` does not, because
+    its histogram starts at the smallest eigenvalue.
+    """
+
+    def __call__(self, eigenvalues: Float[Array, "*layers n"], /) -> PowerLaw: ...
+
+
+@declare(gram=True)
 def median(eigenvalues: Float[Array, "*layers n"], *, tail_fraction: float = 0.5) -> PowerLaw:
     """Fits the upper half of the spectrum: the Hill estimator of PL_Alpha_Hill.
 
@@ -55,8 +71,8 @@ def median(eigenvalues: Float[Array, "*layers n"], *, tail_fraction: float = 0.5
 
     Example:
       >>> import jax.numpy as jnp, tb_optax
-      >>> fit = tb_optax.median(jnp.array([0.1, 0.2, 1.0, 2.0, 4.0]), tail_fraction=0.6)
-      >>> round(float(fit.alpha), 3), float(fit.threshold)  # 1 + 3 / ln(1 * 2 * 4)
+      >>> fit = tb_optax.fits.median(jnp.array([0.1, 0.2, 1.0, 2.0, 4.0]), tail_fraction=0.6)
+      >>> round(float(fit.alpha), 3), float(fit.xmin)  # 1 + 3 / ln(1 * 2 * 4)
       (2.443, 1.0)
     """
     check_eigenvalues(eigenvalues)
@@ -65,6 +81,7 @@ def median(eigenvalues: Float[Array, "*layers n"], *, tail_fraction: float = 0.5
     return _over_layers(_fit_at, eigenvalues, jnp.asarray(_tail_start(eigenvalues.shape[-1], tail_fraction)))
 
 
+@declare(gram=True)
 def goodness_of_fit(eigenvalues: Float[Array, "*layers n"]) -> PowerLaw:
     """Fits the tail whose threshold gives the least Kolmogorov-Smirnov distance (Clauset et al., 2009).
 
@@ -79,7 +96,7 @@ def goodness_of_fit(eigenvalues: Float[Array, "*layers n"]) -> PowerLaw:
     Example:
       >>> import jax.numpy as jnp, tb_optax
       >>> ranks = 1 - (jnp.arange(200) + 0.5) / 200
-      >>> float(tb_optax.goodness_of_fit(ranks ** (-1 / (3.0 - 1))).alpha.round(1))  # quantiles of p(λ) ∝ λ^-3
+      >>> float(tb_optax.fits.goodness_of_fit(ranks ** (-1 / (3.0 - 1))).alpha.round(1))  # quantiles of p(λ) ∝ λ^-3
       3.0
     """
     check_eigenvalues(eigenvalues)
@@ -103,12 +120,17 @@ def fix_finger(eigenvalues: Float[Array, "*layers n"]) -> PowerLaw:
     Example:
       >>> import jax.numpy as jnp, tb_optax
       >>> bulk, tail = jnp.full(50, 1.0), 1.02 ** jnp.arange(50.0)
-      >>> bool(tb_optax.fix_finger(jnp.sort(jnp.concatenate([bulk, tail]))).threshold <= 1.5)
+      >>> bool(tb_optax.fits.fix_finger(jnp.sort(jnp.concatenate([bulk, tail]))).xmin <= 1.5)
       True
     """
     check_eigenvalues(eigenvalues)
 
     return _over_layers(_fit_at_peak, eigenvalues)
+
+
+def is_fit(function: Any) -> bool:
+    """Whether a function is one of the fits here, also inside `functools.partial` and `jax.jit`."""
+    return innermost(function) in (median, goodness_of_fit, fix_finger)
 
 
 def fit_spectra(fit: Callable[[Array], PowerLaw], spectra: Sequence[Float[np.ndarray, " n"]]) -> list[PowerLaw]:

@@ -1,24 +1,45 @@
 """Metrics: one number for a layer's spectrum, which decides how its learning rate compares with other layers'."""
 
-import functools
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tb_optax._balance.fits import PowerLaw, check_eigenvalues, goodness_of_fit, median
-
-Fit: TypeAlias = Callable[[Array], PowerLaw]
-Metric: TypeAlias = Callable[[Array], Array]
+from tb_optax._balance.attributes import declare, declares, parts
+from tb_optax._balance.fits import Fit, check_eigenvalues, median
 
 
+class Metric(Protocol):
+    """A function from spectra to one number for each, such as `pl_alpha_hill`; your own may take its place.
+
+    It is called in a trace with ascending spectra of shape `(*layers, n)`, one call for all spectra of a length, and returns
+    an array of shape `(*layers,)`. NaN marks a layer as unusable: it keeps its scale.
+
+    A metric may set an attribute to declare what it needs:
+
+    - `gram = True`: it tolerates spectra of Gram products, in which eigenvalues below a millionth of the largest are
+      inexact or zero. They cost half as much as singular values, which are computed otherwise.
+
+    `functools.partial` of a metric tolerates Gram products if the metric and every function among its arguments do, and
+    `jax.jit` of a metric declares what the metric does. A lambda around a metric declares nothing, so the safe way is taken.
+
+    Example:
+      >>> import jax.numpy as jnp, tb_optax
+      >>> def condition(eigenvalues):
+      ...     return eigenvalues[..., -1] / eigenvalues[..., eigenvalues.shape[-1] // 2]
+      >>> condition.gram = True
+      >>> tx = tb_optax.tempbalance(100, metric=condition)
+    """
+
+    def __call__(self, eigenvalues: Float[Array, "*layers n"], /) -> Float[Array, "*layers"]: ...
+
+
+@declare(gram=True)
 def pl_alpha_hill(eigenvalues: Float[Array, "*layers n"], *, fit: Fit = median) -> Float[Array, "*layers"]:
     """PL_Alpha_Hill: the exponent of a power law fitted to the spectrum's tail (Zhou et al., 2023, Eq. 3).
 
     The smaller it is, the heavier the tail. Another fit than the paper's default:
-    `functools.partial(tb_optax.pl_alpha_hill, fit=tb_optax.goodness_of_fit)`.
+    `functools.partial(tb_optax.metrics.pl_alpha_hill, fit=tb_optax.fits.goodness_of_fit)`.
 
     Args:
       eigenvalues: ascending along the last axis.
@@ -32,14 +53,15 @@ def pl_alpha_hill(eigenvalues: Float[Array, "*layers n"], *, fit: Fit = median) 
 
     Example:
       >>> import jax.numpy as jnp, tb_optax
-      >>> round(float(tb_optax.pl_alpha_hill(jnp.array([0.1, 0.2, 1.0, 3.0]))), 3)  # 1 + 2 / ln(3)
+      >>> round(float(tb_optax.metrics.pl_alpha_hill(jnp.array([0.1, 0.2, 1.0, 3.0]))), 3)  # 1 + 2 / ln(3)
       2.82
     """
     return fit(eigenvalues).alpha
 
 
+@declare(gram=True)
 def spectral_norm(eigenvalues: Float[Array, "*layers n"]) -> Float[Array, "*layers"]:
-    """The largest eigenvalue of `W Wᵀ`, which the released code calls the spectral norm (it is the weight's, squared).
+    """The largest eigenvalue of `W Wᵀ`: the square of the weight's spectral norm. The name is the paper's.
 
     Args:
       eigenvalues: ascending along the last axis.
@@ -49,13 +71,14 @@ def spectral_norm(eigenvalues: Float[Array, "*layers n"]) -> Float[Array, "*laye
 
     Example:
       >>> import jax.numpy as jnp, tb_optax
-      >>> float(tb_optax.spectral_norm(jnp.array([0.5, 2.0])))
+      >>> float(tb_optax.metrics.spectral_norm(jnp.array([0.5, 2.0])))
       2.0
     """
     check_eigenvalues(eigenvalues)
     return eigenvalues[..., -1]
 
 
+@declare(gram=True)
 def alpha_weighted(eigenvalues: Float[Array, "*layers n"], *, fit: Fit = median) -> Float[Array, "*layers"]:
     """AlphaWeighted: `alpha * log10(λ_max)`, the exponent weighted by the spectral norm (Martin et al., 2021).
 
@@ -71,25 +94,13 @@ def alpha_weighted(eigenvalues: Float[Array, "*layers n"], *, fit: Fit = median)
 
     Example:
       >>> import jax.numpy as jnp, tb_optax
-      >>> float(tb_optax.alpha_weighted(jnp.array([0.1, 0.2, 0.3, 1.0])))
+      >>> float(tb_optax.metrics.alpha_weighted(jnp.array([0.1, 0.2, 0.3, 1.0])))
       0.0
     """
     alpha = fit(eigenvalues).alpha
     return alpha * jnp.log10(eigenvalues[..., -1].astype(alpha.dtype))
 
 
-_JITTED = type(jax.jit(lambda: None))
-_INSENSITIVE = (pl_alpha_hill, spectral_norm, alpha_weighted, median, goodness_of_fit)
-
-
-def needs_small_eigenvalues(metric: Any) -> bool:
-    """Whether a metric may depend on eigenvalues of less than a millionth of the largest.
-
-    Any may, but for those made of parts that were measured not to. `fix_finger` does: its histogram starts at the least.
-    """
-    if isinstance(metric, functools.partial):
-        parts = (metric.func, *metric.args, *metric.keywords.values())
-        return any(needs_small_eigenvalues(part) for part in parts)
-    if isinstance(metric, _JITTED):
-        return needs_small_eigenvalues(getattr(metric, "__wrapped__", None))
-    return all(metric is not known for known in _INSENSITIVE)
+def tolerates_gram(metric: Any) -> bool:
+    """Whether a metric, and every function inside it, declares that spectra of Gram products are exact enough."""
+    return all(declares(part, "gram") for part in parts(metric))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Int
 
-from tb_optax._layers.layer import KernelShape, Layers, LayersOrFn, PyTree, kernel_shape, resolve_layers
+from tb_optax._layers.layer import InvalidLayersError, KernelShape, Layers, LayersOrFn, PyTree, kernel_shape, resolve_layers
 
 
 def in_blocks(layers: LayersOrFn, block_of: Callable[[str], str] | None = None) -> Callable[[PyTree], Layers]:
@@ -53,21 +53,25 @@ def in_blocks(layers: LayersOrFn, block_of: Callable[[str], str] | None = None) 
             blocks = {name: block_of(name) for name in names}
         for name, block in blocks.items():
             if not isinstance(block, str):
-                raise TypeError(f"in_blocks: block_of({name!r}) gave {block!r}; give a block's name, or '' for none.")
+                raise InvalidLayersError(
+                    f"in_blocks: block_of({name!r}) gave {block!r}; give a block's name, or '' for none."
+                )
         return Layers([dataclasses.replace(layer, block=blocks[layer.name]) for layer in found], found.left_out)
 
     return found_in_blocks
 
 
-def units(found: Layers, shapes: Mapping[str, KernelShape]) -> Int[np.ndarray, " slices"]:
-    """Which of the things that are balanced, counted from 0, each slice of each layer belongs to, in the layers' order.
+def group_ids(found: Layers, shapes: Mapping[str, KernelShape]) -> Int[np.ndarray, " slices"]:
+    """For each slice of each layer, in the layers' order, the number of the group that it is balanced in, from 0.
+
+    A group is a block, or a layer without a block; of stacked layers, each slice is in a group of its own.
 
     Raises:
       ValueError: layers of a block are stacked differently.
     """
     known: dict[Hashable, int] = {}
     stacks: dict[str, tuple[int, ...]] = {}
-    places = []
+    groups = []
     for layer in found:
         stack = shapes[layer.name].stack
         if layer.block and stacks.setdefault(layer.block, stack) != stack:
@@ -76,8 +80,8 @@ def units(found: Layers, shapes: Mapping[str, KernelShape]) -> Int[np.ndarray, "
                 f"stack {stacks[layer.block]}; give it another block."
             )
         own = ("block", layer.block) if layer.block else ("layer", layer.name)
-        places += [known.setdefault((own, index), len(known)) for index in np.ndindex(stack)]
-    return np.array(places, np.int32)
+        groups += [known.setdefault((own, index), len(known)) for index in np.ndindex(stack)]
+    return np.array(groups, np.int32)
 
 
 def _by_numbers(names: Sequence[str]) -> dict[str, str]:

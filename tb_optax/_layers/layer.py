@@ -9,7 +9,6 @@ import dataclasses
 import fnmatch
 import math
 import reprlib
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -20,6 +19,10 @@ from tb_optax._dtypes import is_float_array
 PyTree: TypeAlias = Any
 Path: TypeAlias = str
 Axes: TypeAlias = tuple[int, ...]
+
+
+class InvalidLayersError(TypeError):
+    """An error of this library about layers, told apart from errors of a user's function that finds layers."""
 
 
 class KernelAxes(NamedTuple):
@@ -75,7 +78,7 @@ layer_axes=(), block='')
         for field in ("follows", "reduction_axes", "output_axes", "layer_axes"):
             value = getattr(self, field)
             if isinstance(value, str) or not isinstance(value, Sequence):
-                raise TypeError(f"Layer {self.name!r}: {field}={value!r} must be a tuple, such as ({value!r},).")
+                raise InvalidLayersError(f"Layer {self.name!r}: {field}={value!r} must be a tuple, such as ({value!r},).")
             object.__setattr__(self, field, tuple(value))
 
 
@@ -252,12 +255,12 @@ def resolve_layers(layers: LayersOrFn, params: PyTree) -> tuple[Layers, dict[Pat
     leaves = leaves_by_path(params)
     found = _called(layers, params) if callable(layers) else layers
     if isinstance(found, (str, Mapping)) or not isinstance(found, Sequence):
-        raise TypeError(
+        raise InvalidLayersError(
             f"layers={short_repr(found)}: give a sequence of tb_optax.Layer, or a function of params that returns one."
         )
     for layer in found:
         if not isinstance(layer, Layer):
-            raise TypeError(f"layers holds {short_repr(layer)}, which is not a tb_optax.Layer.")
+            raise InvalidLayersError(f"layers holds {short_repr(layer)}, which is not a tb_optax.Layer.")
         _check_layer(layer, leaves)
     _check_unique("name", [layer.name for layer in found])
     _check_unique("path", [path for layer in found for path in (layer.kernel, *layer.follows)])
@@ -271,13 +274,12 @@ def resolve_layers(layers: LayersOrFn, params: PyTree) -> tuple[Layers, dict[Pat
 
 
 def _called(layers: Callable[[PyTree], Sequence[Layer]], params: PyTree) -> Sequence[Layer]:
-    """A network or its forward pass is a function too, and fails on parameters alone in ways of its own."""
+    """Calls `layers`. A network or its forward pass is callable too, and fails on parameters alone in its own ways."""
     try:
         return layers(params)
+    except InvalidLayersError:
+        raise
     except (TypeError, AttributeError) as error:
-        inside = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)][1:]
-        if inside and inside[-1].startswith("tb_optax."):  # the library's own, which says its own way out
-            raise
         raise TypeError(
             f"layers={short_repr(layers)} could not be called with params alone ({error}); give a function such as "
             "tb_optax.find_layers, or what tb_optax.trace_layers returned for your forward pass."
@@ -292,7 +294,7 @@ def _check_layer(layer: Layer, leaves: Mapping[Path, Any]) -> None:
                 f"{', '.join(leaves) or 'none'}."
             )
         if not is_float_array(leaves[path]):
-            raise TypeError(f"Layer {layer.name!r}: {path!r} is not an array of real floating-point numbers.")
+            raise InvalidLayersError(f"Layer {layer.name!r}: {path!r} is not an array of real floating-point numbers.")
     shape = kernel_shape(layer, leaves[layer.kernel].shape)
     if shape.eigenvalues < 2:
         raise ValueError(

@@ -21,13 +21,13 @@ from tb_optax._report.comparison import compare
 from tb_optax._report.compilation import keep_compiled_programs
 from tb_optax._report.page import page
 from tb_optax._report.report import Measuring, Report
-from tb_optax._report.source import UnreadableError, one_line, printable
-from tb_optax._spectra.solver import Solver
+from tb_optax._report.source import CheckpointError, one_line, printable
+from tb_optax._spectra.options import DEFAULT_SOLVER, Lanczos
 from tb_optax._spectra.windows import Windows
 
 _FITS = {"median": fits.median, "goodness_of_fit": fits.goodness_of_fit, "fix_finger": fits.fix_finger}
 _SORTS = Literal[
-    "alpha", "distance", "threshold", "tail", "lambda_max", "stable_rank", "scale", "eigenvalues", "matrices", "change"
+    "alpha", "ks_distance", "xmin", "tail", "lambda_max", "stable_rank", "scale", "eigenvalues", "matrices", "change"
 ]
 _UNREADABLE, _USAGE, _INTERRUPTED = 1, 2, 130
 
@@ -50,10 +50,12 @@ class Settings:
     """The scale at the least alpha."""
     max_scale: float = 1.5
     """The scale at the greatest alpha."""
-    approximate_from: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Matrices whose smaller side is at least this have their spectra approximated: for large models, 2048."""
+    lanczos: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Approximate the spectra of matrices whose smaller side is at least this, by Lanczos's method: for large models,
+    2048."""
     windows: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Spectra of square windows of so many rows, which have no bias of the aspect ratio (FARMS), not of whole weights."""
+    """Take spectra of square windows of this many rows, which do not depend on the aspect ratio (FARMS), not of whole
+    weights."""
     sort: _SORTS | None = None
     """Sort the table by a number; by default, layers are in the order of their names. Of several checkpoints, the last's."""
     reverse: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -92,7 +94,7 @@ def report(settings: tyro.conf.OmitArgPrefixes[Annotated[Settings, tyro.conf.arg
         reports, interrupted = _measure_all(settings)
         _write(settings, reports)
         _print(settings, reports)
-    except UnreadableError as error:
+    except CheckpointError as error:
         _end(_UNREADABLE, str(error))
     except ValueError as error:
         _end(_USAGE, str(error))
@@ -150,10 +152,8 @@ def _measuring(settings: Settings, path: str) -> Measuring:
         tuple(_FITS[name] for name in settings.fit),
         settings.min_scale,
         settings.max_scale,
-        Solver(
-            approximate_from=settings.approximate_from,
-            windows=None if settings.windows is None else Windows(settings.windows),
-        ),
+        DEFAULT_SOLVER if settings.lanczos is None else Lanczos(settings.lanczos),
+        None if settings.windows is None else Windows(settings.windows),
     )
 
 

@@ -91,8 +91,8 @@ def spectrum(record: LayerRecord, before: LayerRecord | None = None) -> str:
     lowest /= 2
     tails = {}
     for place, law in enumerate(record.fits.values()):
-        if math.isfinite(law.alpha) and law.threshold > 0:
-            x, y = tail_line(record.eigenvalues, float(law.alpha), float(law.threshold))
+        if math.isfinite(law.alpha) and law.xmin > 0:
+            x, y = tail_line(record.eigenvalues, float(law.alpha), float(law.xmin))
             shown = y >= lowest  # A steep tail would press all else together.
             if shown.any():
                 tails[place] = x[shown], y[shown]

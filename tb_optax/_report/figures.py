@@ -37,9 +37,9 @@ def spectrum(record: "LayerRecord") -> Any:
         axes.set(xscale="log", yscale="log", ylim=(heights[heights > 0].min() / 2, heights.max() * 2))
     for number, (fit, law) in enumerate(record.fits.items()):
         if math.isfinite(law.alpha):
-            points = tail_line(record.eigenvalues, float(law.alpha), float(law.threshold))
-            axes.plot(*points, color=f"C{number}", label=f"{fit}: alpha {law.alpha:.2f}, distance {law.distance:.3f}")
-            axes.axvline(law.threshold, color=f"C{number}", linestyle=":", linewidth=1)
+            points = tail_line(record.eigenvalues, float(law.alpha), float(law.xmin))
+            axes.plot(*points, color=f"C{number}", label=f"{fit}: alpha {law.alpha:.2f}, distance {law.ks_distance:.3f}")
+            axes.axvline(law.xmin, color=f"C{number}", linestyle=":", linewidth=1)
     axes.set(xlabel="eigenvalue of WWᵀ", ylabel="density", title=record.layer)
     axes.legend(frameon=False, fontsize=8)
     return figure

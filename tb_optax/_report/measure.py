@@ -16,8 +16,10 @@ from jaxtyping import Array, Float
 
 from tb_optax._layers.layer import KernelShape, Layer, Path, kernel_shape
 from tb_optax._spectra.eigenvalues import cores
-from tb_optax._spectra.solver import Solver
+from tb_optax._spectra.options import Solver
+from tb_optax._spectra.sharding import in_mesh, mesh_of, partitioned_by_compiler
 from tb_optax._spectra.spectra import spectra
+from tb_optax._spectra.windows import Windows
 
 # What is in memory of all layers that are solved at once, each as read, in float32, turned, and as its solver needs it.
 _BYTES_AT_ONCE = 2**31
@@ -27,7 +29,11 @@ _COMPILE_FAST = {"xla_backend_optimization_level": 0}
 
 
 def spectra_in_turn(
-    layers: Sequence[Layer], shapes: Mapping[Path, jax.ShapeDtypeStruct], read: Callable[[Path], Any], solver: Solver
+    layers: Sequence[Layer],
+    shapes: Mapping[Path, jax.ShapeDtypeStruct],
+    read: Callable[[Path], Any],
+    solver: Solver,
+    windows: Windows | None,
 ) -> Generator[Float[np.ndarray, "slices eigenvalues"]]:
     """The spectra of layers, each read when its turn comes.
 
@@ -36,11 +42,12 @@ def spectra_in_turn(
       shapes: shape and dtype of each kernel.
       read: gives a kernel; called from several threads.
       solver: how spectra are computed.
+      windows: windows to take from every matrix.
 
     Yields:
       For each layer in turn, as `tb_optax.spectra` has it, the ascending spectra of all its slices.
     """
-    solve_one = functools.partial(_solve, read=read, solver=solver)
+    solve_one = functools.partial(_solve, read=read, solver=solver, windows=windows)
     if jax.default_backend() != "cpu":  # One device has one queue.
         yield from map(solve_one, layers)
         return
@@ -58,12 +65,15 @@ def spectra_in_turn(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _solve(layer: Layer, *, read: Callable[[Path], Any], solver: Solver) -> Float[np.ndarray, "slices eigenvalues"]:
+def _solve(
+    layer: Layer, *, read: Callable[[Path], Any], solver: Solver, windows: Windows | None
+) -> Float[np.ndarray, "slices eigenvalues"]:
     kernel = read(layer.kernel)
-    stacks = _as_stacks(kernel, kernel_shape(layer, kernel.shape))
+    with in_mesh(mesh_of([kernel])):
+        stacks = partitioned_by_compiler(functools.partial(_as_stacks, shape=kernel_shape(layer, kernel.shape)), kernel)
     del kernel
     solve = _solve_on_cpu if jax.default_backend() == "cpu" else _solve_stacks
-    return np.asarray(solve(stacks, solver))
+    return np.asarray(solve(stacks, solver, windows))
 
 
 def _as_stacks(kernel: Any, shape: KernelShape) -> Any:
@@ -77,9 +87,11 @@ def _as_stacks(kernel: Any, shape: KernelShape) -> Any:
     return turned.reshape(math.prod(shape.stack), *window, *sizes)
 
 
-def _solve_stacks(stacks: Float[Array, "slices ..."], solver: Solver) -> Float[Array, "slices eigenvalues"]:
+def _solve_stacks(
+    stacks: Float[Array, "slices ..."], solver: Solver, windows: Windows | None
+) -> Float[Array, "slices eigenvalues"]:
     layer = Layer("layer", "kernel", (), (-2,), (-1,), (0,))
-    return spectra({"kernel": stacks}, layers=(layer,), solver=solver)["layer"]
+    return spectra({"kernel": stacks}, layers=(layer,), solver=solver, windows=windows)["layer"]
 
 
-_solve_on_cpu = jax.jit(_solve_stacks, static_argnames="solver", compiler_options=_COMPILE_FAST)
+_solve_on_cpu = jax.jit(_solve_stacks, static_argnames=("solver", "windows"), compiler_options=_COMPILE_FAST)

@@ -18,8 +18,8 @@ _TITLES = {
     "matrices": "matrices",
     "eigenvalues": "eigenvalues",
     "alpha": "alpha",
-    "distance": "KS distance",
-    "threshold": "tail from",
+    "ks_distance": "KS distance",
+    "xmin": "tail from",
     "tail": "tail share",
     "lambda_max": "λ max",
     "stable_rank": "stable rank",
@@ -80,7 +80,7 @@ Eigenvalues are those of WWᵀ on its smaller side.</footer>
 def _heading(report: Report, several: bool) -> str:
     fits = ", ".join(map(escaped, report.fits))
     name = f"{escaped(report.name)}: " if several else ""
-    windows = f" by windows of {report.windows.rows} rows" if report.windows else ""
+    windows = f" by windows of {report.windows.size} rows" if report.windows else ""
     lines = [f'<p class="quiet">{name}{report.format}, {len(report.records)} layers{windows}; fit: {fits}.</p>']
     if not report.complete:
         lines.append('<p class="warning">It was interrupted: some layers are missing.</p>')
@@ -151,7 +151,7 @@ def _figure(record: LayerRecord, comparison: Comparison | None) -> str:
     """The spectrum of a layer; of two checkpoints, with the first's outline."""
     before = comparison.records(record.layer)[0] if comparison and len(comparison.labels) == 2 else None
     laws = "; ".join(
-        f"{escaped(fit)}: alpha {law.alpha:.2f}, distance {law.distance:.3f}, tail {record.tail(fit):.0%}"
+        f"{escaped(fit)}: alpha {law.alpha:.2f}, distance {law.ks_distance:.3f}, tail {record.tail(fit):.0%}"
         for fit, law in record.fits.items()
         if math.isfinite(law.alpha)
     )

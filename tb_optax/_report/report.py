@@ -13,16 +13,15 @@ import numpy as np
 from jaxtyping import Float
 
 from tb_optax._balance.assignments import linear
-from tb_optax._balance.fits import PowerLaw, fit_spectra, median
-from tb_optax._balance.metrics import Fit
+from tb_optax._balance.fits import Fit, PowerLaw, fit_spectra, median
 from tb_optax._layers.find import find_layers
 from tb_optax._layers.layer import Layer, LayersOrFn, Path, PyTree, kernel_shape, resolve_layers
 from tb_optax._report import formats
 from tb_optax._report.measure import spectra_in_turn
-from tb_optax._report.source import Source, UnreadableError, of_tree
+from tb_optax._report.source import CheckpointError, Source, of_tree
 from tb_optax._report.weights import all_of, natural, weights_of
-from tb_optax._spectra.solver import DEFAULT_SOLVER, Solver, check_solver
-from tb_optax._spectra.windows import Windows
+from tb_optax._spectra.options import DEFAULT_SOLVER, Exact, Lanczos, check_solver
+from tb_optax._spectra.windows import Windows, check_windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +71,10 @@ class LayerRecord:
     def tail(self, fit: str) -> float:
         """The share of the eigenvalues that a fit takes for the tail; NaN where it found none."""
         law = self.fits[fit]
-        return float((self.eigenvalues >= law.threshold).mean()) if math.isfinite(law.alpha) else math.nan
+        return float((self.eigenvalues >= law.xmin).mean()) if math.isfinite(law.alpha) else math.nan
 
     def row(self) -> dict[str, Any]:
-        """As one flat record: of the first fit `alpha`, `distance`, `threshold` and `tail`; of others, `alpha_NAME`, ..."""
+        """As one flat record: of the first fit `alpha`, `ks_distance`, `xmin` and `tail`; of others, `alpha_NAME`, ..."""
         row = {
             "layer": self.layer,
             "shape": "x".join(map(str, self.shape)),
@@ -83,7 +82,7 @@ class LayerRecord:
             "eigenvalues": len(self.eigenvalues),
         }
         for number, (name, law) in enumerate(self.fits.items()):
-            numbers = {"alpha": law.alpha, "distance": law.distance, "threshold": law.threshold, "tail": self.tail(name)}
+            numbers = {"alpha": law.alpha, "ks_distance": law.ks_distance, "xmin": law.xmin, "tail": self.tail(name)}
             row |= {key + (f"_{name}" if number else ""): float(value) for key, value in numbers.items()}
         return row | {"lambda_max": self.lambda_max, "stable_rank": self.stable_rank, "scale": self.scale}
 
@@ -166,7 +165,8 @@ def report(
     fits: Sequence[Fit] = (median,),
     min_scale: float = 0.5,
     max_scale: float = 1.5,
-    solver: Solver = DEFAULT_SOLVER,
+    solver: Exact | Lanczos = DEFAULT_SOLVER,
+    windows: Windows | None = None,
 ) -> Report:
     """Measures every layer of a network: its spectrum, the power law of its tail, the scale TempBalance would give it.
 
@@ -182,15 +182,16 @@ def report(
       fits: functions from spectra to `PowerLaw`, such as `median` and `goodness_of_fit`; the first decides scales.
       min_scale: the scale at the least alpha.
       max_scale: the scale at the greatest.
-      solver: how spectra are computed; `Solver(approximate_from=2048)` for large models.
+      solver: how spectra are computed; `Lanczos()` approximates them, for large models.
+      windows: windows to take from every matrix; `None` for whole matrices.
 
     Returns:
       The records of all layers.
 
     Raises:
-      UnreadableError: (a `ValueError`) the checkpoint cannot be read, or holds no layers.
+      CheckpointError: (a `ValueError`) the checkpoint cannot be read, or holds no layers.
       ValueError: two fits have the same name; `layers` does not fit.
-      TypeError: `fits`, `layers` or `solver` are none.
+      TypeError: `fits`, `layers`, `solver` or `windows` has the wrong type.
 
     Example:
       >>> import jax, tb_optax
@@ -201,7 +202,7 @@ def report(
     """
     is_path = isinstance(params_or_path, (str, os.PathLike))
     source = formats.open_checkpoint(params_or_path) if is_path else of_tree(params_or_path)
-    measuring = Measuring(source, params, layers, fits, min_scale, max_scale, solver)
+    measuring = Measuring(source, params, layers, fits, min_scale, max_scale, solver, windows)
     with contextlib.closing(measuring.steps()) as steps:
         for _ in steps:
             pass
@@ -219,16 +220,18 @@ class Measuring:
         fits: Sequence[Fit] = (median,),
         min_scale: float = 0.5,
         max_scale: float = 1.5,
-        solver: Solver = DEFAULT_SOLVER,
+        solver: Exact | Lanczos = DEFAULT_SOLVER,
+        windows: Windows | None = None,
     ):
         check_solver("report", solver)
+        check_windows("report", windows)
         if not 0 <= min_scale <= max_scale < math.inf:
             raise ValueError(
                 f"report: min_scale={min_scale} and max_scale={max_scale}; give 0 or more, the smaller one first."
             )
         self._fits = _by_name(fits)
         self._assign = functools.partial(linear, min_scale=min_scale, max_scale=max_scale)
-        self._source, self._solver = source, solver
+        self._source, self._solver, self._windows = source, solver, windows
         as_it_is = source.tree is not None and params is None
         self._weights = all_of(source) if as_it_is else weights_of(source, params)
         found, _ = resolve_layers(layers, source.tree if as_it_is else self._weights.shapes)
@@ -239,7 +242,7 @@ class Measuring:
         if not self.layers:
             reasons = [f"{path}: {reason}" for path, reason in self._left_out.items()] or ["no array has two axes"]
             more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-            raise UnreadableError(
+            raise CheckpointError(
                 source.name,
                 f"it has no layers ({'; '.join(reasons[:3])}{more})",
                 "give a checkpoint of a network, or a smaller min_eigenvalues",
@@ -255,7 +258,7 @@ class Measuring:
         """Measures; yields each layer when it is done."""
         full_paths = self._weights.full_paths
         read = lambda path: self._source.read(full_paths[path])
-        results = spectra_in_turn(self.layers, self._weights.shapes, read, self._solver)
+        results = spectra_in_turn(self.layers, self._weights.shapes, read, self._solver, self._windows)
         with contextlib.closing(results):
             for layer, result in zip(self.layers, results, strict=True):
                 self._done.append((layer, result))
@@ -281,7 +284,7 @@ class Measuring:
             self._left_out,
             self._weights.others,
             len(self._done) == len(self.layers),
-            self._solver.windows,
+            self._windows,
         )
 
     def _slices(self, layer: Layer) -> list[tuple[str, Path, tuple[int, ...], int]]:
@@ -295,7 +298,7 @@ class Measuring:
 
 def _by_name(fits: Sequence[Fit]) -> dict[str, Fit]:
     if callable(fits) or isinstance(fits, (str, Mapping)) or not all(map(callable, fits)) or not len(fits):
-        raise TypeError(f"report: fits={fits!r} must be a sequence of functions, such as (tb_optax.median,).")
+        raise TypeError(f"report: fits={fits!r} must be a sequence of functions, such as (tb_optax.fits.median,).")
     names = [_name(fit) for fit in fits]
     for name in names:
         if names.count(name) > 1:

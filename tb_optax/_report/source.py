@@ -11,7 +11,7 @@ import numpy as np
 from tb_optax._layers.layer import Path, PyTree, leaves_by_path
 
 
-class UnreadableError(ValueError):
+class CheckpointError(ValueError):
     """A checkpoint that cannot be read: which one, what is wrong with it, and the way out, in one line."""
 
     def __init__(self, where: str | os.PathLike[str], what: str, way_out: str):

@@ -35,8 +35,8 @@ _COLUMNS = {
     "matrices": _Column("matrices", "matri-\nces", 4),
     "eigenvalues": _Column("eigenvalues", "eigen-\nvalues", 3),
     "alpha": _Column("alpha", "alpha"),
-    "distance": _Column("distance", "KS dis-\ntance", 2),
-    "threshold": _Column("threshold", "tail\nfrom", 6),
+    "ks_distance": _Column("ks_distance", "KS dis-\ntance", 2),
+    "xmin": _Column("xmin", "tail\nfrom", 6),
     "tail": _Column("tail", "tail\nshare", 5),
     "lambda_max": _Column("lambda_max", "λ max"),
     "stable_rank": _Column("stable_rank", "stable\nrank"),
@@ -71,7 +71,7 @@ def _columns(report: Report) -> list[_Column]:
         if key in _COLUMNS:
             if key != "matrices" or any(record.matrices > 1 for record in report.records):
                 found.append(_COLUMNS[key])
-        elif number in ("alpha", "distance"):
+        elif number in ("alpha", "ks_distance"):
             title = "alpha" if number == "alpha" else "KS"
             found.append(_Column(key, f"{title} {fit}".replace(" ", "\n").replace("_", "\n", 1).replace("_", " "), 1))
     return found
@@ -183,7 +183,7 @@ def _cell(key: str, value: Any) -> Text:
 def _title(report: Report) -> Text:
     stops = "" if report.complete else ", interrupted"
     others = f"; not read: {report.others} arrays of an optimizer's state and the like" if report.others else ""
-    windows = f"; spectra of windows of {report.windows.rows} rows" if report.windows else ""
+    windows = f"; spectra of windows of {report.windows.size} rows" if report.windows else ""
     fits = ", ".join(report.fits)
     what = f"{printable(report.name)} ({report.format}): {len(report.records)} layers{stops}"
     return Text(f"{what}{windows}; fit: {fits}{others}")

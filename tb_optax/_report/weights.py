@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 
 from tb_optax._layers.layer import Path
-from tb_optax._report.source import Source, UnreadableError, printable
+from tb_optax._report.source import CheckpointError, Source, printable
 
 _PARAMS = "params"
 _NO_WEIGHTS = frozenset(
@@ -43,7 +43,7 @@ def weights_of(source: Source, params: str | None = None) -> Weights:
     Without either, they are all arrays but those below a key that names an optimizer's state, such as `opt_state` or `mu`.
 
     Raises:
-      UnreadableError: nothing is below the prefix.
+      CheckpointError: nothing is below the prefix.
     """
     prefix = None if params is None else tuple(_keys(params.strip("/")))
     full_paths = {}
@@ -51,7 +51,7 @@ def weights_of(source: Source, params: str | None = None) -> Weights:
         full_paths[_without_value(_cut(path, _root(source.shapes, prefix)))] = path
     if not full_paths:
         roots = sorted({keys[0] for keys in map(_keys, source.shapes)})
-        raise UnreadableError(
+        raise CheckpointError(
             source.name,
             f"nothing in it is below params={params!r}" if params is not None else "it holds an optimizer's state alone",
             f"its first keys are: {', '.join(map(printable, roots[:10]))}",

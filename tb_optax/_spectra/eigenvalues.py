@@ -12,9 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tb_optax._compat import lapack_target
-from tb_optax._spectra.blas import hold_blas_to_one_thread
 
-Solver: TypeAlias = Callable[[Array], Array]
+EigenSolver: TypeAlias = Callable[[Array], Array]
 
 
 @jax.jit
@@ -55,7 +54,7 @@ def triangular_factor(matrices: Float[Array, "stack n m"]) -> Float[Array, "stac
     return matrices if matrices.shape[1] == matrices.shape[2] else _triangular_factors(matrices.mT)
 
 
-def _of_finite(solve: Solver, matrices: Float[Array, "stack n n"]) -> Float[Array, "stack n"]:
+def _of_finite(solve: EigenSolver, matrices: Float[Array, "stack n n"]) -> Float[Array, "stack n"]:
     """Solves the matrices without NaN or infinity, and sets to zero what is rounding."""
     # All of them are if this sum is zero and no NaN: a sum compiles in half of the time of `isfinite(...).all()`. A largest
     # value would not do: on CPU, XLA's loses a NaN.
@@ -66,7 +65,7 @@ def _of_finite(solve: Solver, matrices: Float[Array, "stack n n"]) -> Float[Arra
     return jnp.where(finite[..., 0], values, jnp.nan)
 
 
-def for_stacks(on_cpu: Solver, elsewhere: Solver) -> Solver:
+def for_stacks(on_cpu: EigenSolver, elsewhere: EigenSolver) -> EigenSolver:
     """Solves a stack by what suits the platform that it is lowered for; under `vmap`, as one longer stack."""
 
     @jax.custom_batching.custom_vmap
@@ -82,7 +81,7 @@ def for_stacks(on_cpu: Solver, elsewhere: Solver) -> Solver:
     return solve
 
 
-def side_by_side(solve: Callable[[Array], Any], matrices: Float[Array, "stack rows columns"]) -> Any:
+def unrolled_map(solve: Callable[[Array], Any], matrices: Float[Array, "stack rows columns"]) -> Any:
     """A call for each matrix, so many of them side by side that XLA, which runs what is short in order, uses all cores.
 
     A loop over blocks of such calls: the time to compile stays the same however long the stack.
@@ -113,10 +112,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _on_cpu(routine: str, portable: Solver, matrices: Float[Array, "stack n n"]) -> Float[Array, "stack n"]:
-    hold_blas_to_one_thread()
+def _on_cpu(routine: str, portable: EigenSolver, matrices: Float[Array, "stack n n"]) -> Float[Array, "stack n"]:
     solve = _values_only(routine, portable, np.dtype(matrices.dtype))
-    values, info, *unused = side_by_side(solve, matrices)
+    values, info, *unused = unrolled_map(solve, matrices)
     # XLA lets the calls' unread results share their memory, the matrices that they overwrite above all, which puts the calls
     # in order, on one core: so a failure reads them.
     failed = sum((each[:, :1] for each in unused), jnp.full((1, 1), jnp.nan, values.dtype))
@@ -124,8 +122,7 @@ def _on_cpu(routine: str, portable: Solver, matrices: Float[Array, "stack n n"])
 
 
 def _triangular_on_cpu(matrices: Float[Array, "stack m n"]) -> Float[Array, "stack n n"]:
-    hold_blas_to_one_thread()
-    reflections, unused = side_by_side(functools.partial(jnp.linalg.qr, mode="raw"), matrices)
+    reflections, unused = unrolled_map(functools.partial(jnp.linalg.qr, mode="raw"), matrices)
     triangles = jnp.triu(reflections.mT[:, : matrices.shape[2]])
     return triangles + jnp.where(jnp.isnan(triangles), unused[:, :1, None], 0.0)  # Read for the reason given above.
 
@@ -146,7 +143,7 @@ _triangular_factors = for_stacks(_triangular_on_cpu, functools.partial(jnp.linal
 
 
 @functools.cache
-def _values_only(routine: str, portable: Solver, dtype: np.dtype) -> Callable[[Float[Array, "n n"]], tuple[Array, ...]]:
+def _values_only(routine: str, portable: EigenSolver, dtype: np.dtype) -> Callable[[Float[Array, "n n"]], tuple[Array, ...]]:
     """LAPACK's `syevd` or `gesdd` for one matrix, for values only; the portable function where they are not there.
 
     The routines are jaxlib's own, which JAX calls in another mode, or with more memory; they are in no public interface,

@@ -1,25 +1,48 @@
-"""Divides a stack of problems over the devices of the mesh that the program runs under (`jax.set_mesh`)."""
+"""Divides stacks of matrices over the devices of a mesh: that in force (`jax.set_mesh`), or else that of the weights."""
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
-from jax.sharding import AxisType, PartitionSpec
-from jaxtyping import Array, Shaped
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Shaped
+
+from tb_optax._compat import vmapped_mesh_axes
 
 T = TypeVar("T")
 
 
+def mesh_of(arrays: Iterable[Any]) -> jax.sharding.AbstractMesh:
+    """The mesh in force, or else the first mesh that an array is sharded over; an empty mesh if there is none."""
+    in_force = jax.sharding.get_abstract_mesh()
+    if not in_force.empty:
+        return in_force
+    for array in arrays:
+        sharding = jax.typeof(array).sharding if isinstance(array, jax.Array) else None
+        if isinstance(sharding, NamedSharding) and not sharding.mesh.empty:
+            return sharding.mesh.abstract_mesh
+    return in_force
+
+
+def in_mesh(mesh: jax.sharding.AbstractMesh) -> contextlib.AbstractContextManager[Any]:
+    """Puts a mesh in force while a program is traced."""
+    return contextlib.nullcontext() if mesh.empty else jax.sharding.use_abstract_mesh(mesh)
+
+
 def partitioned_by_compiler(function: Callable[..., T], *args: Any) -> T:
-    """Calls a function of arrays of any sharding; in explicit mode, where types carry it, its results are replicated."""
+    """Calls a function of arrays of any sharding. In explicit mode, where types carry it, the results are replicated."""
     if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
         return function(*args)
     return jax.sharding.auto_axes(function, out_sharding=PartitionSpec())(*args)  # pyright: ignore[reportReturnType]
 
 
 def replicated(array: Array) -> Array:
-    """The array, the same on every device: what a state is to be, whatever the sharding of what it is computed from."""
+    """The array, the same on every device, as a state must be whatever the sharding of the weights.
+
+    It is also a barrier: no later sharding reaches the operations that compute the array.
+    """
     if not _free_axes():
         return array
     return partitioned_by_compiler(lambda own: jax.lax.with_sharding_constraint(own, PartitionSpec()), array)
@@ -31,10 +54,10 @@ def device_count() -> int:
     return math.prod(mesh.shape[axis] for axis in _free_axes())
 
 
-def over_devices(function: Callable[..., Array], *stacks: Shaped[Array, "stack ..."]) -> Shaped[Array, "stack ..."]:
-    """Calls a function on each device, of its equal share of each stack; what it returns are shares of a stack.
+def over_devices(function: Callable[..., Array], *stacks: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """Calls a function on each device, with its equal share of each stack, and stacks what the devices return.
 
-    Without a mesh, or inside a `shard_map` over all of it, where a program speaks for one device, all is done in place.
+    Without a mesh, or inside a `shard_map` over the whole mesh, it calls the function in place.
     """
     axes = _free_axes()
     if device_count() == 1:
@@ -46,16 +69,16 @@ def over_devices(function: Callable[..., Array], *stacks: Shaped[Array, "stack .
     return divided(*stacks)
 
 
-def whole(stack: Shaped[Array, "stack ..."]) -> Shaped[Array, "stack ..."]:
-    """The stack, not divided along its first axis, and along the others as it was: what comes after does not change that."""
+def unshard_stack(stack: Shaped[Array, "stack ..."]) -> Shaped[Array, "stack ..."]:
+    """The stack, not divided along its first axis; its other axes keep their sharding."""
     return _along_first(stack, ()) if device_count() > 1 else stack
 
 
-def dealt(stack: Shaped[Array, "stack ..."]) -> Shaped[Array, "stack ..."]:
+def shard_stack(stack: Shaped[Array, "stack ..."]) -> Shaped[Array, "stack ..."]:
     """The stack with an equal part of it on each device.
 
-    It is dealt out along one axis of the mesh after the other, by exchanges in which no device ever has more than its part:
-    from one sharding over several axes to another XLA would go by way of the whole stack on every device.
+    It is divided along one mesh axis after the other, by exchanges in which no device holds more than its part. In one step,
+    from one sharding over several axes to another, XLA would gather the whole stack on every device.
     """
     axes = _free_axes() if device_count() > 1 else ()
     for count in range(1, len(axes) + 1):
@@ -63,11 +86,11 @@ def dealt(stack: Shaped[Array, "stack ..."]) -> Shaped[Array, "stack ..."]:
     return stack
 
 
-def alike_over_devices(stacks: Sequence[Shaped[Array, "stack n m"]]) -> list[Shaped[Array, "stack n m"]]:
-    """Matrices of one size as they can be put together: over a mesh of several axes with their rows divided over all of it.
+def rows_over_mesh(stacks: Sequence[Float[Array, "_ n m"]]) -> list[Float[Array, "_ n m"]]:
+    """Stacks of matrices of one size, sharded so that they can be concatenated: over several mesh axes, by their rows.
 
-    Where they lie differently over two axes, as weights before and after a nonlinearity do, all of them would come together
-    on every device; where the devices do not divide the rows evenly, they still do.
+    If the weights lie differently over two axes, as those before and after a nonlinearity do, XLA would gather all of them
+    to concatenate them. It still does so if the devices do not divide the rows evenly.
     """
     axes = _free_axes()
     if len(stacks) == 1 or len(axes) <= 1 or stacks[0].shape[1] % device_count():
@@ -82,7 +105,8 @@ def _along_first(stack: Shaped[Array, "stack ..."], axes: tuple[str, ...]) -> Sh
 
 
 def _free_axes() -> tuple[str, ...]:
-    """The axes of the mesh that no `shard_map` around has taken."""
+    """The mesh axes that no surrounding `shard_map` or `vmap` has taken."""
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    return tuple(name for name, kind in kinds if kind != AxisType.Manual)
+    taken = vmapped_mesh_axes()
+    return tuple(name for name, kind in kinds if kind != AxisType.Manual and name not in taken)

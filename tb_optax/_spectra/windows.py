@@ -1,7 +1,7 @@
-"""Windows: of every matrix, pieces of one aspect ratio, whose eigenvalues are pooled."""
+"""Windows: submatrices of one aspect ratio, whose eigenvalues are pooled into one spectrum for each layer (FARMS)."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,51 +11,58 @@ from jaxtyping import Array, Float
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """Pieces of one aspect ratio, cut out of every matrix in place of the whole: FARMS.
+    """Windows of one aspect ratio, taken from every matrix instead of the whole matrix: FARMS.
 
-    The exponent of a spectrum depends on the matrix's aspect ratio, so that layers of other shapes are not comparable.
-    Windows of one shape are (Hu et al., "Eigenspectrum Analysis of Neural Networks without Aspect Ratio Bias", ICML 2025):
-    a layer's spectrum is that of all its windows together.
+    The exponent of a spectrum depends on the aspect ratio of the matrix, so layers of different shapes are hard to compare.
+    Windows of one shape are comparable (Hu et al., "Eigenspectrum Analysis of Neural Networks without Aspect Ratio Bias",
+    ICML 2025): a layer's spectrum is that of all its windows together.
 
-    - Dense: windows of `rows` rows, along the smaller side, and `int(rows * ratio)` columns, at `places` equally spaced
-      places along each side. Of a matrix that is smaller, the largest window of the ratio.
-    - Convolution: of each place of its window, square blocks as large as the smaller side, one behind another along the
-      larger one.
+    - Dense weights: windows of `size` rows (along the smaller side) and `int(size * ratio)` columns, at `grid` equally
+      spaced positions along each side. If the matrix is smaller, the largest window of this ratio.
+    - Convolutions: for each position of the kernel's own window, square blocks as large as the smaller side, next to each
+      other along the larger side.
 
     Attributes:
-      rows: of a window. The released programs have 100 for image networks and 2,000 for LLaMA.
-      ratio: columns over rows, at least 1.
-      places: along each side, so that there are as many windows squared.
+      size: rows of a window. The released programs use 100 for image networks and 2,000 for LLaMA.
+      ratio: columns divided by rows, at least 1.
+      grid: positions along each side; a matrix has `grid * grid` windows.
 
     Raises:
       ValueError: a number is out of range.
-      TypeError: `rows` or `places` is not a whole number.
+      TypeError: `size` or `grid` is not a whole number.
 
     Example:
       >>> import jax, tb_optax
       >>> params = {"dense": {"kernel": jax.random.normal(jax.random.key(0), (256, 1024))}}
-      >>> windows = tb_optax.Solver(windows=tb_optax.Windows(rows=100, places=9))
-      >>> tb_optax.spectra(params, solver=windows)["dense"].shape  # 100 eigenvalues of each of 81 windows
+      >>> windows = tb_optax.Windows(size=100, grid=9)
+      >>> tb_optax.spectra(params, windows=windows)["dense"].shape  # 100 eigenvalues for each of 81 windows
       (8100,)
     """
 
-    rows: int = 100
+    size: int = 100
     ratio: float = 1.0
-    places: int = 9
+    grid: int = 9
 
     def __post_init__(self):
-        for name, least in (("rows", 2), ("places", 1)):
+        for name, least in (("size", 2), ("grid", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"Windows: {name}={value!r} must be a whole number.")
             if value < least:
                 raise ValueError(f"Windows: {name}={value} must be at least {least}.")
+        if isinstance(self.ratio, bool) or not isinstance(self.ratio, (int, float)):
+            raise TypeError(f"Windows: ratio={self.ratio!r} must be a number.")
         if not 1 <= self.ratio < np.inf:
-            raise ValueError(f"Windows: ratio={self.ratio} must be at least 1: columns over rows.")
+            raise ValueError(f"Windows: ratio={self.ratio} must be at least 1: columns divided by rows.")
 
 
-class Grid(NamedTuple):
-    """Where the windows of a matrix begin, at each of these rows with each of these columns, and how large they are."""
+def check_windows(argument_of: str, windows: Any) -> None:
+    if not isinstance(windows, (Windows, type(None))):
+        raise TypeError(f"{argument_of}: windows={windows!r} must be a tb_optax.Windows, such as {Windows()}, or None.")
+
+
+class WindowGrid(NamedTuple):
+    """The windows of a matrix: one begins at each of these rows and columns, and each has this size."""
 
     row_starts: tuple[int, ...]
     column_starts: tuple[int, ...]
@@ -63,32 +70,32 @@ class Grid(NamedTuple):
     columns: int
 
     @property
-    def pieces(self) -> int:
+    def size(self) -> int:
         return len(self.row_starts) * len(self.column_starts)
 
 
-def grid_of(windows: Windows | None, rows: int, columns: int, *, is_convolution: bool) -> Grid:
-    """The windows of a matrix whose smaller side is its rows; without windows, the whole."""
+def window_grid(windows: Windows | None, rows: int, columns: int, *, is_convolution: bool) -> WindowGrid:
+    """The windows of a matrix with `rows <= columns`; without `windows`, the whole matrix as its only window."""
     if windows is None:
-        return Grid((0,), (0,), rows, columns)
+        return WindowGrid((0,), (0,), rows, columns)
     if is_convolution:
-        return Grid((0,), tuple(range(0, columns - rows + 1, rows)), rows, rows)
-    own = max(1, min(windows.rows, rows, int(columns / windows.ratio)))
-    wide = min(int(own * windows.ratio), columns)
-    return Grid(_starts(rows, own, windows.places), _starts(columns, wide, windows.places), own, wide)
+        return WindowGrid((0,), tuple(range(0, columns - rows + 1, rows)), rows, rows)
+    height = max(1, min(windows.size, rows, int(columns / windows.ratio)))
+    width = min(int(height * windows.ratio), columns)
+    return WindowGrid(_starts(rows, height, windows.grid), _starts(columns, width, windows.grid), height, width)
 
 
-def cut_out(matrices: Float[Array, "stack n m"], grid: Grid) -> Float[Array, "pieces r c"]:
-    """The windows of each matrix, those of one row of windows after another."""
+def extract_windows(matrices: Float[Array, "stack n m"], grid: WindowGrid) -> Float[Array, "windows rows columns"]:
+    """The windows of each matrix, in the order of their rows, then columns."""
     if (grid.rows, grid.columns) == matrices.shape[1:]:
         return matrices
-    index = lambda starts, size: np.add.outer(np.array(starts), np.arange(size))
-    bands = jnp.take(matrices, index(grid.row_starts, grid.rows), axis=1)
-    pieces = jnp.take(bands, index(grid.column_starts, grid.columns), axis=3)
-    return jax.lax.transpose(pieces, (0, 1, 3, 2, 4)).reshape(-1, grid.rows, grid.columns)
+    indices = lambda starts, size: np.add.outer(np.array(starts), np.arange(size))
+    bands = jnp.take(matrices, indices(grid.row_starts, grid.rows), axis=1)
+    windows = jnp.take(bands, indices(grid.column_starts, grid.columns), axis=3)
+    return jax.lax.transpose(windows, (0, 1, 3, 2, 4)).reshape(-1, grid.rows, grid.columns)
 
 
-def _starts(size: int, own: int, places: int) -> tuple[int, ...]:
-    """As many as there are places, or fit at steps of 1."""
-    step = max(1, (size - own) // max(1, places - 1))
-    return tuple(range(0, size - own + 1, step))[:places]
+def _starts(size: int, window: int, count: int) -> tuple[int, ...]:
+    """Up to `count` equally spaced positions of a window along a side."""
+    step = max(1, (size - window) // max(1, count - 1))
+    return tuple(range(0, size - window + 1, step))[:count]

@@ -8,13 +8,16 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from tb_optax._balance.assignments import Assignment, Bound, linear
-from tb_optax._balance.balance import Balance, Refreshed, scale_by_layer
 from tb_optax._balance.metrics import Metric, pl_alpha_hill
+from tb_optax._balance.options import BalanceOptions
+from tb_optax._balance.scales import scale_by_layer
+from tb_optax._balance.transformation import BalancedParams, BalancedTransformation, balanced_transformation
 from tb_optax._checks import check_not_negative
 from tb_optax._dtypes import at_least_float32
 from tb_optax._layers.find import find_layers
 from tb_optax._layers.layer import LayersOrFn, PyTree
-from tb_optax._spectra.solver import DEFAULT_SOLVER, Solver
+from tb_optax._spectra.options import DEFAULT_SOLVER, Exact, Lanczos
+from tb_optax._spectra.windows import Windows
 
 _STATIC = ("metric", "assign", "layers", "mask")
 
@@ -35,7 +38,7 @@ class AlphaDecayState(NamedTuple):
 
 def alphadecay(
     weight_decay: optax.ScalarOrSchedule,
-    update_interval: int | Int[Array, ""],
+    update_interval: int | Int[Array, ""] | None,
     *,
     min_scale: Bound = 0.67,
     max_scale: Bound = 5.0,
@@ -44,8 +47,9 @@ def alphadecay(
     assign: Assignment = linear,
     layers: LayersOrFn = find_layers,
     start_step: int | Int[Array, ""] = 0,
-    solver: Solver = DEFAULT_SOLVER,
-) -> optax.GradientTransformationExtraArgs:
+    solver: Exact | Lanczos = DEFAULT_SOLVER,
+    windows: Windows | None = None,
+) -> BalancedTransformation:
     """Adds decayed weights, each layer's by what the spectrum of its weight says of its training: AlphaDecay.
 
     In place of `optax.add_decayed_weights`: `weight_decay * scale * params` is added to the updates, where the scale is that
@@ -70,6 +74,7 @@ def alphadecay(
       layers: which layers to balance.
       start_step: the update of the first refresh.
       solver: how spectra are computed.
+      windows: windows to take from every matrix; `None` for whole matrices.
 
     Returns:
       A transformation whose `update` needs `params`. With `optax.inject_hyperparams`, the numbers can be schedules; give
@@ -90,10 +95,9 @@ def alphadecay(
     """
     if not callable(weight_decay):
         check_not_negative("alphadecay", _STATIC, weight_decay=weight_decay)
-    balance = Balance(
+    options = BalanceOptions(
         "alphadecay",
-        AlphaDecayState,
-        update_interval,
+        update_interval=update_interval,
         min_scale=min_scale,
         max_scale=max_scale,
         metric=metric,
@@ -101,15 +105,18 @@ def alphadecay(
         layers=layers,
         start_step=start_step,
         solver=solver,
+        windows=windows,
     )
 
-    def add_decayed(updates: PyTree, params: PyTree, state: AlphaDecayState, now: Refreshed[AlphaDecayState]) -> PyTree:
+    def add_decayed(updates: PyTree, state: AlphaDecayState, now: BalancedParams) -> PyTree:
         decay = weight_decay(state.count) if callable(weight_decay) else weight_decay
-        balanced = scale_by_layer(params, now.layers, now.leaves, now.state.scale)
+        balanced = scale_by_layer(now.params, now.layers, now.leaves, now.scale)
         return jax.tree.map(lambda update, own: _plus(update, decay, own), updates, balanced)
 
-    transformation = balance.transformation(add_decayed)
-    return transformation if mask is None else optax.masked(transformation, mask)
+    transformation = balanced_transformation(options, AlphaDecayState, add_decayed)
+    if mask is None:
+        return transformation
+    return BalancedTransformation(*optax.masked(transformation, mask), transformation.refresh)
 
 
 def _plus(update: Array, decay: Any, balanced: Array) -> Array:

@@ -2,15 +2,17 @@
 
 from typing import NamedTuple
 
-import optax
 from jaxtyping import Array, Float, Int
 
 from tb_optax._balance.assignments import Assignment, Bound, linear
-from tb_optax._balance.balance import Balance, scale_by_layer
 from tb_optax._balance.metrics import Metric, pl_alpha_hill
+from tb_optax._balance.options import BalanceOptions
+from tb_optax._balance.scales import scale_by_layer
+from tb_optax._balance.transformation import BalancedParams, BalancedTransformation, balanced_transformation
 from tb_optax._layers.find import find_layers
-from tb_optax._layers.layer import LayersOrFn
-from tb_optax._spectra.solver import DEFAULT_SOLVER, Solver
+from tb_optax._layers.layer import LayersOrFn, PyTree
+from tb_optax._spectra.options import DEFAULT_SOLVER, Exact, Lanczos
+from tb_optax._spectra.windows import Windows
 
 
 class TempBalanceState(NamedTuple):
@@ -31,7 +33,7 @@ class TempBalanceState(NamedTuple):
 
 
 def tempbalance(
-    update_interval: int | Int[Array, ""],
+    update_interval: int | Int[Array, ""] | None,
     *,
     min_scale: Bound = 0.5,
     max_scale: Bound = 1.5,
@@ -39,55 +41,67 @@ def tempbalance(
     assign: Assignment = linear,
     layers: LayersOrFn = find_layers,
     start_step: int | Int[Array, ""] = 0,
-    solver: Solver = DEFAULT_SOLVER,
-) -> optax.GradientTransformationExtraArgs:
-    """Scales each layer's updates by what the spectrum of its weight says of its training: TempBalance.
+    solver: Exact | Lanczos = DEFAULT_SOLVER,
+    windows: Windows | None = None,
+) -> BalancedTransformation:
+    """Scales each layer's updates by a number computed from the eigenvalue spectrum of its weight: TempBalance.
 
-    Every `update_interval` updates, the eigenvalues of each balanced layer's weight are computed from the parameters as
-    they are before the update; a metric of each spectrum (by default PL_Alpha_Hill, the exponent of its heavy tail) is
-    turned into a scale, small for heavy tails and large for light ones (Zhou et al., "Temperature Balancing, Layer-wise
-    Weight Analysis, and Neural Network Training", NeurIPS 2023, Algorithm 1). In between, the scales stay.
+    A refresh computes the eigenvalues of each balanced layer's weight. A metric of each spectrum (by default PL_Alpha_Hill,
+    the exponent of its heavy tail) becomes a scale: small for heavy tails, large for light ones (Zhou et al., "Temperature
+    Balancing, Layer-wise Weight Analysis, and Neural Network Training", NeurIPS 2023, Algorithm 1). Between refreshes the
+    scales stay.
 
-    After an optimizer, it scales the step, which is the paper's per-layer learning rate exactly and right for every
-    optimizer: `optax.chain(optax.adamw(1e-3), tempbalance(390))`. Before `optax.sgd` it scales the gradient: the same
-    while scales hold; behind a refresh, the momentum still carries gradients scaled as they came, for about
-    `1 / (1 - momentum)` steps. Before Adam and its kin it would be divided out again.
+    Scales are refreshed every `update_interval` updates, from the parameters as they are before that update. With
+    `update_interval=None`, they are refreshed only when your training loop calls `refresh`:
 
-    A layer whose spectrum is unusable (a NaN or an infinity in its weight, entries too large or too small to be squared,
-    all zero, a rank so low that the fitted tail has no spread) keeps its scale and takes no part in the others'. Spectra
-    are computed in float32, or in float64 for float64 weights; updates keep their dtype. Only a step that refreshes
-    pays: under `jax.vmap` (several seeds at once) too, where all refresh when one is due, and those not due keep their
-    scales. Under a mesh (`jax.set_mesh`), every device solves its share of the eigenproblems. Gradients through `update`
-    take the scales for constants.
+    - `opt_state = tb.refresh(opt_state, params)`, where `tb = tempbalance(None)` is part of the optimizer. The compiled step
+      then holds no eigenvalue problem, needs no memory for one, and compiles faster. `refresh` finds the state of `tb`
+      wherever it lies in `opt_state`.
+
+    Put it after the optimizer. There it scales the step, which is the paper's layer-wise learning rate for every optimizer:
+    `optax.chain(optax.adamw(1e-3), tempbalance(390))`. Before `optax.sgd` it scales the gradient: the same while scales
+    stay, but after a refresh the momentum still holds gradients with their old scales, for about `1 / (1 - momentum)` steps.
+    Before Adam it has no effect, because Adam divides by the scale of the gradient.
+
+    A layer whose spectrum is unusable keeps its scale and takes no part in the others' scales. A spectrum is unusable if the
+    weight holds a NaN or an infinity, if its entries are too large or too small to be squared, if they are all zero, or if
+    its rank is so low that the fitted tail has no spread. Spectra are computed in float32, or in float64 for float64
+    weights; updates keep their dtype. Steps without a refresh solve nothing, under `jax.vmap` over several seeds too: all
+    seeds solve when one is due, and the others keep their scales. If the weights are sharded over a mesh, each device
+    solves its share of the eigenvalue problems. Gradients through `update` treat the scales as constants.
 
     Args:
-      update_interval: updates between refreshes, at least 1. The paper refreshes once an epoch.
-      min_scale: the least scale, finite and not negative; the paper's `s1`.
-      max_scale: the greatest scale, finite and not below `min_scale`; the paper's `s2`. Whatever `assign` returns is
-        clipped to the two.
-      metric: a function from ascending spectra `(*layers, n)` to metrics `(*layers,)`: `pl_alpha_hill`, `spectral_norm`,
-        `alpha_weighted`, a `functools.partial` of one with another fit, or your own. NaN marks a layer as unusable. With
-        the library's metrics and the fits `median` and `goodness_of_fit`, spectra come from Gram products; with `fix_finger`
-        or anything of your own, which may read eigenvalues of less than a millionth of the largest, from singular values,
-        at twice the cost.
-      assign: a function `(metrics, min_scale, max_scale) -> scales` of all layers at once: `linear`, `sqrt`, `log2`,
-        `step`, or your own. NaN marks a layer that takes no part.
-      layers: which layers to balance: a sequence of `Layer`, or a function of the parameters that finds them. The
-        default leaves nothing out but small layers: name the first and last layer in `exclude`, or use `trace_layers`,
-        which knows them.
+      update_interval: updates between refreshes, at least 1; the paper refreshes once an epoch. `None` to refresh only by
+        `refresh`.
+      min_scale: the smallest scale, finite and not negative; the paper's `s1`.
+      max_scale: the largest scale, finite and not below `min_scale`; the paper's `s2`. The result of `assign` is clipped to
+        these two.
+      metric: a `tb_optax.Metric`, a function from ascending spectra `(*layers, n)` to metrics `(*layers,)`: one of
+        `tb_optax.metrics`, a `functools.partial` of one with another fit, or your own. Spectra come from Gram products if it
+        declares that it tolerates them, as all of `tb_optax.metrics` do with the fits `median` and `goodness_of_fit`;
+        otherwise from singular values, at twice the cost.
+      assign: a `tb_optax.Assignment`, a function `(metrics, min_scale, max_scale) -> scales` of all layers at once: one of
+        `tb_optax.assignments`, or your own.
+      layers: which layers to balance: a sequence of `Layer`, or a function of the parameters that finds them. The default
+        leaves out small layers only: name the first and the last layer in `exclude`, or use `trace_layers`, which knows
+        them.
       start_step: the update of the first refresh.
-      solver: how much memory a refresh may take, and whether large matrices are approximated.
+      solver: how spectra are computed: how much memory a refresh may use, and whether large matrices are approximated.
+      windows: windows to take from every matrix, so that spectra do not depend on its aspect ratio; `None` for whole
+        matrices.
 
     Returns:
-      A transformation whose `update` needs `params`. With `optax.inject_hyperparams`, the numbers can be schedules; give
-      `static_args=("metric", "assign", "layers")`. While a scheduled number is one that could not be given (an interval
-      below 1, a `min_scale` above `max_scale`, a NaN), every scale stays as it is.
+      A transformation whose `update` needs `params`, with one more function: `refresh(opt_state, params) -> opt_state`. With
+      `optax.inject_hyperparams`, the numbers can be schedules; give `static_args=("metric", "assign", "layers")`. While a
+      scheduled number is invalid (an interval below 1, a `min_scale` above `max_scale`, a NaN), every scale stays as it is.
 
     Raises:
       ValueError: a number is out of range; from `init`, fewer than two balanced layers, or layers that do not fit the
-        parameters; from `update`, no `params`, or updates or a state that do not fit them.
-      TypeError: a number is not one, or `metric`, `assign` or `layers` is not a function (or layers); from `update`,
-        another transformation's state, or updates that are not floating-point numbers.
+        parameters; from `update`, no `params`, or updates or a state that do not fit them; from `refresh`, an
+        `opt_state` without a state of this transformation.
+      TypeError: a number is not one, `metric`, `assign` or `layers` is not a function (or layers), or `metric` is a fit;
+      from
+        `update`, another transformation's state, or updates that are not floating-point numbers.
 
     Example:
       >>> import jax, optax, tb_optax
@@ -99,10 +113,9 @@ def tempbalance(
       >>> {name: round(float(scale), 2) for name, scale in state[1].scale.items()}
       {'dense0': 0.9, 'dense1': 0.5, 'dense2': 1.5}
     """
-    balance = Balance(
+    options = BalanceOptions(
         "tempbalance",
-        TempBalanceState,
-        update_interval,
+        update_interval=update_interval,
         min_scale=min_scale,
         max_scale=max_scale,
         metric=metric,
@@ -110,8 +123,11 @@ def tempbalance(
         layers=layers,
         start_step=start_step,
         solver=solver,
+        windows=windows,
     )
 
-    return balance.transformation(
-        lambda updates, params, state, now: scale_by_layer(updates, now.layers, now.leaves, now.state.scale)
-    )
+    def scale_steps(updates: PyTree, state: TempBalanceState, now: BalancedParams) -> PyTree:
+        del state
+        return scale_by_layer(updates, now.layers, now.leaves, now.scale)
+
+    return balanced_transformation(options, TempBalanceState, scale_steps)

@@ -8,16 +8,24 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import special, stats
 
-import tb_optax
+from tb_optax import assignments
 
-ASSIGNMENTS = [tb_optax.linear, tb_optax.sqrt, tb_optax.log2, tb_optax.step, tb_optax.sigmoid]
+ASSIGNMENTS = [
+    assignments.linear,
+    assignments.sqrt,
+    assignments.log2,
+    assignments.step,
+    assignments.sigmoid,
+]
 L = 7
 
 every_assignment = pytest.mark.parametrize("assign", ASSIGNMENTS, ids=lambda assign: assign.__name__)
 scale_free = pytest.mark.parametrize(
-    "assign", [tb_optax.linear, tb_optax.sqrt, tb_optax.step], ids=lambda assign: assign.__name__
+    "assign",
+    [assignments.linear, assignments.sqrt, assignments.step],
+    ids=lambda assign: assign.__name__,
 )
-bounded = pytest.mark.parametrize("assign", [tb_optax.linear, tb_optax.step], ids=lambda assign: assign.__name__)
+bounded = pytest.mark.parametrize("assign", [assignments.linear, assignments.step], ids=lambda assign: assign.__name__)
 # Above 1, as alpha is, and apart by more than rounding.
 metrics_of = lambda size: hnp.arrays(np.int32, size, elements=st.integers(1, 1000), unique=True).map(
     lambda whole: (1 + whole / 100).astype(np.float32)
@@ -27,15 +35,15 @@ metrics = metrics_of(L)
 
 def formula(assign, m: np.ndarray, low: float, high: float) -> np.ndarray:
     m = m.astype(np.float64)
-    if assign is tb_optax.linear:
+    if assign is assignments.linear:
         return low + (high - low) * (m - m.min()) / (m.max() - m.min())
-    if assign is tb_optax.step:
+    if assign is assignments.step:
         return low + (stats.rankdata(m) - 1) * (high - low) / (len(m) - 1)
-    if assign is tb_optax.sigmoid:  # As TB_Sigmoid has it, with its two exponents in terms of the bounds.
+    if assign is assignments.sigmoid:  # As TB_Sigmoid has it, with its two exponents in terms of the bounds.
         distance = m - m.mean()
         exponent = np.where(distance > 0, 2 * np.log10(high), -2 * np.log10(low))
         return 10 ** (exponent * (special.expit(distance) - 0.5))
-    values = np.sqrt(m) if assign is tb_optax.sqrt else np.log(m)
+    values = np.sqrt(m) if assign is assignments.sqrt else np.log(m)
     return values / values.mean()
 
 
@@ -53,7 +61,7 @@ def test_metrics_in_other_units_give_the_same_scales(assign, m, exponent):
 
 def test_log2_is_not_scale_free():
     m = jnp.array([2.0, 4.0, 8.0])
-    assert not np.allclose(tb_optax.log2(m), tb_optax.log2(3 * m), rtol=0.1)
+    assert not np.allclose(assignments.log2(m), assignments.log2(3 * m), rtol=0.1)
 
 
 @bounded
@@ -104,10 +112,13 @@ def test_the_only_layer_with_a_metric_has_one(assign):
 
 
 def test_step_gives_equal_metrics_equal_scales():
-    np.testing.assert_allclose(tb_optax.step(jnp.array([3.0, 2.0, 2.0, 1.0])), [1.5, 1.0, 1.0, 0.5])
+    np.testing.assert_allclose(assignments.step(jnp.array([3.0, 2.0, 2.0, 1.0])), [1.5, 1.0, 1.0, 0.5])
 
 
-@pytest.mark.parametrize(("assign", "metric"), [(tb_optax.sqrt, -1.0), (tb_optax.log2, -1.0), (tb_optax.log2, 0.0)])
+@pytest.mark.parametrize(
+    ("assign", "metric"),
+    [(assignments.sqrt, -1.0), (assignments.log2, -1.0), (assignments.log2, 0.0)],
+)
 def test_metric_without_a_root_or_logarithm_takes_no_part(assign, metric):
     scales = assign(jnp.array([2.0, metric, 8.0]))
     np.testing.assert_allclose(scales, np.insert(np.asarray(assign(jnp.array([2.0, 8.0]))), 1, np.nan), rtol=1e-6)
@@ -116,8 +127,8 @@ def test_metric_without_a_root_or_logarithm_takes_no_part(assign, metric):
 def test_sigmoid_is_one_at_the_mean_and_reaches_the_bounds_with_its_temperature():
     m = jnp.array([1.0, 2.0, 3.0, 6.0])
     for temperature in (0.1, 1.0, 10.0):
-        scales = tb_optax.sigmoid(m, 0.5, 3.0, temperature=temperature)
+        scales = assignments.sigmoid(m, 0.5, 3.0, temperature=temperature)
         distance = np.asarray(m) - 3.0
         exponent = np.where(distance > 0, 2 * np.log10(3.0), 2 * np.log10(2.0))
         np.testing.assert_allclose(scales, 10 ** (exponent * (special.expit(temperature * distance) - 0.5)), rtol=1e-5)
-    np.testing.assert_allclose(tb_optax.sigmoid(m, 0.5, 3.0, temperature=1e6), [0.5, 0.5, 1.0, 3.0], rtol=1e-6)
+    np.testing.assert_allclose(assignments.sigmoid(m, 0.5, 3.0, temperature=1e6), [0.5, 0.5, 1.0, 3.0], rtol=1e-6)

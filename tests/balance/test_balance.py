@@ -12,8 +12,10 @@ import pytest
 from tiny import dense_params, numpy_scales, tempbalance, tiny_layers
 
 import tb_optax
-from tb_optax._balance.balance import Balance, scale_by_layer
-from tb_optax._balance.metrics import needs_small_eigenvalues
+from tb_optax._balance.metrics import tolerates_gram
+from tb_optax._balance.options import BalanceOptions
+from tb_optax._balance.scales import scale_by_layer
+from tb_optax._balance.transformation import balanced_transformation
 
 PARAMS = dense_params()
 REFERENCE = pathlib.Path(__file__).parents[1] / "reference"
@@ -27,25 +29,24 @@ class DecayState(NamedTuple):
 
 def balanced_decay(rate, update_interval):
     """Decoupled weight decay, of each layer by its scale: another transformation on the same core."""
-    balance = Balance(
+    options = BalanceOptions(
         "balanced_decay",
-        DecayState,
-        update_interval,
+        update_interval=update_interval,
         min_scale=0.5,
         max_scale=2.0,
-        metric=tb_optax.pl_alpha_hill,
-        assign=tb_optax.linear,
+        metric=tb_optax.metrics.pl_alpha_hill,
+        assign=tb_optax.assignments.linear,
         layers=tiny_layers,
         start_step=0,
-        solver=tb_optax.Solver(),
+        solver=tb_optax.Exact(),
+        windows=None,
     )
 
-    def update(updates, state, params=None):
-        state, found, leaves = balance.update(state, params)
-        decay = scale_by_layer(params, found, leaves, state.scale)
-        return jax.tree.map(lambda u, d: u - rate * d, updates, decay), state
+    def decayed(updates, state, now):
+        decay = scale_by_layer(now.params, now.layers, now.leaves, now.scale)
+        return jax.tree.map(lambda u, d: u - rate * d, updates, decay)
 
-    return optax.GradientTransformation(balance.init, update)
+    return balanced_transformation(options, DecayState, decayed)
 
 
 def test_another_transformation_stands_on_the_core():
@@ -93,11 +94,28 @@ def test_a_run_saved_by_version_0_1_0_goes_on_where_it_was():
         np.testing.assert_allclose(scale, saved[f"scale7{name}"], rtol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "wrap", [jax.jit, lambda metric: jax.jit(jax.jit(metric)), lambda metric: functools.partial(metric)]
-)
-def test_a_metric_of_which_it_is_known_that_gram_products_do_is_known_in_its_wrappings(wrap):
-    assert not needs_small_eigenvalues(wrap(tb_optax.pl_alpha_hill))
-    assert needs_small_eigenvalues(wrap(functools.partial(tb_optax.pl_alpha_hill, fit=tb_optax.fix_finger)))
-    own = functools.wraps(tb_optax.pl_alpha_hill)(lambda eigenvalues: eigenvalues[..., 0])
-    assert needs_small_eigenvalues(wrap(own))  # it is another, for all that it says
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, lambda f: jax.jit(jax.jit(f)), functools.partial])
+def test_a_metric_declares_that_it_tolerates_gram_products_inside_jit_and_partial(wrap):
+    alpha = tb_optax.metrics.pl_alpha_hill
+    assert tolerates_gram(wrap(alpha))
+    assert tolerates_gram(wrap(functools.partial(alpha, fit=functools.partial(tb_optax.fits.median, tail_fraction=0.3))))
+    assert not tolerates_gram(wrap(functools.partial(alpha, fit=tb_optax.fits.fix_finger)))
+    assert not tolerates_gram(wrap(lambda eigenvalues: alpha(eigenvalues)))
+    wrapped = functools.wraps(alpha)(lambda eigenvalues: eigenvalues[..., 0])
+    assert not tolerates_gram(wrap(wrapped))  # It copied the attribute of another function.
+
+    def own(eigenvalues):
+        return eigenvalues[..., -1]
+
+    own.gram = True
+    assert tolerates_gram(wrap(own))
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, functools.partial])
+@pytest.mark.parametrize("create", [tb_optax.tempbalance, functools.partial(tb_optax.alphadecay, 0.1)])
+def test_a_fit_for_a_metric_is_one_clear_error(create, wrap):
+    with pytest.raises(
+        TypeError, match=r"is a fit, not a metric; give metric=functools\.partial\(tb_optax\.metrics"
+    ) as error:
+        create(1, metric=wrap(tb_optax.fits.goodness_of_fit))
+    assert "\n" not in str(error.value)

@@ -12,8 +12,9 @@ from hypothesis.extra import numpy as hnp
 from tiny import numpy_alpha
 
 import tb_optax
+from tb_optax import fits
 
-FITS = [tb_optax.median, tb_optax.goodness_of_fit, tb_optax.fix_finger]
+FITS = [fits.median, fits.goodness_of_fit, fits.fix_finger]
 N = 60
 
 every_fit = pytest.mark.parametrize("fit", FITS, ids=lambda fit: fit.__name__)
@@ -35,9 +36,9 @@ def numpy_distance(eigenvalues: np.ndarray, index: int) -> float:
 
 def numpy_candidates(eigenvalues: np.ndarray, fit) -> list[int]:
     n = len(eigenvalues)
-    if fit is tb_optax.median:
+    if fit is fits.median:
         return [n // 2]
-    if fit is tb_optax.goodness_of_fit:
+    if fit is fits.goodness_of_fit:
         return list(range(n - 1))
     counts, edges = np.histogram(np.log10(eigenvalues), bins=100)
     edge = 10 ** edges[counts.argmax()]
@@ -54,25 +55,25 @@ def on_an_edge(eigenvalues: np.ndarray) -> bool:
 @every_fit
 @given(eigenvalues=spectra)
 def test_fit_is_the_formula(fit, eigenvalues):
-    assume(fit is not tb_optax.fix_finger or not on_an_edge(eigenvalues))
+    assume(fit is not fits.fix_finger or not on_an_edge(eigenvalues))
     ours = fit(eigenvalues)
     eigenvalues = eigenvalues.astype(np.float64)
     distances = {index: numpy_distance(eigenvalues, index) for index in numpy_candidates(eigenvalues, fit)}
     if not distances:  # The peak is the largest eigenvalue.
         assert np.isnan(ours.alpha)
         return
-    index = int(np.argmin(np.abs(eigenvalues - float(ours.threshold))))
+    index = int(np.argmin(np.abs(eigenvalues - float(ours.xmin))))
     # Two thresholds can be as good as each other: then either will do, if it is as good as the best.
     assert index in distances
     np.testing.assert_allclose(distances[index], min(distances.values()), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(ours.distance, distances[index], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(ours.ks_distance, distances[index], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(ours.alpha, numpy_alpha(eigenvalues, index), rtol=1e-3)
 
 
 @given(eigenvalues=spectra, percent=st.integers(5, 100))
 def test_median_takes_any_share_of_the_spectrum_for_its_tail(eigenvalues, percent):
     index = N * (100 - percent) // 100
-    alpha = tb_optax.median(eigenvalues, tail_fraction=percent / 100).alpha
+    alpha = fits.median(eigenvalues, tail_fraction=percent / 100).alpha
     np.testing.assert_allclose(alpha, numpy_alpha(eigenvalues, index), rtol=1e-3)
 
 
@@ -83,7 +84,7 @@ def test_median_takes_any_share_of_the_spectrum_for_its_tail(eigenvalues, percen
 def test_the_tail_starts_where_whole_numbers_have_it(n, tail_fraction, index):
     """1 - 0.9 is a little less than 0.1 in floating point."""
     eigenvalues = np.arange(1.0, n + 1)
-    assert tb_optax.median(eigenvalues, tail_fraction=tail_fraction).threshold == eigenvalues[index]
+    assert fits.median(eigenvalues, tail_fraction=tail_fraction).xmin == eigenvalues[index]
 
 
 @pytest.mark.parametrize("fit", FITS[:2], ids=lambda fit: fit.__name__)
@@ -134,7 +135,7 @@ def test_zeros_of_a_low_rank_take_no_part_in_the_tail(fit):
     """A spectrum with zeros below is fitted as the spectrum without them, but for the median, whose middle moves."""
     eigenvalues = np.sort(np.random.default_rng(1).lognormal(size=N))
     padded = np.concatenate([np.zeros(N // 2), eigenvalues])
-    expected = numpy_alpha(eigenvalues, len(padded) // 2 - N // 2) if fit is tb_optax.median else fit(eigenvalues).alpha
+    expected = numpy_alpha(eigenvalues, len(padded) // 2 - N // 2) if fit is fits.median else fit(eigenvalues).alpha
     np.testing.assert_allclose(fit(padded).alpha, expected, rtol=1e-4)
 
 
@@ -144,7 +145,7 @@ def test_any_length_from_two_is_fitted(fit, n):
     """Also where thresholds are tried in blocks that do not divide the length."""
     eigenvalues = np.arange(n, 0, -1, np.float32) ** -1
     result = fit(eigenvalues)
-    assert result.alpha > 1 and 0 <= result.distance <= 1 and result.threshold in eigenvalues
+    assert result.alpha > 1 and 0 <= result.ks_distance <= 1 and result.xmin in eigenvalues
 
 
 @every_fit
@@ -170,12 +171,12 @@ def test_with_x64_results_are_still_of_the_eigenvalues_precision(fit, dtype):
 def test_double_precision_is_double():
     with jax.enable_x64(True):
         eigenvalues = np.sort(np.random.default_rng(2).lognormal(size=N))
-        np.testing.assert_allclose(tb_optax.median(jnp.asarray(eigenvalues)).alpha, numpy_alpha(eigenvalues), rtol=1e-13)
+        np.testing.assert_allclose(fits.median(jnp.asarray(eigenvalues)).alpha, numpy_alpha(eigenvalues), rtol=1e-13)
 
 
 def test_goodness_of_fit_needs_memory_for_a_block_of_thresholds_only():
     """All pairs of 4096 eigenvalues would take 64 MiB."""
-    compiled = jax.jit(tb_optax.goodness_of_fit).lower(jax.ShapeDtypeStruct((4096,), jnp.float32)).compile()
+    compiled = jax.jit(fits.goodness_of_fit).lower(jax.ShapeDtypeStruct((4096,), jnp.float32)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 8 * 2**20
 
 
@@ -189,16 +190,16 @@ def test_fewer_than_two_eigenvalues_are_an_error(fit, shape):
 @pytest.mark.parametrize("tail_fraction", [0.0, -0.1, 1.1, float("nan")])
 def test_share_out_of_range_is_an_error(tail_fraction):
     with pytest.raises(ValueError, match=f"tail_fraction={tail_fraction}"):
-        tb_optax.median(np.ones(4), tail_fraction=tail_fraction)
+        fits.median(np.ones(4), tail_fraction=tail_fraction)
 
 
 def test_metrics_follow_their_formulas():
     eigenvalues = np.sort(np.random.default_rng(3).lognormal(size=N))
     alpha = numpy_alpha(eigenvalues)
-    np.testing.assert_allclose(tb_optax.pl_alpha_hill(eigenvalues), alpha, rtol=1e-5)
-    np.testing.assert_allclose(tb_optax.alpha_weighted(eigenvalues), alpha * np.log10(eigenvalues[-1]), rtol=1e-5)
-    np.testing.assert_allclose(tb_optax.spectral_norm(eigenvalues), eigenvalues[-1], rtol=1e-6)
-    other = functools.partial(tb_optax.median, tail_fraction=0.25)
+    np.testing.assert_allclose(tb_optax.metrics.pl_alpha_hill(eigenvalues), alpha, rtol=1e-5)
+    np.testing.assert_allclose(tb_optax.metrics.alpha_weighted(eigenvalues), alpha * np.log10(eigenvalues[-1]), rtol=1e-5)
+    np.testing.assert_allclose(tb_optax.metrics.spectral_norm(eigenvalues), eigenvalues[-1], rtol=1e-6)
+    other = functools.partial(fits.median, tail_fraction=0.25)
     np.testing.assert_allclose(
-        tb_optax.pl_alpha_hill(eigenvalues, fit=other), numpy_alpha(eigenvalues, N * 3 // 4), rtol=1e-5
+        tb_optax.metrics.pl_alpha_hill(eigenvalues, fit=other), numpy_alpha(eigenvalues, N * 3 // 4), rtol=1e-5
     )

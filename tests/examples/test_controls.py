@@ -11,6 +11,7 @@ import tb_optax
 from examples.runs.controls import mean, placebo
 from examples.vision.methods import create_optimizer
 from examples.vision.settings import Settings
+from tb_optax import assignments
 
 METRICS = jnp.array([2.0, 3.0, jnp.nan, 4.0, 5.0, 2.5])
 
@@ -23,7 +24,7 @@ def many(assign, count=600):
 
 def test_the_placebo_deals_the_same_scales_to_random_layers():
     """Each layer gets each scale about as often: of 600 a fifth, give or take five standard deviations."""
-    own, dealt = many(tb_optax.linear), many(placebo(tb_optax.linear))
+    own, dealt = many(assignments.linear), many(placebo(assignments.linear))
     assert np.isnan(dealt[:, 2]).all() and np.isfinite(np.delete(dealt, 2, axis=1)).all()
     np.testing.assert_array_equal(np.sort(own), np.sort(dealt))
     order = np.argsort(np.delete(dealt, 2, axis=1))
@@ -33,12 +34,14 @@ def test_the_placebo_deals_the_same_scales_to_random_layers():
 
 def test_the_placebo_says_nothing_of_alpha():
     """What a layer is dealt is not correlated with what it would have."""
-    own, dealt = (np.delete(scales, 2, axis=1).ravel() for scales in (many(tb_optax.linear), many(placebo(tb_optax.linear))))
+    own, dealt = (
+        np.delete(scales, 2, axis=1).ravel() for scales in (many(assignments.linear), many(placebo(assignments.linear)))
+    )
     assert abs(np.corrcoef(own, dealt)[0, 1]) < 5 / np.sqrt(len(own))
 
 
 def test_the_placebo_is_dealt_anew_where_any_alpha_or_their_order_has_changed():
-    dealt = lambda metrics: placebo(tb_optax.linear)(metrics, 0.5, 1.5)
+    dealt = lambda metrics: placebo(assignments.linear)(metrics, 0.5, 1.5)
     layers = jnp.linspace(2.0, 5.0, 20)
     nudged = layers.at[7].set(jnp.nextafter(layers[7], 9.0))
     np.testing.assert_array_equal(dealt(layers), dealt(layers))
@@ -47,7 +50,7 @@ def test_the_placebo_is_dealt_anew_where_any_alpha_or_their_order_has_changed():
 
 
 def test_the_mean_keeps_the_mean_rate_alone():
-    own, level = many(tb_optax.linear, 10), many(mean(tb_optax.linear), 10)
+    own, level = many(assignments.linear, 10), many(mean(assignments.linear), 10)
     assert np.isnan(level[:, 2]).all() and (np.ptp(np.delete(level, 2, axis=1), axis=1) == 0).all()
     np.testing.assert_allclose(level[:, 0], np.nanmean(own, axis=1), rtol=1e-6)
 
@@ -61,8 +64,8 @@ def test_a_flag_puts_the_control_in_tempbalances_place(control):
     tx = create_optimizer(settings, lambda _: 0.1, 1, tb_optax.find_layers, tb_optax.find_layers)
     updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
     scales = np.array([float(updates[name]["kernel"][0, 0]) / -0.1 for name in params])
-    alphas = jnp.stack([tb_optax.pl_alpha_hill(values) for values in tb_optax.spectra(params).values()])
-    own = np.asarray(tb_optax.linear(alphas))
+    alphas = jnp.stack([tb_optax.metrics.pl_alpha_hill(values) for values in tb_optax.spectra(params).values()])
+    own = np.asarray(assignments.linear(alphas))
     if control == "mean":
         np.testing.assert_allclose(scales, own.mean(), rtol=1e-4)
     else:

@@ -14,6 +14,7 @@ import tb_optax
 from examples.runs.domain import Method
 from examples.vision.methods import create_optimizer, create_schedule
 from examples.vision.settings import METHODS, Settings
+from tb_optax import assignments, metrics
 
 STEPS_PER_EPOCH = 2
 WEIGHTS = lambda params: tb_optax.find_layers(params, min_eigenvalues=2)
@@ -187,14 +188,14 @@ def test_tempbalance_scales_the_step_of_the_optimizer_before_it(base):
 @pytest.mark.parametrize(
     ("changes", "metric", "assign"),
     [
-        (dict(metric="spectral_norm"), tb_optax.spectral_norm, tb_optax.linear),
-        (dict(metric="alpha_weighted"), tb_optax.alpha_weighted, tb_optax.linear),
-        (dict(fit="goodness_of_fit"), lambda e: tb_optax.goodness_of_fit(e).alpha, tb_optax.linear),
-        (dict(fit="fix_finger"), lambda e: tb_optax.fix_finger(e).alpha, tb_optax.linear),
-        (dict(assignment="sqrt"), tb_optax.pl_alpha_hill, tb_optax.sqrt),
-        (dict(assignment="log2"), tb_optax.pl_alpha_hill, tb_optax.log2),
-        (dict(assignment="step", min_scale=0.2, max_scale=1.1), tb_optax.pl_alpha_hill, tb_optax.step),
-        (dict(assignment="sigmoid"), tb_optax.pl_alpha_hill, tb_optax.sigmoid),
+        (dict(metric="spectral_norm"), metrics.spectral_norm, assignments.linear),
+        (dict(metric="alpha_weighted"), metrics.alpha_weighted, assignments.linear),
+        (dict(fit="goodness_of_fit"), lambda e: tb_optax.fits.goodness_of_fit(e).alpha, assignments.linear),
+        (dict(fit="fix_finger"), lambda e: tb_optax.fits.fix_finger(e).alpha, assignments.linear),
+        (dict(assignment="sqrt"), metrics.pl_alpha_hill, assignments.sqrt),
+        (dict(assignment="log2"), metrics.pl_alpha_hill, assignments.log2),
+        (dict(assignment="step", min_scale=0.2, max_scale=1.1), metrics.pl_alpha_hill, assignments.step),
+        (dict(assignment="sigmoid"), metrics.pl_alpha_hill, assignments.sigmoid),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
@@ -208,17 +209,17 @@ def test_flags_choose_the_metric_the_fit_and_the_assignment(changes, metric, ass
 
 
 def test_flags_choose_windows_for_spectra_and_for_the_decay_its_range():
-    solver = tb_optax.Solver(windows=tb_optax.Windows(rows=4))
+    windows = tb_optax.Windows(4)
     for method, changes, state_name in (
         ("tb", {}, "TempBalanceState"),
         ("adamw+alphadecay", dict(min_decay_scale=0.8, max_decay_scale=3.0), "AlphaDecayState"),
     ):
         (before, _), state = train(dataclasses.replace(SMALL, method=method, spectrum_rows=4, **changes), steps=1)
-        spectra = tb_optax.spectra(before, solver=solver).values()
-        metrics = jnp.stack([tb_optax.pl_alpha_hill(values) for values in spectra])
+        spectra = tb_optax.spectra(before, windows=windows).values()
+        alphas = jnp.stack([metrics.pl_alpha_hill(values) for values in spectra])
         bounds = (0.5, 1.5) if method == "tb" else (0.8, 3.0)
         scales = optax.tree_utils.tree_get(state, state_name).scale
-        np.testing.assert_allclose([scales[name] for name in before], tb_optax.linear(metrics, *bounds), rtol=1e-3)
+        np.testing.assert_allclose([scales[name] for name in before], assignments.linear(alphas, *bounds), rtol=1e-3)
 
 
 def test_scales_are_refreshed_at_the_interval_from_the_start_epoch_on():

@@ -185,7 +185,7 @@ def test_the_log_tells_the_metric_that_set_the_scales_and_alphas_by_its_fit(sett
     )
     for layer in ("convs/1", "convs/2"):
         before, after = (spectrum(kernel(epoch, f"/{layer}/kernel")) for epoch in (0, 1))
-        fit = tb_optax.goodness_of_fit if metric == "pl_alpha_hill" else tb_optax.median
+        fit = tb_optax.fits.goodness_of_fit if metric == "pl_alpha_hill" else tb_optax.fits.median
         np.testing.assert_allclose(line["alpha"][layer], fit(after).alpha, rtol=1e-3)
         used = fit(before).alpha if metric == "pl_alpha_hill" else before[-1]
         np.testing.assert_allclose(line["metric"][layer], used, rtol=1e-3)

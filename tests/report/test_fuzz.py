@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tb_optax._report.formats import open_checkpoint
-from tb_optax._report.source import UnreadableError
+from tb_optax._report.source import CheckpointError
 from tb_optax._report.weights import weights_of
 
 _PARTS = 10
@@ -81,7 +81,7 @@ def _read_or_refused(path):
         for own, full in weights.full_paths.items():
             array = source.read(full)
             assert array.shape == weights.shapes[own].shape and array.dtype == weights.shapes[own].dtype
-    except UnreadableError as error:
+    except CheckpointError as error:
         assert str(error).isprintable() and len(str(error)) < 1500
         return False
     return True

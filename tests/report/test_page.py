@@ -64,7 +64,7 @@ def reports():
 
 def _layer(name, eigenvalues, alpha=2.0):
     eigenvalues = np.asarray(eigenvalues, np.float32)
-    laws = {"median": PowerLaw(alpha=alpha, distance=0.1, threshold=np.median(eigenvalues))}
+    laws = {"median": PowerLaw(alpha=alpha, ks_distance=0.1, xmin=np.median(eigenvalues))}
     return tb_optax.LayerRecord(name, f"{name}/kernel", (64, 64), 1, laws, eigenvalues, 1.0)
 
 

@@ -173,7 +173,7 @@ def test_layers_get_the_width_that_there_is_and_lines_do_not_exceed_it(checkpoin
         (["--filter", "no"], "filter='no' matches no layer"),
         (["--sort", "change"], "sort='change' needs two checkpoints"),
         (["--min-eigenvalues", "1"], "min_eigenvalues=1"),
-        (["--approximate-from", "1"], "approximate_from=1"),
+        (["--lanczos", "1"], "min_size=1"),
         (["--min-scale", "2"], "min_scale=2.0 and max_scale=1.5"),
         (["--json", "no/such/folder.json"], "json='no/such/folder.json' cannot be written"),
         (["--json", "a", "--csv", "a"], "two outputs would go there"),
@@ -206,8 +206,8 @@ def test_names_in_the_table_cannot_command_a_terminal(weights, tmp_path, capsys)
 
 
 def test_an_interrupt_leaves_what_has_been_measured(checkpoint, tmp_path, capsys, monkeypatch):
-    def interrupted(layers, shapes, read, solver):
-        yield from (each for each, _ in zip(measure.spectra_in_turn(layers, shapes, read, solver), range(2), strict=False))
+    def interrupted(*args):
+        yield from (each for each, _ in zip(measure.spectra_in_turn(*args), range(2), strict=False))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(report_module, "spectra_in_turn", interrupted)
@@ -283,7 +283,7 @@ def test_a_large_model_is_read_layer_by_layer(tmp_path):
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + start)
-    arguments = ["report", str(tmp_path), "--approximate-from", "2048", "--csv", "-"]
+    arguments = ["report", str(tmp_path), "--lanczos", "2048", "--csv", "-"]
     program = f"from tb_optax._report.command import run; run({arguments!r}); "
     # Not getrusage's: a child begins with the peak of the process that it was forked from.
     program += "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
@@ -296,9 +296,9 @@ def test_a_large_model_is_read_layer_by_layer(tmp_path):
 def test_windows_are_those_of_the_library_and_of_a_size_that_can_be(checkpoint, tmp_path, capsys):
     assert _run(checkpoint, "--windows", "40", "--csv", str(tmp_path / "layers.csv")) == 0
     rows = list(csv.DictReader((tmp_path / "layers.csv").open()))
-    solver = tb_optax.Solver(windows=tb_optax.Windows(40))
-    for row, record in zip(rows, tb_optax.report(checkpoint, solver=solver).records, strict=True):
+    windows = tb_optax.Windows(40)
+    for row, record in zip(rows, tb_optax.report(checkpoint, windows=windows).records, strict=True):
         assert float(row["alpha"]) == pytest.approx(record.alpha, rel=1e-5)
         assert int(row["eigenvalues"]) == 40 * 81
     assert "; spectra of windows of 40 rows; fit: median" in capsys.readouterr().out
-    assert "rows=1" in _fails(capsys, 2, checkpoint, "--windows", "1")
+    assert "size=1" in _fails(capsys, 2, checkpoint, "--windows", "1")

@@ -172,7 +172,7 @@ DEEP_NETWORK = """
     def metric(eigenvalues):
         return eigenvalues[:, -1]
 
-    metric = metric if sys.argv[1] == "singular values" else tb_optax.spectral_norm
+    metric = metric if sys.argv[1] == "singular values" else tb_optax.metrics.spectral_norm
     rng = np.random.default_rng(0)
     params = {f"conv{n}": {"kernel": jnp.asarray(rng.standard_normal((3, n, n)), jnp.float32)} for n in range(72, 120, 2)}
     tx = tb_optax.tempbalance(1, metric=metric)

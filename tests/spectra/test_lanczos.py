@@ -33,7 +33,7 @@ def exact(matrix: np.ndarray) -> np.ndarray:
 
 
 def alpha(eigenvalues) -> float:
-    return float(tb_optax.pl_alpha_hill(jnp.asarray(eigenvalues, jnp.float32)))
+    return float(tb_optax.metrics.pl_alpha_hill(jnp.asarray(eigenvalues, jnp.float32)))
 
 
 WEIGHTS = {
@@ -82,7 +82,7 @@ def test_upper_quantiles_are_the_exact_ones():
 @pytest.mark.parametrize("name", ["low rank in noise", "product", "power law, alpha 1.7", "power law, alpha 4"])
 def test_largest_is_the_spectral_norm(name):
     ours = approximate(WEIGHTS[name][None])
-    assert float(tb_optax.spectral_norm(ours)[0]) == pytest.approx(exact(WEIGHTS[name])[-1], rel=1e-4)
+    assert float(tb_optax.metrics.spectral_norm(ours)[0]) == pytest.approx(exact(WEIGHTS[name])[-1], rel=1e-4)
 
 
 def test_every_matrix_of_a_stack_is_solved_for_itself():

@@ -19,12 +19,14 @@ SHARE = KERNEL / 8
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)
-@pytest.mark.parametrize("approximate_from", [None, pytest.param(200, marks=pytest.mark.slow)], ids=["exact", "approximate"])
-def test_no_weight_is_gathered_and_memory_stays_within_the_shares(sharding, approximate_from):
-    found = compiled_refresh(SMALL, sharding, tb_optax.Solver(approximate_from=approximate_from))
+@pytest.mark.parametrize(
+    "solver", [tb_optax.Exact(), pytest.param(tb_optax.Lanczos(200), marks=pytest.mark.slow)], ids=["exact", "approximate"]
+)
+def test_no_weight_is_gathered_and_memory_stays_within_the_shares(sharding, solver):
+    found = compiled_refresh(SMALL, sharding, solver=solver)
     assert found.gathered_mib * MIB < 256 * 640 * 4 / 4  # solutions, not weights: a quarter of one matrix is more
     assert found.temporary_mib < 3.5 * found.share_mib
-    if approximate_from is None:
+    if solver == tb_optax.Exact():
         assert found.solved == {128: 2 * 2, 256: 5 * 2}
 
 
@@ -39,7 +41,7 @@ def test_nor_where_stacks_are_not_dealt_out_evenly(sharding):
 def test_a_limit_on_memory_holds_on_each_device(sharding):
     """Two of the largest matrices at once, of each device's ten."""
     limit = 2 * 4 * (3 * 256 * 640 + 2 * 256**2)
-    free, cut = (compiled_refresh(SMALL, sharding, tb_optax.Solver(max_stack_bytes=bytes_)) for bytes_ in (2**30, limit))
+    free, cut = (compiled_refresh(SMALL, sharding, solver=tb_optax.Exact(bytes_)) for bytes_ in (2**30, limit))
     assert cut.temporary_mib * MIB < 1.1 * limit < free.temporary_mib * MIB
     assert cut.gathered_mib * MIB < SHARE and cut.solved[256] == 10
 
@@ -59,12 +61,12 @@ def test_spectra_of_sharded_stacks_are_those_of_one_device(sharding, mode, block
     kernels = {name: random.standard_normal((blocks, *size)).astype(np.float32) for name, size in sizes.items()}
     layers = [tb_optax.Layer(name, name, layer_axes=(0,)) for name in sizes]
     expected = {name: np.linalg.svd(kernel, compute_uv=False)[:, ::-1] ** 2 for name, kernel in kernels.items()}
-    tx = lambda **limit: tb_optax.tempbalance(1, layers=layers, solver=tb_optax.Solver(**limit))
+    tx = lambda **limit: tb_optax.tempbalance(1, layers=layers, solver=tb_optax.Exact(**limit))
     _, alone = jax.jit(tx().update)(kernels, tx().init(kernels), kernels)
     with jax.set_mesh(mesh):
         own = {name: jax.device_put(kernel, NamedSharding(mesh, specs[name])) for name, kernel in kernels.items()}
-        for limit in ({}, {"max_stack_bytes": 4 * 3 * 16 * 40}):
-            found = jax.jit(lambda own, limit=limit: tb_optax.spectra(own, layers=layers, solver=tb_optax.Solver(**limit)))(
+        for limit in ({}, {"max_bytes": 4 * 3 * 16 * 40}):
+            found = jax.jit(lambda own, limit=limit: tb_optax.spectra(own, layers=layers, solver=tb_optax.Exact(**limit)))(
                 own
             )
             for name in sizes:

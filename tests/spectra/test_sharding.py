@@ -1,5 +1,6 @@
 """Sharded parameters, on the eight devices of `conftest`: the same scales, and a state whose type does not change."""
 
+import contextlib
 import re
 
 import jax
@@ -9,9 +10,10 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from tiny import dense_params, numpy_scales, ones_like, tempbalance, traced
+from tiny import dense_params, numpy_scales, numpy_spectrum, ones_like, tempbalance, traced
 
 import tb_optax
+from benchmarks.scale import gathered
 
 PARAMS = dense_params(rows=16, columns=24)
 SPECS = {"replicated": P(), "rows, as FSDP does": P("x", None), "columns, as tensor parallelism does": P(None, "x")}
@@ -74,9 +76,10 @@ def test_update_without_jit_has_the_types_of_one_with(mode):
     assert_scales(state)
 
 
-def test_parameters_sharded_without_a_mesh_in_force():
+@modes
+def test_parameters_sharded_without_a_mesh_in_force(mode):
     """By `device_put` alone, as most training code has it: no more compilations than Adam's own state costs."""
-    params = sharded(mesh_of(AxisType.Auto), P("x", None))
+    params = sharded(mesh_of(mode), P("x", None))
     compilations = []
     for tx in (tempbalance(1), optax.adam(1e-3)):
         update, state = jax.jit(tx.update), tx.init(params)
@@ -145,15 +148,17 @@ def on_one_device():
 
 @modes
 @specs
-def test_each_device_solves_its_share(mode, spec, on_one_device):
+@pytest.mark.parametrize("in_force", [True, False], ids=["mesh in force", "mesh of the weights"])
+def test_each_device_solves_its_share(mode, spec, in_force, on_one_device):
     params, tx = TWENTY, tempbalance(1)
     mesh = mesh_of(mode)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh) if in_force else contextlib.nullcontext():
         own = sharded(mesh, spec, params)
         compiled = jax.jit(tx.update).lower(own, tx.init(own), own).compile()
         assert eigenproblems(compiled.as_text()) == 3  # 20 of them on 8 devices
+        assert max(gathered(compiled.as_text())) <= 24 * 16 * 4  # eigenvalues, with those that pad the shares; no weight
         initial = tx.init(own)
-        with jax.transfer_guard("disallow"):  # Neither to the host nor from it.
+        with jax.transfer_guard_host_to_device("disallow"), jax.transfer_guard_device_to_host("disallow"):
             _, state = compiled(own, initial, own)
     assert_scales(state, params)
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-4), state, on_one_device)
@@ -163,7 +168,7 @@ def test_each_device_solves_its_share(mode, spec, on_one_device):
 def test_cut_stacks_are_divided_too(mode):
     params = TWENTY
     two_each = 2 * 4 * (3 * 16 * 24 + 2 * 16 * 16)
-    tx = tempbalance(1, solver=tb_optax.Solver(max_stack_bytes=two_each))
+    tx = tempbalance(1, solver=tb_optax.Exact(max_bytes=two_each))
     mesh = mesh_of(mode)
     with jax.set_mesh(mesh):
         own = sharded(mesh, P("x", None), params)
@@ -174,11 +179,12 @@ def test_cut_stacks_are_divided_too(mode):
 
 
 @modes
-def test_refresh_inside_a_scan_of_steps_under_a_mesh(mode):
+@pytest.mark.parametrize("in_force", [True, False], ids=["mesh in force", "mesh of the weights"])
+def test_refresh_inside_a_scan_of_steps_under_a_mesh(mode, in_force):
     """An epoch as one loop: some steps refresh, all have the same types, and the state stays replicated."""
     tx = optax.chain(optax.sgd(0.0), tempbalance(2))
     mesh = mesh_of(mode)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh) if in_force else contextlib.nullcontext():
         params = sharded(mesh, P("x", None))
 
         @jax.jit
@@ -225,3 +231,19 @@ def test_inside_shard_map():
     update = jax.shard_map(lambda *args: tx.update(*args), mesh=mesh, in_specs=P(), out_specs=P())
     _, state = jax.jit(update)(PARAMS, tx.init(PARAMS), PARAMS)
     assert_scales(state)
+
+
+@modes
+@specs
+@pytest.mark.parametrize("in_force", [True, False], ids=["mesh in force", "mesh of the weights"])
+def test_spectra_and_report_of_sharded_weights(mode, spec, in_force):
+    """The report measures in threads of its own, in which no mesh is in force."""
+    params = dense_params(rows=64, columns=96)
+    mesh = mesh_of(mode)
+    with jax.set_mesh(mesh) if in_force else contextlib.nullcontext():
+        own = sharded(mesh, spec, params)
+        found, report = tb_optax.spectra(own), tb_optax.report(own)
+    for name, leaf in params.items():
+        expected = numpy_spectrum(leaf["kernel"])
+        np.testing.assert_allclose(found[name], expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(report.record(name).eigenvalues, expected, rtol=1e-3, atol=1e-4)

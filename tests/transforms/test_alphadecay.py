@@ -102,7 +102,7 @@ def test_an_unusable_spectrum_keeps_its_scale_and_no_decay_is_nan_where_weights_
 
 
 def test_it_compiles_once_and_a_seed_under_vmap_is_a_seed_alone():
-    metric, traces = traced(tb_optax.pl_alpha_hill)
+    metric, traces = traced(tb_optax.metrics.pl_alpha_hill)
     tx = alphadecay(0.1, 2, metric=metric)
     update = jax.jit(tx.update)
     state = tx.init(PARAMS)

@@ -12,6 +12,7 @@ import pytest
 from tiny import counted, dense_params, equations, numpy_scales, ones_like, tempbalance, tiny_layers, traced
 
 import tb_optax
+from tb_optax import assignments, fits, metrics
 
 PARAMS = dense_params()
 STATIC = ("metric", "assign", "layers")
@@ -49,14 +50,21 @@ class Variants(chex.TestCase):
 
 def all_numbers(params):
     """What the library computes of parameters: updates and states by every choice, and the spectra themselves."""
-    fits = [functools.partial(tb_optax.pl_alpha_hill, fit=fit) for fit in (tb_optax.goodness_of_fit, tb_optax.fix_finger)]
-    choices = [dict(metric=metric) for metric in (*fits, tb_optax.alpha_weighted, tb_optax.spectral_norm)]
+    tails = [functools.partial(metrics.pl_alpha_hill, fit=fit) for fit in (fits.goodness_of_fit, fits.fix_finger)]
+    choices = [dict(metric=metric) for metric in (*tails, metrics.alpha_weighted, metrics.spectral_norm)]
     choices += [
-        dict(assign=assign) for assign in (tb_optax.linear, tb_optax.sqrt, tb_optax.log2, tb_optax.step, tb_optax.sigmoid)
+        dict(assign=assign)
+        for assign in (
+            assignments.linear,
+            assignments.sqrt,
+            assignments.log2,
+            assignments.step,
+            assignments.sigmoid,
+        )
     ]
-    choices += [dict(solver=tb_optax.Solver(approximate_from=4, lanczos_steps=3))]
-    others = [tb_optax.alphadecay(0.1, 1, layers=tiny_layers), tb_optax.sgdp(0.1, layers=tiny_layers)]
-    others += [tb_optax.spectral_norm_regularization(0.1, layers=tiny_layers)]
+    choices += [dict(solver=tb_optax.Lanczos(4, steps=3))]
+    others = [tb_optax.alphadecay(0.1, 1, layers=tiny_layers), tb_optax.baselines.sgdp(0.1, layers=tiny_layers)]
+    others += [tb_optax.baselines.spectral_norm_regularization(0.1, layers=tiny_layers)]
     update = lambda tx: tx.update(ones_like(params), tx.init(params), params)
     found = [update(tx) for tx in (*(tempbalance(1, **choice) for choice in choices), *others)]
     updates, state = update(optax.inject_hyperparams(tempbalance, static_args=STATIC)(optax.constant_schedule(1)))
@@ -87,7 +95,7 @@ def test_jit_compiles_once():
 
 
 def test_without_jit_the_metric_is_traced_once():
-    metric, traces = traced(tb_optax.spectral_norm)
+    metric, traces = traced(metrics.spectral_norm)
     tx = tempbalance(1, metric=metric)
     state = tx.init(PARAMS)
     for _ in range(3):

@@ -22,6 +22,7 @@ from tiny import (
 )
 
 import tb_optax
+from tb_optax import assignments, metrics
 
 PARAMS = dense_params()
 ONES = dict.fromkeys(PARAMS, 1.0)
@@ -178,8 +179,12 @@ NASTY = {
 USABLE = {"normal"}
 
 
-@pytest.mark.parametrize("assign", [tb_optax.linear, tb_optax.sqrt, tb_optax.log2, tb_optax.step], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("metric", [tb_optax.pl_alpha_hill, tb_optax.alpha_weighted], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "assign",
+    [assignments.linear, assignments.sqrt, assignments.log2, assignments.step],
+    ids=lambda f: f.__name__,
+)
+@pytest.mark.parametrize("metric", [metrics.pl_alpha_hill, metrics.alpha_weighted], ids=lambda f: f.__name__)
 def test_state_is_finite_and_in_bounds_for_any_weights(metric, assign):
     tx = tempbalance(1, metric=metric, assign=assign, min_scale=0.6, max_scale=1.4)
     update = jax.jit(tx.update)
@@ -256,7 +261,7 @@ STATES = {
 
 @pytest.mark.parametrize("state", STATES.values(), ids=STATES.keys())
 @pytest.mark.parametrize(
-    "tx", [TX, tb_optax.spectral_norm_regularization(0.1, layers=tiny_layers)], ids=["tempbalance", "snr"]
+    "tx", [TX, tb_optax.baselines.spectral_norm_regularization(0.1, layers=tiny_layers)], ids=["tempbalance", "snr"]
 )
 def test_state_of_another_transformation_is_an_error(tx, state):
     with pytest.raises(TypeError, match="is not its state; give what its own init returned"):
@@ -269,9 +274,9 @@ def without(path):
 
 TRANSFORMATIONS = {
     "tempbalance": TX,
-    "spectral_norm_regularization": tb_optax.spectral_norm_regularization(0.1, layers=tiny_layers),
-    "sgdp": tb_optax.sgdp(0.1, layers=tiny_layers),
-    "adamp": tb_optax.adamp(0.1, layers=tiny_layers),
+    "spectral_norm_regularization": tb_optax.baselines.spectral_norm_regularization(0.1, layers=tiny_layers),
+    "sgdp": tb_optax.baselines.sgdp(0.1, layers=tiny_layers),
+    "adamp": tb_optax.baselines.adamp(0.1, layers=tiny_layers),
 }
 
 
@@ -365,7 +370,7 @@ def test_no_kernel_at_all_is_an_error(params):
         ({"update_interval": 2.5}, TypeError, "update_interval=2.5 must be a whole number"),
         ({"update_interval": float("nan")}, TypeError, "update_interval=nan must be a whole number"),
         ({"update_interval": "390"}, TypeError, "update_interval='390' is not a number"),
-        ({"update_interval": None}, TypeError, "update_interval=None is not a number"),
+        ({"update_interval": None, "start_step": 3}, ValueError, "start_step=3 has no effect with update_interval=None"),
         ({"update_interval": True}, TypeError, "update_interval=True is not a number"),
         ({"update_interval": np.ones(2)}, TypeError, r"update_interval has shape \(2,\); give one number"),
         ({"start_step": -1}, ValueError, "start_step=-1 must be at least 0"),
@@ -375,8 +380,12 @@ def test_no_kernel_at_all_is_an_error(params):
         ({"min_scale": float("nan")}, ValueError, "min_scale=nan must be finite"),
         ({"max_scale": float("inf")}, ValueError, "max_scale=inf must be finite"),
         ({"max_scale": "1.5"}, TypeError, "max_scale='1.5' is not a number"),
-        ({"metric": "alpha"}, TypeError, "metric='alpha' is not a function; give one such as tb_optax.pl_alpha_hill"),
-        ({"assign": None}, TypeError, "assign=None is not a function; give one such as tb_optax.linear"),
+        (
+            {"metric": "alpha"},
+            TypeError,
+            "metric='alpha' is not a function; give one such as metrics.pl_alpha_hill",
+        ),
+        ({"assign": None}, TypeError, "assign=None is not a function; give one such as assignments.linear"),
     ],
 )
 def test_argument_out_of_range_or_of_the_wrong_type_is_an_error(arguments, error, message):

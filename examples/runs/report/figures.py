@@ -17,8 +17,8 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-import tb_optax
 from examples.runs.report.statistics import mean_and_deviation
+from tb_optax import fits
 
 DECAYS = np.linspace(0.5, 4, 15)
 _EIGENVALUES = 1000
@@ -150,8 +150,8 @@ def synthetic_alphas() -> dict[str, np.ndarray]:
     """What each fit gives for the spectra `λ_i = i^-s`, for each `s` of `DECAYS`; their tails have `1 + 1/s`."""
     ranks = np.arange(_EIGENVALUES, 0.0, -1)
     spectra = jnp.asarray([ranks**-decay for decay in DECAYS])
-    fits = {"median": tb_optax.median, "goodness of fit": tb_optax.goodness_of_fit, "fix finger": tb_optax.fix_finger}
-    return {name: np.asarray(fit(spectra).alpha) for name, fit in fits.items()}
+    tails = {"median": fits.median, "goodness of fit": fits.goodness_of_fit, "fix finger": fits.fix_finger}
+    return {name: np.asarray(fit(spectra).alpha) for name, fit in tails.items()}
 
 
 def synthetic_figure(path: Path) -> None:

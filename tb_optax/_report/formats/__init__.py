@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path as FilePath
 
 from tb_optax._report.formats import msgpack, npz, orbax, safetensors
-from tb_optax._report.source import Source, UnreadableError, printable
+from tb_optax._report.source import CheckpointError, Source, printable
 
 _ZIP = b"PK\x03\x04"
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
@@ -25,20 +25,20 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Source:
     The format is told by the file's first bytes or the directory's content, and where these say nothing, by the name.
 
     Raises:
-      UnreadableError: it is not there, damaged, or of no format that is read.
+      CheckpointError: it is not there, damaged, or of no format that is read.
     """
     where = FilePath(path)
     try:
         opened = _opened(where)
-    except UnreadableError:
+    except CheckpointError:
         raise
     except ImportError as error:
-        raise UnreadableError(where, f"{error.name or error} is not installed", 'pip install "tb_optax[report]"') from error
+        raise CheckpointError(where, f"{error.name or error} is not installed", 'pip install "tb_optax[report]"') from error
     except OSError as error:
-        raise UnreadableError(where, error.strerror or str(error), "give a path that can be read") from error
+        raise CheckpointError(where, error.strerror or str(error), "give a path that can be read") from error
     if not opened.shapes:
         others = f" ({len(opened.unreadable)} that cannot be read)" if opened.unreadable else ""
-        raise UnreadableError(where, f"it holds no arrays{others}", "give a checkpoint of a network's weights")
+        raise CheckpointError(where, f"it holds no arrays{others}", "give a checkpoint of a network's weights")
     return opened
 
 
@@ -46,11 +46,11 @@ def _opened(where: FilePath) -> Source:
     if where.is_dir():
         return _opened_directory(where)
     if where.exists() and not where.is_file():  # A pipe would be waited for.
-        raise UnreadableError(where, "it is no file", f"give one of: {READABLE}")
+        raise CheckpointError(where, "it is no file", f"give one of: {READABLE}")
     with where.open("rb") as file:  # Raises what is wrong with a path that is no file.
         start = file.read(16)
     if _is_pickle(where, start):
-        raise UnreadableError(
+        raise CheckpointError(
             where,
             "it is a pickle, which could run any code when it is read",
             "save the weights as safetensors: safetensors.torch.save_file(model.state_dict(), 'model.safetensors')",
@@ -65,8 +65,8 @@ def _opened(where: FilePath) -> Source:
     if start[:1] and (0x80 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):
         return msgpack.open_msgpack(where)
     if where.suffix == ".eqx":
-        raise UnreadableError(where, "an Equinox file has no names of arrays", "save the weights with Orbax or as .npz")
-    raise UnreadableError(where, "it is of no format that is read", f"give one of: {READABLE}")
+        raise CheckpointError(where, "an Equinox file has no names of arrays", "save the weights with Orbax or as .npz")
+    raise CheckpointError(where, "it is of no format that is read", f"give one of: {READABLE}")
 
 
 def _is_pickle(where: FilePath, start: bytes) -> bool:
@@ -91,5 +91,5 @@ def _opened_directory(where: FilePath) -> Source:
         return _opened(files[0])
     if files:
         names = ", ".join(printable(file.name) for file in files[:5])
-        raise UnreadableError(where, f"it holds {len(files)} safetensors files ({names})", "give one of them")
-    raise UnreadableError(where, "this directory is no Orbax checkpoint", f"give one of: {READABLE}")
+        raise CheckpointError(where, f"it holds {len(files)} safetensors files ({names})", "give one of them")
+    raise CheckpointError(where, "this directory is no Orbax checkpoint", f"give one of: {READABLE}")

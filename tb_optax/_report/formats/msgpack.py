@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from tb_optax._layers.layer import Path
-from tb_optax._report.source import Source, UnreadableError, shape_of
+from tb_optax._report.source import CheckpointError, Source, shape_of
 
 _WAY_OUT = "write it again with flax.serialization.to_bytes"
 _ARRAY = 1  # Flax's code for an array among msgpack's extensions
@@ -60,7 +60,7 @@ def open_msgpack(where: FilePath) -> Source:
             if unpacker.tell() != len(data):
                 raise _DamagedError("more follows its end")
     except (_DamagedError, ValueError, TypeError, OverflowError, msgpack.UnpackException, RecursionError) as error:
-        raise UnreadableError(where, f"it is no whole msgpack file of Flax ({_words(error)})", _WAY_OUT) from error
+        raise CheckpointError(where, f"it is no whole msgpack file of Flax ({_words(error)})", _WAY_OUT) from error
     shapes = {path: shape_of(place.shape, place.dtype) for path, place in places.items()}
     return Source(str(where), "msgpack", shapes, functools.partial(_read, where, places), unreadable)
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from tb_optax._layers.layer import Path
-from tb_optax._report.source import Source, UnreadableError, shape_of
+from tb_optax._report.source import CheckpointError, Source, shape_of
 
 _WAY_OUT = "write it again with numpy.savez"
 # What zlib can shrink at most; a zip that claims more is made to fill the memory.
@@ -31,7 +31,7 @@ def open_npz(where: FilePath) -> Source:
                 else:
                     shapes[path] = found
     except Exception as error:  # The parsers of zips and of arrays' headers raise anything.
-        raise UnreadableError(where, f"it is no whole .npz file ({error})", _WAY_OUT) from error
+        raise CheckpointError(where, f"it is no whole .npz file ({error})", _WAY_OUT) from error
     names = {path: info.filename for path, info in members.items()}
     return Source(str(where), "npz", shapes, functools.partial(_read, where, names), unreadable)
 
@@ -71,4 +71,4 @@ def _read(where: FilePath, names: dict[Path, str], path: Path) -> np.ndarray:
         with zipfile.ZipFile(where) as archive, archive.open(names[path]) as file:
             return np.lib.format.read_array(io.BufferedReader(file), allow_pickle=False)  # pyright: ignore[reportArgumentType]
     except Exception as error:  # As above.
-        raise UnreadableError(where, f"{path!r} is damaged ({error})", _WAY_OUT) from error
+        raise CheckpointError(where, f"{path!r} is damaged ({error})", _WAY_OUT) from error

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from tb_optax._layers.layer import Path, path_name
-from tb_optax._report.source import Source, UnreadableError, shape_of
+from tb_optax._report.source import CheckpointError, Source, shape_of
 
 _METADATA = "_METADATA"
 _UNFINISHED = ".orbax-checkpoint-tmp"  # A directory is renamed when all is in it.
@@ -22,7 +22,7 @@ _WAY_OUT = "restore an older step, or save it again"
 def find_checkpoint(where: FilePath) -> FilePath | None:
     """The directory that holds a tree: this one, its one item with a tree, or those of its newest step; else None."""
     if _UNFINISHED in where.name:
-        raise UnreadableError(where, "it was not written to its end", "give an older step")
+        raise CheckpointError(where, "it was not written to its end", "give an older step")
     if (where / _METADATA).is_file():
         return where
     children = sorted(child for child in where.iterdir() if child.is_dir() and _UNFINISHED not in child.name)
@@ -30,7 +30,7 @@ def find_checkpoint(where: FilePath) -> FilePath | None:
     preferred = [item for item in items if item.name in ("params", "default", "state", "model", "pytree")]
     if len(items) > 1 and len(preferred) != 1:
         names = ", ".join(item.name for item in items)
-        raise UnreadableError(where, f"it holds several trees: {names}", f"give one of them: {where / items[0].name}")
+        raise CheckpointError(where, f"it holds several trees: {names}", f"give one of them: {where / items[0].name}")
     if items:
         return (preferred or items)[0]
     steps = {number: child for child in children if (number := step_of(child)) is not None}
@@ -58,7 +58,7 @@ def open_orbax(where: FilePath) -> Source:
             if isinstance(getattr(leaf, "shape", None), tuple) and getattr(leaf, "dtype", None) is not None
         }
     except Exception as error:  # Orbax and what it stands on raise anything.
-        raise UnreadableError(where, f"its tree's metadata cannot be read ({error})", _WAY_OUT) from error
+        raise CheckpointError(where, f"its tree's metadata cannot be read ({error})", _WAY_OUT) from error
     return Source(str(where), "Orbax", shapes, functools.partial(_read, where, tree))
 
 
@@ -74,7 +74,7 @@ def _read(where: FilePath, tree: Any, path: Path) -> np.ndarray:
         leaves = {path_name(key_path): leaf for key_path, leaf in jax.tree_util.tree_leaves_with_path(found)}
         return np.asarray(leaves[path])
     except Exception as error:  # As above.
-        raise UnreadableError(where, f"{path!r} is damaged ({error})", _WAY_OUT) from error
+        raise CheckpointError(where, f"{path!r} is damaged ({error})", _WAY_OUT) from error
 
 
 def _epath(where: FilePath) -> Any:

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from tb_optax._layers.layer import Path
-from tb_optax._report.source import Source, UnreadableError, printable, shape_of
+from tb_optax._report.source import CheckpointError, Source, printable, shape_of
 
 _WAY_OUT = "get or save the file again"
 _DTYPES = {
@@ -32,15 +32,15 @@ def open_index(where: FilePath) -> Source:
         weight_map = json.loads(where.read_text("utf-8"))["weight_map"]
         names = {str(path): str(name) for path, name in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UnreadableError(where, "it is no index of safetensors: it has no weight_map", _WAY_OUT) from error
+        raise CheckpointError(where, "it is no index of safetensors: it has no weight_map", _WAY_OUT) from error
     files: dict[FilePath, set[Path]] = {}
     for path, name in names.items():
         if name != FilePath(name).name or name in ("", ".", "..") or "\\" in name or "\0" in name:
-            raise UnreadableError(where, f"it names {name!r}, which is no file beside it", "mend the index")
+            raise CheckpointError(where, f"it names {name!r}, which is no file beside it", "mend the index")
         files.setdefault(where.parent / name, set()).add(path)
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise UnreadableError(
+        raise CheckpointError(
             where, f"it names {printable(missing[0])}, which is not there", "get all files of the checkpoint"
         )
     return _of_files(where, files)
@@ -53,7 +53,7 @@ def _of_files(where: FilePath, files: Mapping[FilePath, set[Path] | None]) -> So
         handle = _open(file)
         has = set(handle.keys())
         if wanted is not None and not wanted <= has:
-            raise UnreadableError(where, f"{sorted(wanted - has)[0]!r} is not in {printable(file.name)}", _WAY_OUT)
+            raise CheckpointError(where, f"{sorted(wanted - has)[0]!r} is not in {printable(file.name)}", _WAY_OUT)
         for path in sorted(has if wanted is None else wanted):
             part = handle.get_slice(path)
             if part.get_dtype() in _DTYPES:
@@ -70,7 +70,7 @@ def _open(file: FilePath) -> Any:
     try:
         return safe_open(file, framework="numpy")
     except (SafetensorError, ValueError) as error:
-        raise UnreadableError(file, f"it is no whole safetensors file ({error})", _WAY_OUT) from error
+        raise CheckpointError(file, f"it is no whole safetensors file ({error})", _WAY_OUT) from error
 
 
 def _read(where: FilePath, file_of: Mapping[Path, FilePath], path: Path) -> np.ndarray:
@@ -81,4 +81,4 @@ def _read(where: FilePath, file_of: Mapping[Path, FilePath], path: Path) -> np.n
         with _open(file_of[path]) as opened:
             return opened.get_tensor(path)
     except (SafetensorError, ValueError, TypeError) as error:
-        raise UnreadableError(where, f"{path!r} is damaged ({error})", _WAY_OUT) from error
+        raise CheckpointError(where, f"{path!r} is damaged ({error})", _WAY_OUT) from error

@@ -1,4 +1,4 @@
-"""However problems are cut, each gets its own solution, and no more of them are in memory than allowed."""
+"""However matrices are divided, each gets its own solution, and no more of them are in memory than allowed."""
 
 import math
 
@@ -8,11 +8,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tb_optax._spectra.stacks import Section, alike, cut, solve_in_chunks
+from tb_optax._spectra.execute import solve_in_chunks
+from tb_optax._spectra.plan import Section, group_by, plan_chunks
 
 
-def test_alike_keeps_the_order_of_kinds_and_of_items():
-    assert alike(["a1", "b1", "a2", "c1", "b2"], lambda item: item[0]) == [["a1", "a2"], ["b1", "b2"], ["c1"]]
+def test_groups_and_items_keep_their_order():
+    assert group_by(["a1", "b1", "a2", "c1", "b2"], lambda item: item[0]) == [["a1", "a2"], ["b1", "b2"], ["c1"]]
 
 
 def make_of(problems, devices):
@@ -23,7 +24,7 @@ def make_of(problems, devices):
         for device in range(devices):
             own = []
             for section in chunk.sections:
-                ours = problems[section.maker][section.start : section.stop]
+                ours = problems[section.group][section.start : section.stop]
                 share = ours[device * section.share : (device + 1) * section.share]
                 own.append(np.pad(share, ((0, section.share - len(share)), (0, 0)), constant_values=-1))
             own = np.concatenate(own)
@@ -35,12 +36,12 @@ def make_of(problems, devices):
 
 @given(
     counts=st.lists(st.integers(1, 9), min_size=1, max_size=4),
-    at_once=st.integers(1, 12),
+    most=st.integers(1, 12),
     devices=st.integers(1, 4),
 )
-def test_chunks_give_what_one_stack_gives(counts, at_once, devices):
+def test_chunks_give_what_one_stack_gives(counts, most, devices):
     problems = [100.0 * i + np.arange(count, dtype=np.float32)[:, None] for i, count in enumerate(counts)]
-    chunks, stacks = cut(counts, at_once, devices), []
+    chunks, stacks = plan_chunks(counts, most, devices), []
 
     def solve(stack):
         stacks.append(len(stack))
@@ -49,17 +50,17 @@ def test_chunks_give_what_one_stack_gives(counts, at_once, devices):
     solved = solve_in_chunks(chunks, make_of(problems, devices), solve)
     np.testing.assert_array_equal(solved, np.concatenate(problems)[:, 0] + 1)
     assert len(stacks) == 1, "the solver is compiled once"
-    assert stacks[0] == devices * chunks[0].length <= devices * at_once
-    assert len(chunks) == math.ceil(sum(math.ceil(count / devices) for count in counts) / at_once)
+    assert stacks[0] == devices * chunks[0].length <= devices * most
+    assert len(chunks) == math.ceil(sum(math.ceil(count / devices) for count in counts) / most)
 
 
 def test_a_device_has_a_share_of_each_section():
-    first, second = cut([5, 8], at_once=2, devices=4)
+    first, second = plan_chunks([5, 8], most=2, devices=4)
     assert first.sections == (Section(0, 0, 5, share=2),)  # 2, 2, 1 and none
     assert second.sections == (Section(1, 0, 8, share=2),)
-    np.testing.assert_array_equal(first.places(), range(5))
-    (both,) = cut([5, 8], at_once=4, devices=4)
-    np.testing.assert_array_equal(both.places(), [0, 1, 4, 5, 8, 2, 3, 6, 7, 10, 11, 14, 15])
+    np.testing.assert_array_equal(first.positions(), range(5))
+    (both,) = plan_chunks([5, 8], most=4, devices=4)
+    np.testing.assert_array_equal(both.positions(), [0, 1, 4, 5, 8, 2, 3, 6, 7, 10, 11, 14, 15])
 
 
 def test_chunks_under_vmap_stay_chunks():
@@ -68,7 +69,7 @@ def test_chunks_under_vmap_stay_chunks():
 
     def solved(kernel):
         make = lambda chunk: kernel[chunk.sections[0].start : chunk.sections[0].stop]
-        return solve_in_chunks(cut([6], at_once=2, devices=1), make, lambda stack: 2 * stack[:, 0])
+        return solve_in_chunks(plan_chunks([6], most=2, devices=1), make, lambda stack: 2 * stack[:, 0])
 
     np.testing.assert_array_equal(jax.vmap(solved)(kernels), 2 * kernels[..., 0])
     assert "cond" in str(jax.make_jaxpr(jax.vmap(solved))(kernels))

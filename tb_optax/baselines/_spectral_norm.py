@@ -72,7 +72,7 @@ def spectral_norm_regularization(
     Example:
       >>> import jax.numpy as jnp, tb_optax
       >>> params = {"dense": {"kernel": jnp.diag(jnp.array([3.0, 2.0, 1.0])), "bias": jnp.ones(3)}}
-      >>> tx = tb_optax.spectral_norm_regularization(0.1, power_iterations=20)
+      >>> tx = tb_optax.baselines.spectral_norm_regularization(0.1, power_iterations=20)
       >>> gradients = {"dense": {"kernel": jnp.zeros((3, 3)), "bias": jnp.zeros(3)}}
       >>> updates, state = tx.update(gradients, tx.init(params), params)
       >>> abs(updates["dense"]["kernel"].round(3))

@@ -1,6 +1,7 @@
 """A solver's memory is bounded, its approximation is near, and its errors name what is wrong."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from tiny import equations
 
 import tb_optax
-from tb_optax import Solver
+from tb_optax import Exact, Lanczos
 
 
 def kernels(sizes, seed=0, power=1.0):
@@ -32,13 +33,13 @@ def test_cut_stacks_give_the_same_spectra():
     params = kernels([(24, 24), (24, 40), (24, 24), (60, 24)])
     whole = tb_optax.spectra(params)
     for limit in (1, 30_000):
-        cut = tb_optax.spectra(params, solver=Solver(max_stack_bytes=limit))
+        cut = tb_optax.spectra(params, solver=Exact(max_bytes=limit))
         for name in whole:
             np.testing.assert_array_equal(whole[name], cut[name])
 
 
 @pytest.mark.parametrize(
-    "metric", [tb_optax.pl_alpha_hill, lambda eigenvalues: eigenvalues[:, -1]], ids=["gram", "singular"]
+    "metric", [tb_optax.metrics.pl_alpha_hill, lambda eigenvalues: eigenvalues[:, -1]], ids=["gram", "singular"]
 )
 def test_memory_of_a_refresh_is_set_by_the_limit(metric):
     """Twelve scanned layers in bfloat16: neither their float32 copies nor their Gram products are ever all there."""
@@ -47,7 +48,7 @@ def test_memory_of_a_refresh_is_set_by_the_limit(metric):
     one = 4 * (256 * 704 + 2 * 256 * 256)
 
     def temporary(limit):
-        tx = tb_optax.tempbalance(1, layers=[layer], metric=metric, solver=Solver(max_stack_bytes=limit))
+        tx = tb_optax.tempbalance(1, layers=[layer], metric=metric, solver=Exact(max_bytes=limit))
         state = jax.eval_shape(tx.init, {"kernel": kernel})
         return temporary_bytes(lambda state, params: tx.update(params, state, params)[1], state, {"kernel": kernel})
 
@@ -60,28 +61,28 @@ def test_a_large_projection_is_solved_in_the_memory_of_one_matrix():
     """4,096 x 11,008, three of them: a limit below one matrix's need solves them one by one."""
     params = {f"dense{i}": {"kernel": jax.ShapeDtypeStruct((4096, 11008), jnp.float32)} for i in range(3)}
     one = 4 * (4096 * 11008 + 2 * 4096 * 4096)
-    assert temporary_bytes(functools.partial(tb_optax.spectra, solver=Solver(max_stack_bytes=1)), params) < 2 * one
+    assert temporary_bytes(functools.partial(tb_optax.spectra, solver=Exact(max_bytes=1)), params) < 2 * one
 
 
 def test_approximation_is_near_and_only_for_large_matrices():
     params = kernels([(300, 400), (300, 300), (64, 300)])
-    exact, near = tb_optax.spectra(params), tb_optax.spectra(params, solver=Solver(approximate_from=200))
+    exact, near = tb_optax.spectra(params), tb_optax.spectra(params, solver=Lanczos(200))
     np.testing.assert_array_equal(exact["dense2"], near["dense2"])
     for name in ("dense0", "dense1"):
         assert near[name].shape == exact[name].shape
-        assert abs(tb_optax.pl_alpha_hill(near[name]) / tb_optax.pl_alpha_hill(exact[name]) - 1) < 0.05
+        assert abs(tb_optax.metrics.pl_alpha_hill(near[name]) / tb_optax.metrics.pl_alpha_hill(exact[name]) - 1) < 0.05
         np.testing.assert_allclose(near[name][-1], exact[name][-1], rtol=1e-3)
 
 
 def test_approximation_in_training_is_the_one_of_spectra_and_forms_no_gram_product():
     params = kernels([(200, 300), (200, 250), (260, 200)])
-    solver = Solver(approximate_from=200, lanczos_steps=20, lanczos_probes=2, seed=3)
+    solver = Lanczos(200, steps=20, probes=2, seed=3)
     tx = tb_optax.tempbalance(1, solver=solver)
     state = tx.init(params)
     refresh = lambda state, params: tx.update(params, state, params)[1]
     metric = jax.jit(refresh)(state, params).metric
     for name, own in tb_optax.spectra(params, solver=solver).items():
-        np.testing.assert_allclose(metric[name], tb_optax.pl_alpha_hill(own), rtol=1e-5)
+        np.testing.assert_allclose(metric[name], tb_optax.metrics.pl_alpha_hill(own), rtol=1e-5)
     outputs = [
         value.aval.shape for each in equations(jax.make_jaxpr(refresh)(state, params).jaxpr) for value in each.outvars
     ]
@@ -90,31 +91,42 @@ def test_approximation_in_training_is_the_one_of_spectra_and_forms_no_gram_produ
 
 def test_seed_decides():
     params = kernels([(200, 300)])
-    spectrum = lambda seed: tb_optax.spectra(params, solver=Solver(approximate_from=100, lanczos_probes=1, seed=seed))[
-        "dense0"
-    ]
+    spectrum = lambda seed: tb_optax.spectra(params, solver=Lanczos(100, probes=1, seed=seed))["dense0"]
     np.testing.assert_array_equal(spectrum(1), spectrum(1))
     assert not np.array_equal(spectrum(1), spectrum(2))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("options", "arguments", "error", "message"),
     [
-        ({"max_stack_bytes": 0}, ValueError, "max_stack_bytes=0 must be at least 1"),
-        ({"approximate_from": 1}, ValueError, "approximate_from=1 must be at least 2"),
-        ({"lanczos_steps": 1.5}, TypeError, "lanczos_steps=1.5 must be a whole number"),
-        ({"lanczos_probes": 0}, ValueError, "lanczos_probes=0 must be at least 1"),
-        ({"seed": "a"}, TypeError, "seed='a' must be a whole number"),
-        ({"seed": -1}, ValueError, "seed=-1 must be at least 0"),
+        (Exact, {"max_bytes": 0}, ValueError, "Exact: max_bytes=0 must be at least 1"),
+        (Exact, {"max_bytes": 1.5}, TypeError, "Exact: max_bytes=1.5 must be a whole number"),
+        (Exact, {"method": "qr"}, ValueError, "Exact: method='qr' is unknown; give one of 'auto', 'gram', 'svd'"),
+        (Exact, {"limit_blas_threads": 1}, TypeError, "Exact: limit_blas_threads=1 must be True or False"),
+        (Lanczos, {"min_size": 1}, ValueError, "Lanczos: min_size=1 must be at least 2"),
+        (Lanczos, {"steps": 1.5}, TypeError, "Lanczos: steps=1.5 must be a whole number"),
+        (Lanczos, {"probes": 0}, ValueError, "Lanczos: probes=0 must be at least 1"),
+        (Lanczos, {"seed": "a"}, TypeError, "Lanczos: seed='a' must be a whole number"),
+        (Lanczos, {"seed": -1}, ValueError, "Lanczos: seed=-1 must be at least 0"),
+        (Lanczos, {"below": 3}, TypeError, "Lanczos: below=3 must be a tb_optax.Exact"),
     ],
 )
-def test_number_out_of_range_is_an_error(arguments, error, message):
-    with pytest.raises(error, match="Solver: " + message):
-        Solver(**arguments)
+def test_an_invalid_option_is_an_error(options, arguments, error, message):
+    with pytest.raises(error, match=message):
+        options(**arguments)
 
 
-def test_what_is_no_solver_is_an_error():
-    with pytest.raises(TypeError, match=r"tempbalance: solver=2 is not a tb_optax.Solver"):
+def test_another_type_of_solver_is_an_error():
+    with pytest.raises(TypeError, match=r"tempbalance: solver=2 must be a tb_optax.Exact or tb_optax.Lanczos"):
         tb_optax.tempbalance(1, solver=2)
-    with pytest.raises(TypeError, match=r"spectra: solver='fast' is not a tb_optax.Solver"):
+    with pytest.raises(TypeError, match=r"spectra: solver='fast' must be a tb_optax.Exact or tb_optax.Lanczos"):
         tb_optax.spectra({}, solver="fast")
+
+
+@pytest.mark.parametrize(("method", "routine"), [("gram", "syevd"), ("svd", "gesdd")])
+def test_the_method_decides_the_routine_whatever_the_metric(method, routine):
+    params = {f"dense{i}": {"kernel": jax.ShapeDtypeStruct((60, 90), jnp.float32)} for i in range(2)}
+    for metric in (tb_optax.metrics.pl_alpha_hill, lambda eigenvalues: eigenvalues[:, -1]):
+        tx = tb_optax.tempbalance(1, metric=metric, solver=Exact(method=method))
+        text = jax.jit(tx.update).lower(params, jax.eval_shape(tx.init, params), params).as_text()
+        assert set(re.findall("syevd|gesdd", text)) == {routine}

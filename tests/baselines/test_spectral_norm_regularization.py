@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 from tiny import dense_params, ones_like
 
 import tb_optax
-from tb_optax import Layer, spectral_norm_regularization
+from tb_optax import Layer
+from tb_optax.baselines import _spectral_norm, spectral_norm_regularization
 
 PARAMS = jax.tree.map(lambda leaf: leaf + 2, dense_params(depth=2))
 STATIC = ("power_iterations", "layers", "seed")
@@ -162,7 +163,7 @@ def test_scan_over_steps_is_step_by_step_in_a_whole_chain():
 
 def test_without_jit_it_is_the_same_and_compiled_once():
     tx = spectral_norm_regularization(0.1)
-    compiled = tb_optax._transforms.spectral_norm_regularization._power_iteration
+    compiled = _spectral_norm._power_iteration
     before, state = compiled._cache_size(), tx.init(PARAMS)
     for _ in range(3):
         updates, state = tx.update(ones_like(PARAMS), state, PARAMS)
@@ -232,7 +233,7 @@ def test_state_is_arrays_only_one_unit_vector_a_layer():
     params = {"stack": {"kernel": normal(3, 6, 4), "bias": normal(3, 4)}} | PARAMS
     tx = spectral_norm_regularization(0.1)
     state = tx.init(params)
-    assert isinstance(state, tb_optax.SpectralNormRegularizationState)
+    assert isinstance(state, tb_optax.baselines.SpectralNormRegularizationState)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
     vectors = optax.tree_utils.tree_get(state, "left_singular_vectors")
     assert {name: vector.shape for name, vector in vectors.items()} == {

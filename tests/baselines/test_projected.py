@@ -10,7 +10,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tiny import dense_params, numpy_project, ones_like
 
-from tb_optax import Layer, adamp, sgdp
+from tb_optax import Layer
+from tb_optax.baselines import adamp, sgdp
 
 RATE, DECAY, STEPS = 0.1, 0.05, 4
 
@@ -324,7 +325,7 @@ def test_masked_parameters_are_left_alone_and_nothing_needs_jit():
         (sgdp, dict(momentum=1.0), ValueError, r"sgdp: momentum=1\.0 must be below 1"),
         (sgdp, dict(momentum=-0.1), ValueError, r"sgdp: momentum=-0\.1 must be finite and at least 0"),
         (sgdp, dict(weight_decay=-1e-4), ValueError, r"sgdp: weight_decay=-0\.0001 must be"),
-        (sgdp, dict(epsilon="small"), TypeError, r"sgdp: epsilon='small' is not a number"),
+        (sgdp, dict(eps="small"), TypeError, r"sgdp: eps='small' is not a number"),
         (adamp, dict(delta=-0.1), ValueError, r"adamp: delta=-0\.1 must be"),
         (adamp, dict(weight_decay_ratio=jnp.nan), ValueError, r"adamp: weight_decay_ratio=nan must be finite"),
         (adamp, dict(eps=-1.0), ValueError, r"adamp: eps=-1\.0 must be"),

@@ -30,7 +30,7 @@ def sgdp(
     weight_decay: float | Float[Array, ""] = 0.0,
     weight_decay_ratio: float | Float[Array, ""] = 0.1,
     delta: float | Float[Array, ""] = 0.1,
-    epsilon: float | Float[Array, ""] = 1e-8,
+    eps: float | Float[Array, ""] = 1e-8,
     layers: LayersOrFn = find_all_layers,
 ) -> optax.GradientTransformationExtraArgs:
     """SGD with momentum whose steps leave the norms of scale-invariant weights alone.
@@ -54,7 +54,7 @@ def sgdp(
       weight_decay: the decay of all parameters, not negative.
       weight_decay_ratio: what of it is left for the weights that are projected, not negative.
       delta: how close to orthogonal a gradient is to be, not negative; at 0, nothing is projected.
-      epsilon: the least norm that a weight or a gradient is divided by.
+      eps: the least norm that a weight or a gradient is divided by.
       layers: the weights that may be projected: a sequence of `Layer`, or a function of the parameters that finds them.
         The default is all that `find_layers` knows, so no embedding and no weight with a single input or output.
 
@@ -71,7 +71,7 @@ def sgdp(
       >>> import jax, jax.numpy as jnp, optax, tb_optax
       >>> unit = lambda kernel: kernel / jnp.linalg.norm(kernel, axis=0)  # what a normalization behind it would see
       >>> loss = lambda params: jnp.sum((unit(params["kernel"]) - 1) ** 2)
-      >>> for tx in (optax.sgd(0.1, momentum=0.9), tb_optax.sgdp(0.1)):
+      >>> for tx in (optax.sgd(0.1, momentum=0.9), tb_optax.baselines.sgdp(0.1)):
       ...     params = {"kernel": jnp.eye(2)}
       ...     state = tx.init(params)
       ...     for _ in range(10):
@@ -81,7 +81,7 @@ def sgdp(
       0.55 3.63
       0.35 1.68
     """
-    check_not_negative("sgdp", _STATIC, momentum=momentum, epsilon=epsilon)
+    check_not_negative("sgdp", _STATIC, momentum=momentum, eps=eps)
     check_below_one("sgdp", momentum=momentum)
     project = _projected(
         "sgdp",
@@ -90,7 +90,7 @@ def sgdp(
         decay_scale=1 / (1 - momentum),
         weight_decay_ratio=weight_decay_ratio,
         delta=delta,
-        epsilon=epsilon,
+        eps=eps,
         layers=layers,
     )
     return optax.chain(project, optax.scale_by_learning_rate(learning_rate))
@@ -139,7 +139,7 @@ def adamp(
       >>> import jax.numpy as jnp, optax, tb_optax
       >>> params = {"dense": {"kernel": jnp.array([[2.0, 1.0], [1.0, 2.0]])}}
       >>> gradients = {"dense": {"kernel": jnp.array([[1.0, -4.0], [-2.0, 2.0]])}}  # orthogonal to each column
-      >>> for tx in (optax.adam(0.1), tb_optax.adamp(0.1)):
+      >>> for tx in (optax.adam(0.1), tb_optax.baselines.adamp(0.1)):
       ...     updates, _ = tx.update(gradients, tx.init(params), params)
       ...     print(abs(round(float(jnp.vdot(updates["dense"]["kernel"], params["dense"]["kernel"])), 3)))
       0.2
@@ -153,7 +153,7 @@ def adamp(
         decay_scale=1.0,
         weight_decay_ratio=weight_decay_ratio,
         delta=delta,
-        epsilon=eps,
+        eps=eps,
         layers=layers,
     )
     return optax.chain(project, optax.scale_by_learning_rate(learning_rate))
@@ -167,7 +167,7 @@ def _projected(
     decay_scale: Any,
     weight_decay_ratio: Any,
     delta: Any,
-    epsilon: Any,
+    eps: Any,
     layers: LayersOrFn,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of `inner`, without its part along scale-invariant weights, and the weight decay; the state is its."""
@@ -193,7 +193,7 @@ def _projected(
             weight, along, ratio = wide(weights[path]), 0.0, 1.0
             if path in shapes:
                 along, found_invariant = _radial_part(
-                    wide(gradients[path]), wide(direction), weight, shapes[path], delta, epsilon
+                    wide(gradients[path]), wide(direction), weight, shapes[path], delta, eps
                 )
                 ratio = jnp.where(found_invariant, weight_decay_ratio, 1.0)
             decay = decay_scale * weight_decay * ratio
@@ -210,7 +210,7 @@ def _radial_part(
     weight: Float[Array, "..."],
     shape: KernelShape,
     delta: Any,
-    epsilon: Any,
+    eps: Any,
 ) -> tuple[Float[Array, "..."], Bool[Array, "..."]]:
     """How many times the weight is in the direction, 0 where it is not scale-invariant; and where it is.
 
@@ -226,9 +226,9 @@ def _radial_part(
         """Whether all rows are orthogonal to their gradients, and how many times each is in its direction."""
         overlap, gradient_square, weight_square, along = products
         gradient_norm, weight_norm = jnp.sqrt(gradient_square), jnp.sqrt(weight_square)
-        cosine = jnp.abs(overlap) / (jnp.maximum(gradient_norm, epsilon) * jnp.maximum(weight_norm, epsilon))
+        cosine = jnp.abs(overlap) / (jnp.maximum(gradient_norm, eps) * jnp.maximum(weight_norm, eps))
         orthogonal = jnp.max(cosine, shape.output_axes, keepdims=True) < delta / math.sqrt(length)
-        return orthogonal, along / (weight_norm + epsilon) ** 2
+        return orthogonal, along / (weight_norm + eps) ** 2
 
     inputs = shape.rows * shape.matrices
     by_output, along_outputs = view(products, inputs)

@@ -1,0 +1,97 @@
+"""The options that balanced transformations share, with their checks."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from tb_optax._balance.assignments import Assignment, Bound
+from tb_optax._balance.fits import is_fit
+from tb_optax._balance.metrics import Metric
+from tb_optax._checks import known_number
+from tb_optax._layers.layer import LayersOrFn
+from tb_optax._spectra.options import Solver, check_solver
+from tb_optax._spectra.windows import Windows, check_windows
+
+STATIC_ARGS = ("metric", "assign", "layers")
+"""What must be given as `static_args` to `optax.inject_hyperparams`, which takes functions for schedules."""
+_MOST_UPDATES = np.iinfo(np.int32).max
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BalanceOptions:
+    """What a balanced transformation was given; all but the first are arguments of `tb_optax.tempbalance`.
+
+    Attributes:
+      argument_of: the name of the transformation, for errors.
+    """
+
+    argument_of: str
+    update_interval: Any
+    min_scale: Bound
+    max_scale: Bound
+    metric: Metric
+    assign: Assignment
+    layers: LayersOrFn
+    start_step: Any
+    solver: Solver
+    windows: Windows | None
+
+    def __post_init__(self):
+        """Checks what is known now. A number that is being traced (under `inject_hyperparams`) is not."""
+        self._check_functions()
+        self._check_schedule()
+        self._check_bounds()
+        check_solver(self.argument_of, self.solver)
+        check_windows(self.argument_of, self.windows)
+
+    def _check_functions(self) -> None:
+        for name, example in (("metric", "metrics.pl_alpha_hill"), ("assign", "assignments.linear")):
+            function = getattr(self, name)
+            if not callable(function):
+                raise TypeError(
+                    f"{self.argument_of}: {name}={function!r} is not a function; give one such as tb_optax.{example}. "
+                    f"(Under optax.inject_hyperparams, give static_args={STATIC_ARGS}: it takes functions for schedules.)"
+                )
+        if is_fit(self.metric):
+            fit = getattr(self.metric, "__name__", None)
+            spelled = f"tb_optax.fits.{fit}" if fit else repr(self.metric)
+            raise TypeError(
+                f"{self.argument_of}: metric={spelled} is a fit, not a metric; give "
+                f"metric=functools.partial(tb_optax.metrics.pl_alpha_hill, fit={spelled})."
+            )
+
+    def _check_schedule(self) -> None:
+        for name, least in (("update_interval", 1), ("start_step", 0)):
+            number = getattr(self, name)
+            if name == "update_interval" and number is None:
+                continue
+            value = known_number(self.argument_of, name, number, STATIC_ARGS)
+            if value is None:
+                continue
+            if not math.isfinite(value) or value != int(value):
+                raise TypeError(f"{self.argument_of}: {name}={number!r} must be a whole number of updates.")
+            if value > _MOST_UPDATES:
+                raise ValueError(
+                    f"{self.argument_of}: {name}={number!r} must be at most {_MOST_UPDATES}, because updates are counted in "
+                    "an int32. To refresh only when you call refresh, give update_interval=None."
+                )
+            if value < least:
+                raise ValueError(f"{self.argument_of}: {name}={number!r} must be at least {least}; it counts updates.")
+        if self.update_interval is None and known_number(self.argument_of, "start_step", self.start_step, STATIC_ARGS):
+            raise ValueError(
+                f"{self.argument_of}: start_step={self.start_step!r} has no effect with update_interval=None; call refresh "
+                "from that step on instead."
+            )
+
+    def _check_bounds(self) -> None:
+        names = ("min_scale", "max_scale")
+        low, high = (known_number(self.argument_of, name, getattr(self, name), STATIC_ARGS) for name in names)
+        for name, value in zip(names, (low, high), strict=True):
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(
+                    f"{self.argument_of}: {name}={value} must be finite and not negative; the paper uses 0.5 and 1.5."
+                )
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"{self.argument_of}: min_scale={low} is above max_scale={high}; give the smaller one first.")

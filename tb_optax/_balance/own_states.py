@@ -1,0 +1,96 @@
+"""Finds the states of one balanced transformation in the state of a whole optimizer."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+
+from tb_optax._balance.options import BalanceOptions
+from tb_optax._balance.scales import LayerNumbers
+from tb_optax._checks import check_state
+from tb_optax._layers.layer import Layers, Path, PyTree, leaves_by_path, resolve_layers, short_repr
+
+Signature: TypeAlias = frozenset[tuple[str, tuple[int, ...]]]
+Refresh: TypeAlias = Callable[[Any, Layers, Mapping[Path, Any]], tuple[LayerNumbers, LayerNumbers]]
+
+
+class OwnStates:
+    """Knows the states that one transformation made, and the layers that each of them is of.
+
+    A state holds arrays only, so it does not say which transformation made it. Under `optax.masked` and `optax.partition`, a
+    transformation sees other parameters than `refresh` is given, and may find other layers in them. So a transformation
+    remembers the layers of each state that it meets, by the names and sizes in it. Without that memory, in a process that
+    restored a state and never called `init` or `update`, the layers are found anew in all parameters.
+    """
+
+    def __init__(self, options: BalanceOptions, state_class: Any):
+        self._options, self._state_class = options, state_class
+        self._remembered: dict[Signature, tuple[Layers, dict[Path, tuple[int, ...]]]] = {}
+
+    def remember(self, state: Any, layers: Layers, leaves: Mapping[Path, Any]) -> None:
+        shapes = {layer.kernel: tuple(leaves[layer.kernel].shape) for layer in layers}
+        self._remembered[_signature(state)] = layers, shapes
+
+    def map(self, function: Refresh, opt_state: PyTree, params: PyTree) -> PyTree:
+        """The optimizer's state with the metrics and scales that `function` gives for each state of this transformation.
+
+        Raises:
+          ValueError: there is no such state, it is not of these parameters, or several transformations' states look alike.
+        """
+        is_state = lambda node: isinstance(node, self._state_class)
+        nodes, structure = jax.tree.flatten(opt_state, is_leaf=is_state)
+        own = self._own([node for node in nodes if is_state(node)])
+        leaves = leaves_by_path(params)
+        replaced = {}
+        for state in own:
+            plain = _plain(state)
+            layers = self._layers_of(plain, leaves, params)
+            metric, scale = function(plain, layers, leaves)
+            replaced[id(state)] = state._replace(metric=_refilled(state.metric, metric), scale=_refilled(state.scale, scale))
+        return jax.tree.unflatten(structure, [replaced.get(id(node), node) for node in nodes])
+
+    def _own(self, states: list[Any]) -> list[Any]:
+        name, argument_of = self._state_class.__name__, self._options.argument_of
+        if not states:
+            raise ValueError(
+                f"{argument_of}.refresh: opt_state has no {name}; give the state of an optimizer that contains this "
+                "transformation. If it was restored as plain dicts, restore it again into the structure that init returns."
+            )
+        remembered = [state for state in states if _signature(_plain(state)) in self._remembered]
+        if len(states) > 1 and not remembered:
+            raise ValueError(
+                f"{argument_of}.refresh: opt_state has {len(states)} states of type {name}, and this transformation made "
+                "none of them in this process; call the optimizer's init first (jax.eval_shape of it is enough)."
+            )
+        return remembered if len(states) > 1 else states
+
+    def _layers_of(self, state: Any, leaves: Mapping[Path, Any], params: PyTree) -> Layers:
+        layers, shapes = self._remembered.get(_signature(state), (Layers(), {}))
+        fits = all(path in leaves and tuple(leaves[path].shape) == shape for path, shape in shapes.items())
+        if not layers or not fits:
+            found, _ = resolve_layers(self._options.layers, params)
+            layers = Layers([layer for layer in found if layer.name in state.scale], found.left_out)
+        check_state(f"{self._options.argument_of}.refresh", state.scale, layers)
+        return layers
+
+
+def _signature(state: Any) -> Signature:
+    return frozenset((name, tuple(number.shape)) for name, number in state.scale.items())
+
+
+def _plain(state: Any) -> Any:
+    """The state with arrays in place of what wraps them: NNX boxes each array of an optimizer's state in a variable."""
+    unboxed = lambda numbers: {name: _only_leaf(number) for name, number in numbers.items()}
+    return state._replace(count=_only_leaf(state.count), metric=unboxed(state.metric), scale=unboxed(state.scale))
+
+
+def _only_leaf(boxed: Any) -> Any:
+    leaves = jax.tree.leaves(boxed)
+    if len(leaves) != 1:
+        raise ValueError(f"refresh: opt_state holds {short_repr(boxed)} where its state has one array.")
+    return leaves[0]
+
+
+def _refilled(boxed: Mapping[str, Any], numbers: LayerNumbers) -> Any:
+    """The boxes with other arrays in them."""
+    return jax.tree.unflatten(jax.tree.structure(boxed), jax.tree.leaves(numbers))

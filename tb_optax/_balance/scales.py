@@ -1,0 +1,134 @@
+"""From the weights of all layers to their metrics, and from those to scales: a pure function, which a refresh calls."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from tb_optax._balance.metrics import tolerates_gram
+from tb_optax._balance.options import BalanceOptions
+from tb_optax._checks import check_shape
+from tb_optax._dtypes import at_least_float32
+from tb_optax._layers.blocks import group_ids
+from tb_optax._layers.layer import KernelShape, Layers, Path, PyTree, kernel_shape, path_name
+from tb_optax._spectra.execute import SpectrumStack
+from tb_optax._spectra.plan import group_by
+from tb_optax._spectra.sharding import in_mesh, mesh_of
+from tb_optax._spectra.spectra import stacked_spectra
+
+LayerNumbers = dict[str, Float[Array, "*stack"]]
+"""A number for each slice of each layer, by the layer's name, in arrays with the sizes of its layer axes."""
+
+
+def metrics_and_scales(
+    options: BalanceOptions,
+    layers: Layers,
+    kernels: Mapping[Path, Array],
+    metric: LayerNumbers,
+    scale: LayerNumbers,
+    due: Bool[Array, ""] | bool = True,
+) -> tuple[LayerNumbers, LayerNumbers]:
+    """The metrics and scales of all layers, from their weights.
+
+    A layer whose spectrum is unusable keeps its number in `metric` and in `scale`, and takes no part in the others' scales.
+    A layer in a block has the scale of its block. Where no refresh is due, every layer keeps its numbers.
+    """
+    with in_mesh(mesh_of(kernels.values())):
+        return _metrics_and_scales(options, layers, kernels, metric, scale, due)
+
+
+def _metrics_and_scales(
+    options: BalanceOptions,
+    layers: Layers,
+    kernels: Mapping[Path, Array],
+    metric: LayerNumbers,
+    scale: LayerNumbers,
+    due: Bool[Array, ""] | bool,
+) -> tuple[LayerNumbers, LayerNumbers]:
+    names = [layer.name for layer in layers]
+    groups = group_ids(layers, {layer.name: kernel_shape(layer, kernels[layer.kernel].shape) for layer in layers})
+    gram = tolerates_gram(options.metric)
+    stacks = stacked_spectra(layers, kernels, options.solver, options.windows, gram=gram)
+    metrics = _metrics(options, stacks, names)
+    low, high = (jnp.asarray(bound).astype(metrics.dtype) for bound in (options.min_scale, options.max_scale))
+    shared = _group_means(metrics, groups)
+    scales = options.assign(shared, low, high)
+    check_shape(options.argument_of, "assign", options.assign, "number for each metric", scales, shared.shape)
+    bounds_are_valid = (low >= 0) & (low <= high) & jnp.isfinite(high)
+    usable = jnp.isfinite(shared) & jnp.isfinite(scales) & bounds_are_valid
+    scales = jnp.clip(scales, low, high)
+    if len(shared) < len(metrics):
+        usable, scales = usable[groups], scales[groups]
+    old_metrics, old_scales = _flatten(metric, names), _flatten(scale, names)
+    usable &= due
+    metrics = jnp.where(usable & jnp.isfinite(metrics), metrics.astype(old_metrics.dtype), old_metrics)
+    scales = jnp.where(usable, scales.astype(old_scales.dtype), old_scales)
+    return _unflatten(metrics, metric, names), _unflatten(scales, scale, names)
+
+
+def scale_by_layer(updates: PyTree, layers: Layers, leaves: Mapping[Path, Any], scale: LayerNumbers) -> PyTree:
+    """Multiplies the update of each layer's kernel, and of the parameters that follow it, by the layer's number."""
+    owner: dict[str, tuple[Array, KernelShape]] = {}
+    for layer in layers:
+        shape = kernel_shape(layer, leaves[layer.kernel].shape)
+        owner |= {path: (scale[layer.name], shape) for path in (layer.kernel, *layer.follows)}
+
+    def scaled(key_path: tuple[Any, ...], update: Array) -> Array:
+        path = path_name(key_path)
+        if path not in owner:
+            return update
+        numbers, shape = owner[path]
+        along = [update.shape[axis] if axis in shape.layer_axes else 1 for axis in range(update.ndim)]
+        order = np.argsort(shape.layer_axes)
+        # The product is rounded, not the scale: in bfloat16 that would change the layer's learning rate by up to 0.4%.
+        wide = at_least_float32(update.dtype, numbers.dtype)
+        return (update.astype(wide) * numbers.transpose(order).reshape(along).astype(wide)).astype(update.dtype)
+
+    return jax.tree_util.tree_map_with_path(scaled, updates)
+
+
+def _metrics(options: BalanceOptions, stacks: Sequence[SpectrumStack], names: Sequence[str]) -> Float[Array, " slices"]:
+    """The metrics of all layers in the order of `names`, NaN where unusable; one call for all spectra of a length."""
+    found, positions, start = [], {}, 0
+    for same_length in group_by(stacks, lambda stack: (stack.spectra.shape[1], stack.spectra.dtype)):
+        rows = jnp.concatenate([stack.spectra for stack in same_length])
+        values = options.metric(rows)
+        what = f"number for each spectrum of shape {rows.shape}"
+        check_shape(options.argument_of, "metric", options.metric, what, values, rows.shape[:1])
+        found.append(jnp.where(jnp.isfinite(values) & (rows[:, -1] > 0), values, jnp.nan))
+        for stack in same_length:
+            slices = len(stack.spectra) // len(stack.names)
+            for name in stack.names:
+                positions[name] = np.arange(start, start + slices)
+                start += slices
+    return jnp.concatenate(found)[np.concatenate([positions[name] for name in names])]
+
+
+def _group_means(metrics: Float[Array, " slices"], groups: Int[np.ndarray, " slices"]) -> Float[Array, " groups"]:
+    """The mean metric of each group of slices, over the metrics that are known; NaN where none is."""
+    count = int(groups.max()) + 1
+    if count == len(metrics):
+        return metrics
+    known = jnp.isfinite(metrics)
+    total = jnp.zeros(count, metrics.dtype).at[groups].add(jnp.where(known, metrics, 0.0))
+    return total / jnp.zeros(count, metrics.dtype).at[groups].add(known.astype(metrics.dtype))
+
+
+def _flatten(numbers: LayerNumbers, names: Sequence[str]) -> Float[Array, " slices"]:
+    """The numbers of all layers in the order of `names`; of a stack of layers, one after another."""
+    return jnp.concatenate([numbers[name].reshape(-1) for name in names])
+
+
+def _unflatten(flat: Float[Array, " slices"], like: LayerNumbers, names: Sequence[str]) -> LayerNumbers:
+    numbers, start = {}, 0
+    for name in names:
+        shape, stop = like[name].shape, start + like[name].size
+        if shape:
+            numbers[name] = flat[start:stop].reshape(shape)
+        else:  # A masked sum is one kernel to compile for all layers. A slice for each layer takes some 10 ms each on CPU.
+            numbers[name] = jnp.sum(flat, where=np.arange(len(flat)) == start)
+        start = stop
+    return numbers

@@ -1,0 +1,173 @@
+"""Computes a plan: builds the matrices of each chunk from the kernels, divides them over the devices, and solves them."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from tb_optax._layers.layer import Path
+from tb_optax._spectra.blas import limit_blas_threads
+from tb_optax._spectra.eigenvalues import gram, squared_singular_values, symmetric_eigenvalues, triangular_factor
+from tb_optax._spectra.lanczos import lanczos_spectrum
+from tb_optax._spectra.options import Lanczos, Solver, exact_part
+from tb_optax._spectra.plan import Batch, Chunk, LayerMatrices, SpectrumPlan
+from tb_optax._spectra.sharding import (
+    over_devices,
+    partitioned_by_compiler,
+    replicated,
+    rows_over_mesh,
+    shard_stack,
+    unshard_stack,
+)
+from tb_optax._spectra.windows import extract_windows
+
+# The released code scales the weights of convolutions by sqrt(0.5).
+_POOLED_SCALE = 0.5
+
+
+class SpectrumStack(NamedTuple):
+    """The spectra of several layers that have as many slices and eigenvalues: for each layer in turn, a row for each
+    slice.
+    """
+
+    names: tuple[str, ...]
+    spectra: Float[Array, "rows eigenvalues"]
+
+
+class _Steps(NamedTuple):
+    """What a route does with a stack of matrices: it prepares problems on the device that solves them, and solves them."""
+
+    prepare: Callable[[Float[Array, "stack n m"]], Float[Array, "stack n k"]]
+    solve: Callable[[Float[Array, "stack n k"]], Float[Array, "stack n"]]
+
+
+def compute_spectra(plan: SpectrumPlan, leaves: Mapping[Path, Any]) -> list[SpectrumStack]:
+    """The spectra of all layers of a plan, as few arrays."""
+    if exact_part(plan.solver).limit_blas_threads:
+        limit_blas_threads()
+    pools = [pool for batch in plan.batches for pool in batch.pools]
+
+    def solve(kernels: Mapping[Path, Array]) -> list[Array]:
+        rows = []
+        for batch in plan.batches:
+            values = _solve_batch(batch, plan, kernels)
+            ends = np.cumsum([sum(layer.count for layer in pool) for pool in batch.pools])[:-1]
+            rows += [_pool(pool[0], part) for pool, part in zip(batch.pools, jnp.split(values, ends), strict=True)]
+        return rows
+
+    paths = [layer.kernel for pool in pools for layer in pool]
+    rows = partitioned_by_compiler(solve, {path: jnp.asarray(leaves[path]) for path in paths})
+    return [SpectrumStack(tuple(layer.name for layer in pool), own) for pool, own in zip(pools, rows, strict=True)]
+
+
+def _solve_batch(batch: Batch, plan: SpectrumPlan, kernels: Mapping[Path, Array]) -> Float[Array, "stack n"]:
+    """The eigenvalues of all matrices of a batch, in the order of its layers."""
+    steps = _steps(batch, plan.solver)
+
+    def build(chunk: Chunk) -> Float[Array, "stack n k"]:
+        """The problems of a chunk, divided over the devices."""
+
+        def prepare(*shares: Float[Array, "share n m"]) -> Float[Array, "length n k"]:
+            return _padded(jnp.concatenate([steps.prepare(share) for share in shares]), chunk.length)
+
+        stacks = []
+        for section in chunk.sections:
+            parts = _group_matrices(batch.groups[section.group], kernels, section.start, section.stop)
+            stack = _padded(jnp.concatenate(rows_over_mesh(parts)), section.share * plan.devices)
+            stacks.append(shard_stack(stack) if len(parts) == 1 else stack)
+        return over_devices(prepare, *stacks)
+
+    values = solve_in_chunks(batch.chunks, build, functools.partial(over_devices, steps.solve))
+    if plan.devices == 1:
+        return values
+    in_groups = [layer for group in batch.groups for layer in group]
+    parts = jnp.split(replicated(values), np.cumsum([layer.count for layer in in_groups])[:-1])
+    by_name = {layer.name: part for layer, part in zip(in_groups, parts, strict=True)}
+    return jnp.concatenate([by_name[layer.name] for layer in batch.layers])
+
+
+def _steps(batch: Batch, solver: Solver) -> _Steps:
+    if batch.route == "gram":
+        return _Steps(gram, symmetric_eigenvalues)
+    if batch.route == "svd":
+        return _Steps(triangular_factor, squared_singular_values)
+    assert isinstance(solver, Lanczos)
+    options = dict(steps=solver.steps, probes=solver.probes, seed=solver.seed)
+    return _Steps(lambda matrices: matrices, functools.partial(lanczos_spectrum, **options))
+
+
+def solve_in_chunks(
+    chunks: Sequence[Chunk],
+    build: Callable[[Chunk], Shaped[Array, "stack ..."]],
+    solve: Callable[[Shaped[Array, "stack ..."]], Shaped[Array, "stack ..."]],
+) -> Shaped[Array, "matrices ..."]:
+    """Solves all chunks, with the problems of one in memory, and puts the results in the order of the matrices.
+
+    `build` returns the problems of a chunk, which lie as `Chunk.positions` says. The chunks are built inside a loop whose
+    body selects its chunk by a switch: the solver is compiled once, and XLA cannot build a chunk before the last one is
+    done.
+    """
+    if len(chunks) == 1:
+        solutions = solve(build(chunks[0]))
+    else:
+        branches = [lambda chunk=chunk: build(chunk) for chunk in chunks]
+        solved = jax.lax.map(lambda index: solve(jax.lax.switch(index, branches)), jnp.arange(len(branches)))
+        solutions = solved.reshape(-1, *solved.shape[2:])
+    length = len(solutions) // len(chunks)
+    positions = np.concatenate([number * length + chunk.positions() for number, chunk in enumerate(chunks)])
+    in_order = np.array_equal(positions, np.arange(len(positions)))
+    return solutions[: len(positions)] if in_order else solutions[positions]
+
+
+def _group_matrices(
+    group: Sequence[LayerMatrices], kernels: Mapping[Path, Array], start: int, stop: int
+) -> list[Float[Array, "some n m"]]:
+    """Matrices `start` to `stop` of all layers of a group together, as one stack for each layer that has some of them."""
+    parts, begin = [], 0
+    for layer in group:
+        first, last = max(start - begin, 0), min(stop - begin, layer.count)
+        if first < last:
+            parts.append(layer_matrices(layer, kernels[layer.kernel], first, last))
+        begin += layer.count
+    return parts
+
+
+def layer_matrices(layer: LayerMatrices, kernel: Array, start: int, stop: int) -> Float[Array, "some n m"]:
+    """Matrices `start` to `stop` of a layer, the smaller side first."""
+    windows = layer.grid.size
+    first = start // windows
+    cut = extract_windows(_kernel_matrices(layer, kernel, first, -(-stop // windows)), layer.grid)
+    return unshard_stack(cut[start - first * windows : stop - first * windows])
+
+
+def _kernel_matrices(layer: LayerMatrices, kernel: Array, start: int, stop: int) -> Float[Array, "some rows columns"]:
+    """Matrices `start` to `stop` of a kernel, before windows are taken."""
+    shape, rows, columns = layer.shape, layer.shape.reduction_axes, layer.shape.output_axes
+    if shape.rows > shape.columns:
+        rows, columns = columns, rows
+    stacked = (*shape.layer_axes, *shape.pooled_axes)
+    if stacked:  # Slicing comes before transposing: otherwise XLA transposes the whole kernel.
+        per_slice = layer.count // layer.grid.size // kernel.shape[stacked[0]]
+        first = start // per_slice
+        kernel = jax.lax.slice_in_dim(kernel, first, -(-stop // per_slice), axis=stacked[0])
+        start, stop = start - first * per_slice, stop - first * per_slice
+    sides = sorted((shape.rows, shape.columns))
+    matrices = kernel.transpose(*stacked, *rows, *columns).reshape(-1, *sides)[start:stop]
+    return matrices.astype(layer.dtype)
+
+
+def _padded(stack: Float[Array, "stack n m"], length: int) -> Float[Array, "length n m"]:
+    missing = length - len(stack)
+    return jnp.pad(stack, ((0, missing), (0, 0), (0, 0))) if missing else stack
+
+
+def _pool(layer: LayerMatrices, values: Float[Array, "matrices n"]) -> Float[Array, "rows eigenvalues"]:
+    """Ascending spectra, from the eigenvalues of the matrices of layers that are pooled like this one."""
+    rows = values.reshape(-1, layer.pooled * values.shape[1])
+    if layer.pooled > 1:
+        rows = jnp.sort(rows, axis=-1)
+    return rows * (_POOLED_SCALE if layer.shape.pooled_axes else 1.0)
