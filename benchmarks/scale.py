@@ -82,10 +82,7 @@ class Found:
 
 def compiled_refresh(decoder: Decoder, sharding: str, **options: Any) -> Found:
     """Compiles the refresh of TempBalance, with these options, for float32 weights sharded over `DEVICES` devices."""
-    shape, names = SHARDINGS[sharding]
-    mesh = jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(names), devices=jax.devices()[:DEVICES])
-    weights = {name: _weight(decoder, name, size, sharding, mesh) for name, size in decoder.kernels().items()}
-    layers = tb_optax.Layers(tb_optax.Layer(name, name, layer_axes=(0,)) for name in weights)
+    mesh, weights, layers = sharded_shapes(decoder, sharding)
     tx = tb_optax.tempbalance(1, layers=layers, **options)
     with jax.set_mesh(mesh):
         state = jax.tree.map(
@@ -99,6 +96,14 @@ def compiled_refresh(decoder: Decoder, sharding: str, **options: Any) -> Found:
     analysis = compiled.memory_analysis()
     temporary = 0 if analysis is None else analysis.temp_size_in_bytes
     return Found(total / DEVICES / _MIB, temporary / _MIB, max(gathered(text), default=0) / _MIB, solved(text))
+
+
+def sharded_shapes(decoder: Decoder, sharding: str) -> tuple[Mesh, dict[str, jax.ShapeDtypeStruct], tb_optax.Layers]:
+    """A mesh of `DEVICES` devices, the weights of a decoder sharded over it, and their layers."""
+    shape, names = SHARDINGS[sharding]
+    mesh = jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(names), devices=jax.devices()[:DEVICES])
+    weights = {name: _weight(decoder, name, size, sharding, mesh) for name, size in decoder.kernels().items()}
+    return mesh, weights, tb_optax.Layers(tb_optax.Layer(name, name, layer_axes=(0,)) for name in weights)
 
 
 def _weight(decoder: Decoder, name: str, size: tuple[int, int], sharding: str, mesh: Mesh) -> jax.ShapeDtypeStruct:

@@ -1,7 +1,6 @@
 """The contenders that train: an optimizer's update alone, and epochs of `examples/vision`."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -81,9 +80,7 @@ def training(case: Case) -> Prepared:
     return Prepared(run)
 
 
-def _optimizer(
-    method: str, layers: Callable[..., tb_optax.Layers], update_interval: Any
-) -> optax.GradientTransformationExtraArgs:
+def _optimizer(method: str, layers: Any, update_interval: Any) -> optax.GradientTransformationExtraArgs:
     settings = Settings(method=method, update_interval=update_interval)  # pyright: ignore[reportArgumentType]
     return create_optimizer(settings, optax.constant_schedule(_LEARNING_RATE), 1, layers, layers)
 

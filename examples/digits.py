@@ -104,26 +104,30 @@ def main(
 
     schedule = optax.cosine_decay_schedule(learning_rate, epochs * steps)
     tx = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(schedule, momentum=0.9))
+    balance = None
     if tempbalance:
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)
         forward = lambda params, images: nnx.merge(graphdef, params, rest, copy=True)(images)
         layers = tb_optax.trace_layers(forward, params, test_images[:1])
-        tx = optax.chain(tx, tb_optax.tempbalance(steps, layers=layers))  # last: it scales the step
+        balance = tb_optax.tempbalance(None, layers=layers)
+        tx = optax.chain(tx, balance)  # last: it scales the step
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 
     random, tested = np.random.default_rng(seed), 0.0
     for epoch in range(1, epochs + 1):
+        if balance is not None:  # Once an epoch, the scales are computed anew from the weights.
+            optimizer.opt_state = balance.refresh(optimizer.opt_state, nnx.state(model, nnx.Param))
         model.train()
         losses = [train_step(model, optimizer, *batch) for batch in batches(train_images, train_labels, batch_size, random)]
         model.eval()
         tested = float(accuracy(model, test_images, test_labels))
         print(f"epoch {epoch:2d}  loss {np.mean(losses):.3f}  test {tested:.1%}")
 
-    balance = optax.tree_utils.tree_get(optimizer.opt_state, "TempBalanceState")
-    if balance is not None:
+    state = optax.tree_utils.tree_get(optimizer.opt_state, "TempBalanceState")
+    if state is not None:
         print("\nlayer            alpha  scale")
-        for name, scale in balance.scale.items():
-            print(f"{name:16s} {float(balance.metric[name][...]):5.2f}  {float(scale[...]):5.2f}")
+        for name, scale in state.scale.items():
+            print(f"{name:16s} {float(state.metric[name][...]):5.2f}  {float(scale[...]):5.2f}")
     return tested
 
 

@@ -20,7 +20,7 @@ from examples.detection.pretrained import load_weights
 from examples.detection.settings import METHODS, Settings, unused
 from examples.detection.suppression import Detections
 from examples.detection.yolo import create_model
-from examples.runs.balance import LayersOrFn, balanced
+from examples.runs.balance import LayersOrFn, balanced, refreshing
 from examples.runs.domain import Domain, Measure, Training
 from examples.runs.errors import UserError
 from examples.runs.network import Network, TrainState, epoch_cosine
@@ -83,7 +83,12 @@ def prepare(settings: Settings, dataset: DetectionSet, mesh: Mesh) -> Training:
 
     return Training(
         initial,
-        partial(train_epoch, network, tx, weights, watched, settings.batch_size, settings.augment, dataset.flip),
+        refreshing(
+            tx,
+            partial(train_epoch, network, tx, weights, watched, settings.batch_size, settings.augment, dataset.flip),
+            settings,
+            steps,
+        ),
         partial(detect_all, network, settings.batch_size),
         train_data,
         test_data,

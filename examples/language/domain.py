@@ -17,7 +17,7 @@ from examples.language.models import LanguageModel, create_model
 from examples.language.models.tensorized import TensorizedTransformer, paper_layers
 from examples.language.settings import METHODS, Settings, unused
 from examples.language.updates import TrainState, evaluate, keep_best, train_interval, windows
-from examples.runs.balance import LayersOrFn, adamw_with_alphadecay, balanced
+from examples.runs.balance import LayersOrFn, adamw_with_alphadecay, balanced, chain, refreshing
 from examples.runs.domain import Domain, Measure, Selection, Training
 from examples.runs.errors import UserError
 from examples.runs.parallel import replicate
@@ -75,7 +75,7 @@ def prepare(settings: Settings, corpus: Corpus, mesh: Mesh) -> Training:
 
     return Training(
         initial,
-        partial(train_interval, model, tx, weights, watched, steps),
+        refreshing(tx, partial(train_interval, model, tx, weights, watched, steps), settings, steps),
         partial(evaluate, model, settings.batch_size),
         _place(corpus.train, settings.batch_size, settings.window, mesh),
         _place(corpus.valid, _EVALUATION_ROWS, settings.window, mesh),
@@ -115,7 +115,7 @@ def create_optimizer(
         "adamw": partial(optax.adamw, weight_decay=decay),
         "adamw+alphadecay": lambda schedule: adamw_with_alphadecay(schedule, decay, settings, steps, layers),
     }
-    optimizer = optax.chain(optax.clip_by_global_norm(settings.clip), bases[method.base](schedule))
+    optimizer = chain(optax.clip_by_global_norm(settings.clip), bases[method.base](schedule))
     if method.balanced:
         return balanced(optimizer, settings, steps, layers)
     return optax.with_extra_args_support(optimizer)

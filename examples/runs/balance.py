@@ -72,6 +72,10 @@ class BalanceSettings:
         """The steps from one refresh to the next, and before the first; an interval has `steps`."""
         return (steps if self.update_interval is None else self.update_interval), 0
 
+    def refreshed_by_loop(self, steps: int) -> bool:
+        """Whether scales are refreshed before each interval, and never within one."""
+        return self.refreshes(steps) == (steps, 0)
+
     def check(self) -> None:
         """Raises UserError where a number is out of range."""
         bounds = ("min_scale", "max_scale", "min_decay_scale", "max_decay_scale")
@@ -112,6 +116,34 @@ def check_range(settings: object, positive: tuple[str, ...], others: tuple[str, 
             raise UserError(f"--{name.replace('_', '-')} {value} must be {least}.")
 
 
+class Refreshable(optax.GradientTransformationExtraArgs):
+    """An optimizer with parts whose scales the loop refreshes, before each interval."""
+
+    refresh: Callable[[optax.OptState, Any], optax.OptState]
+
+
+def chain(*parts: optax.GradientTransformation) -> Refreshable:
+    """`optax.chain`, with a `refresh` that calls the parts' own."""
+    chained = Refreshable(*optax.chain(*parts))
+    own = [part.refresh for part in parts if hasattr(part, "refresh")]  # pyright: ignore[reportAttributeAccessIssue]
+    chained.refresh = lambda opt_state, params: functools.reduce(lambda state, each: each(state, params), own, opt_state)
+    return chained
+
+
+def refreshing(
+    tx: optax.GradientTransformation, train: Callable[[Any, Any], Any], settings: BalanceSettings, steps: int
+) -> Callable[[Any, Any], Any]:
+    """`train(state, data)`, an interval, with scales refreshed before it if that is when the settings refresh them."""
+    if not (settings.refreshed_by_loop(steps) and hasattr(tx, "refresh")):
+        return train
+    refresh = tx.refresh  # pyright: ignore[reportAttributeAccessIssue]
+
+    def train_refreshed(state: Any, data: Any) -> Any:
+        return train(state._replace(opt_state=refresh(state.opt_state, state.params)), data)
+
+    return train_refreshed
+
+
 def balanced(
     optimizer: optax.GradientTransformation, settings: BalanceSettings, steps: int, layers: LayersOrFn
 ) -> optax.GradientTransformationExtraArgs:
@@ -130,7 +162,7 @@ def balanced(
         assign=assign if settings.control == "none" else CONTROLS[settings.control](assign),
         **_of_both(settings, steps, layers),
     )
-    return optax.chain(optimizer, balance)
+    return chain(optimizer, balance)
 
 
 def adamw_with_alphadecay(
@@ -152,11 +184,11 @@ def adamw_with_alphadecay(
         assign=_ASSIGNMENTS[settings.assignment],
         **_of_both(settings, steps, layers),
     )
-    return optax.chain(optax.scale_by_adam(), decay, optax.scale_by_learning_rate(schedule))
+    return chain(optax.scale_by_adam(), decay, optax.scale_by_learning_rate(schedule))
 
 
 def _of_both(settings: BalanceSettings, steps: int, layers: LayersOrFn) -> dict[str, Any]:
-    interval, start = settings.refreshes(steps)
+    interval, start = (None, 0) if settings.refreshed_by_loop(steps) else settings.refreshes(steps)
     windows = None if settings.spectrum_rows is None else tb_optax.Windows(settings.spectrum_rows)
     return {
         "update_interval": interval,

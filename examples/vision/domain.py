@@ -12,6 +12,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from examples.runs.balance import refreshing
 from examples.runs.domain import Domain, Measure, Training
 from examples.runs.errors import UserError
 from examples.runs.network import Network, TrainState
@@ -62,7 +63,12 @@ def prepare(
 
     return Training(
         initial,
-        partial(train_epoch, network, tx, weights, watched, settings.batch_size, dataset.flip),
+        refreshing(
+            tx,
+            partial(train_epoch, network, tx, weights, watched, settings.batch_size, dataset.flip),
+            settings,
+            steps,
+        ),
         partial(evaluate, network, settings.batch_size),
         train_data,
         test_data,

@@ -62,7 +62,8 @@ def test_a_flag_puts_the_control_in_tempbalances_place(control):
     params = {f"layer{index}": {"kernel": jax.random.normal(key, (60, 60 + index))} for index, key in enumerate(keys)}
     settings = dataclasses.replace(Settings(method="tb", control=control).resolved(), weight_decay=0.0)
     tx = create_optimizer(settings, lambda _: 0.1, 1, tb_optax.find_layers, tb_optax.find_layers)
-    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    state = tx.refresh(tx.init(params), params)
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
     scales = np.array([float(updates[name]["kernel"][0, 0]) / -0.1 for name in params])
     alphas = jnp.stack([tb_optax.metrics.pl_alpha_hill(values) for values in tb_optax.spectra(params).values()])
     own = np.asarray(assignments.linear(alphas))

@@ -35,10 +35,21 @@ def train(settings, steps=6):
     tx, _ = optimizer(settings)
     state, path = tx.init(params), [params]
     for step in range(steps):
+        state = at_start_of_step(tx, settings, step, state, params)
         updates, state = tx.update(gradient(params, step), state, params)
         params = optax.apply_updates(params, updates)
         path.append(params)
     return path, state
+
+
+def at_start_of_step(tx, settings, step, state, params):
+    """The optimizer's state, with scales refreshed if the loop refreshes them before this step."""
+    starts = step % STEPS_PER_EPOCH == 0
+    return (
+        tx.refresh(state, params)
+        if starts and settings.refreshed_by_loop(STEPS_PER_EPOCH) and hasattr(tx, "refresh")
+        else state
+    )
 
 
 def gradient(params, step):
@@ -202,8 +213,8 @@ def test_tempbalance_scales_the_step_of_the_optimizer_before_it(base):
 def test_flags_choose_the_metric_the_fit_and_the_assignment(changes, metric, assign):
     settings = dataclasses.replace(SMALL, method="tb", **changes)
     (before, _), state = train(settings, steps=1)
-    metrics = jnp.stack([metric(eigenvalues) for eigenvalues in tb_optax.spectra(before).values()])
-    expected = np.clip(assign(metrics, settings.min_scale, settings.max_scale), settings.min_scale, settings.max_scale)
+    alphas = jnp.stack([metric(eigenvalues) for eigenvalues in tb_optax.spectra(before).values()])
+    expected = np.clip(assign(alphas, settings.min_scale, settings.max_scale), settings.min_scale, settings.max_scale)
     scales = optax.tree_utils.tree_get(state, "TempBalanceState").scale
     np.testing.assert_allclose([scales[name] for name in before], expected, rtol=1e-3)
 
@@ -226,10 +237,12 @@ def test_scales_are_refreshed_at_the_interval_from_the_start_epoch_on():
     """Whether a step changed the scales, over three epochs of two steps."""
 
     def changed(**changes):
-        tx, _ = optimizer(dataclasses.replace(SMALL, method="tb", **changes))
+        settings = dataclasses.replace(SMALL, method="tb", **changes)
+        tx, _ = optimizer(settings)
         params = train(SMALL, 0)[0][0]
         state, before, found = tx.init(params), None, []
         for step in range(6):
+            state = at_start_of_step(tx, settings, step, state, params)
             updates, state = tx.update(gradient(params, step), state, params)
             params = optax.apply_updates(params, updates)
             metrics = [float(v) for v in optax.tree_utils.tree_get(state, "TempBalanceState").metric.values()]

@@ -61,7 +61,9 @@ def train(settings, batches):
     names = lambda path: jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
     first = {names(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     state, losses = tx.init(params), []
-    for images, labels in batches:
+    for number, (images, labels) in enumerate(batches):
+        if number % STEPS_PER_EPOCH == 0 and hasattr(tx, "refresh"):
+            state = tx.refresh(state, params)
         params, batch_stats, state, loss = step(params, batch_stats, state, images, labels)
         losses.append(float(loss))
     return first, layers, losses
