@@ -1,4 +1,4 @@
-"""Attributes by which metrics and fits declare what they need, also inside `functools.partial` and `jax.jit`."""
+"""Attributes by which metrics and fits declare what they need."""
 
 import functools
 from collections.abc import Callable
@@ -21,33 +21,22 @@ def declare(**attributes: bool) -> Callable[[Function], Function]:
     return decorate
 
 
-def declares(function: Any, attribute: str, *, default: bool = False) -> bool:
-    """What a function declares; `default` if it does not say.
+def all_declare(function: Any, attribute: str) -> bool:
+    """Whether a function declares an attribute; a `functools.partial` does if all functions in it do.
 
-    `jax.jit` of a function declares what the function does. Any other wrapper declares what it sets itself: what
+    `jax.jit` of a function declares what the function does. Any other wrapper has to set the attribute itself: what
     `functools.wraps` copied is of another function.
     """
-    function = _unjitted(function)
-    return default if hasattr(function, "__wrapped__") else bool(getattr(function, attribute, default))
+    if isinstance(function, functools.partial):
+        parts = (function.func, *function.args, *function.keywords.values())
+        return all(all_declare(part, attribute) for part in parts if callable(part))
+    if isinstance(function, _JITTED):
+        return all_declare(getattr(function, "__wrapped__", None), attribute)
+    return bool(getattr(function, attribute, False)) and not hasattr(function, "__wrapped__")
 
 
 def innermost(function: Any) -> Any:
     """The function inside `functools.partial` and `jax.jit`."""
     while isinstance(function, (functools.partial, _JITTED)):
-        function = function.func if isinstance(function, functools.partial) else _unjitted(function)
-    return function
-
-
-def parts(function: Any) -> list[Any]:
-    """The functions that a function is made of: itself, or those in a `functools.partial`."""
-    function = _unjitted(function)
-    if not isinstance(function, functools.partial):
-        return [function]
-    given = (function.func, *function.args, *function.keywords.values())
-    return [part for argument in given if callable(argument) for part in parts(argument)]
-
-
-def _unjitted(function: Any) -> Any:
-    while isinstance(function, _JITTED):
-        function = getattr(function, "__wrapped__", None)
+        function = function.func if isinstance(function, functools.partial) else getattr(function, "__wrapped__", None)
     return function

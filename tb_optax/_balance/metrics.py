@@ -1,11 +1,11 @@
 """Metrics: one number for a layer's spectrum, which decides how its learning rate compares with other layers'."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tb_optax._balance.attributes import declare, declares, parts
+from tb_optax._balance.attributes import declare
 from tb_optax._balance.fits import Fit, check_eigenvalues, median
 
 
@@ -99,8 +99,3 @@ def alpha_weighted(eigenvalues: Float[Array, "*layers n"], *, fit: Fit = median)
     """
     alpha = fit(eigenvalues).alpha
     return alpha * jnp.log10(eigenvalues[..., -1].astype(alpha.dtype))
-
-
-def tolerates_gram(metric: Any) -> bool:
-    """Whether a metric, and every function inside it, declares that spectra of Gram products are exact enough."""
-    return all(declares(part, "gram") for part in parts(metric))

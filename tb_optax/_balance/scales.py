@@ -8,16 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from tb_optax._balance.metrics import tolerates_gram
+from tb_optax._balance.attributes import all_declare
 from tb_optax._balance.options import BalanceOptions
 from tb_optax._checks import check_shape
 from tb_optax._dtypes import at_least_float32
 from tb_optax._layers.blocks import group_ids
 from tb_optax._layers.layer import KernelShape, Layers, Path, PyTree, kernel_shape, path_name
-from tb_optax._spectra.execute import SpectrumStack
-from tb_optax._spectra.plan import group_by
-from tb_optax._spectra.sharding import in_mesh, mesh_of
-from tb_optax._spectra.spectra import stacked_spectra
+from tb_optax._spectra.execute import SpectrumStack, compute_spectra
+from tb_optax._spectra.plan import group_by, plan_spectra
+from tb_optax._spectra.sharding import device_count, in_mesh, mesh_of
 
 LayerNumbers = dict[str, Float[Array, "*stack"]]
 """A number for each slice of each layer, by the layer's name, in arrays with the sizes of its layer axes."""
@@ -36,22 +35,12 @@ def metrics_and_scales(
     A layer whose spectrum is unusable keeps its number in `metric` and in `scale`, and takes no part in the others' scales.
     A layer in a block has the scale of its block. Where no refresh is due, every layer keeps its numbers.
     """
-    with in_mesh(mesh_of(kernels.values())):
-        return _metrics_and_scales(options, layers, kernels, metric, scale, due)
-
-
-def _metrics_and_scales(
-    options: BalanceOptions,
-    layers: Layers,
-    kernels: Mapping[Path, Array],
-    metric: LayerNumbers,
-    scale: LayerNumbers,
-    due: Bool[Array, ""] | bool,
-) -> tuple[LayerNumbers, LayerNumbers]:
     names = [layer.name for layer in layers]
     groups = group_ids(layers, {layer.name: kernel_shape(layer, kernels[layer.kernel].shape) for layer in layers})
-    gram = tolerates_gram(options.metric)
-    stacks = stacked_spectra(layers, kernels, options.solver, options.windows, gram=gram)
+    with in_mesh(mesh_of(kernels.values())):
+        gram, devices = all_declare(options.metric, "gram"), device_count()
+        plan = plan_spectra(layers, kernels, options.solver, options.windows, gram=gram, devices=devices)
+        stacks = compute_spectra(plan, kernels)
     metrics = _metrics(options, stacks, names)
     low, high = (jnp.asarray(bound).astype(metrics.dtype) for bound in (options.min_scale, options.max_scale))
     shared = _group_means(metrics, groups)

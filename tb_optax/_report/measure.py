@@ -70,7 +70,7 @@ def _solve(
 ) -> Float[np.ndarray, "slices eigenvalues"]:
     kernel = read(layer.kernel)
     with in_mesh(mesh_of([kernel])):
-        stacks = partitioned_by_compiler(functools.partial(_as_stacks, shape=kernel_shape(layer, kernel.shape)), kernel)
+        stacks = partitioned_by_compiler(functools.partial(_as_stacks, shape=kernel_shape(layer, kernel.shape)))(kernel)
     del kernel
     solve = _solve_on_cpu if jax.default_backend() == "cpu" else _solve_stacks
     return np.asarray(solve(stacks, solver, windows))

@@ -1,6 +1,7 @@
 """Computes a plan: builds the matrices of each chunk from the kernels, divides them over the devices, and solves them."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,8 +14,8 @@ from tb_optax._layers.layer import Path
 from tb_optax._spectra.blas import limit_blas_threads
 from tb_optax._spectra.eigenvalues import gram, squared_singular_values, symmetric_eigenvalues, triangular_factor
 from tb_optax._spectra.lanczos import lanczos_spectrum
-from tb_optax._spectra.options import Lanczos, Solver, exact_part
-from tb_optax._spectra.plan import Batch, Chunk, LayerMatrices, SpectrumPlan
+from tb_optax._spectra.options import Lanczos
+from tb_optax._spectra.plan import Batch, Chunk, LayerMatrices, Route, SpectrumPlan
 from tb_optax._spectra.sharding import (
     over_devices,
     partitioned_by_compiler,
@@ -38,18 +39,19 @@ class SpectrumStack(NamedTuple):
     spectra: Float[Array, "rows eigenvalues"]
 
 
-class _Steps(NamedTuple):
-    """What a route does with a stack of matrices: it prepares problems on the device that solves them, and solves them."""
-
-    prepare: Callable[[Float[Array, "stack n m"]], Float[Array, "stack n k"]]
-    solve: Callable[[Float[Array, "stack n k"]], Float[Array, "stack n"]]
+# For each route: what a device makes of the matrices that it solves, and how it solves them.
+_ROUTES: dict[Route, tuple[Callable[..., Array], Callable[..., Array]]] = {
+    "gram": (gram, symmetric_eigenvalues),
+    "svd": (triangular_factor, squared_singular_values),
+    "lanczos": (lambda matrices: matrices, lanczos_spectrum),
+}
 
 
 def compute_spectra(plan: SpectrumPlan, leaves: Mapping[Path, Any]) -> list[SpectrumStack]:
     """The spectra of all layers of a plan, as few arrays."""
-    if exact_part(plan.solver).limit_blas_threads:
+    exact = plan.solver.below if isinstance(plan.solver, Lanczos) else plan.solver
+    if exact.limit_blas_threads:
         limit_blas_threads()
-    pools = [pool for batch in plan.batches for pool in batch.pools]
 
     def solve(kernels: Mapping[Path, Array]) -> list[Array]:
         rows = []
@@ -59,45 +61,37 @@ def compute_spectra(plan: SpectrumPlan, leaves: Mapping[Path, Any]) -> list[Spec
             rows += [_pool(pool[0], part) for pool, part in zip(batch.pools, jnp.split(values, ends), strict=True)]
         return rows
 
-    paths = [layer.kernel for pool in pools for layer in pool]
-    rows = partitioned_by_compiler(solve, {path: jnp.asarray(leaves[path]) for path in paths})
+    paths = [layer.kernel for batch in plan.batches for layer in batch.layers]
+    rows = partitioned_by_compiler(solve)({path: jnp.asarray(leaves[path]) for path in paths})
+    pools = [pool for batch in plan.batches for pool in batch.pools]
     return [SpectrumStack(tuple(layer.name for layer in pool), own) for pool, own in zip(pools, rows, strict=True)]
 
 
 def _solve_batch(batch: Batch, plan: SpectrumPlan, kernels: Mapping[Path, Array]) -> Float[Array, "stack n"]:
     """The eigenvalues of all matrices of a batch, in the order of its layers."""
-    steps = _steps(batch, plan.solver)
+    prepare, solve = _ROUTES[batch.route]
+    if isinstance(plan.solver, Lanczos) and batch.route == "lanczos":
+        solve = functools.partial(solve, steps=plan.solver.steps, probes=plan.solver.probes, seed=plan.solver.seed)
 
     def build(chunk: Chunk) -> Float[Array, "stack n k"]:
         """The problems of a chunk, divided over the devices."""
-
-        def prepare(*shares: Float[Array, "share n m"]) -> Float[Array, "length n k"]:
-            return _padded(jnp.concatenate([steps.prepare(share) for share in shares]), chunk.length)
-
         stacks = []
         for section in chunk.sections:
             parts = _group_matrices(batch.groups[section.group], kernels, section.start, section.stop)
-            stack = _padded(jnp.concatenate(rows_over_mesh(parts)), section.share * plan.devices)
-            stacks.append(shard_stack(stack) if len(parts) == 1 else stack)
-        return over_devices(prepare, *stacks)
+            if plan.devices > 1:
+                parts = rows_over_mesh([unshard_stack(part) for part in parts])
+            stack = _padded(jnp.concatenate(parts), section.share * plan.devices)
+            stacks.append(shard_stack(stack) if plan.devices > 1 and len(parts) == 1 else stack)
+        together = lambda *shares: _padded(jnp.concatenate([prepare(share) for share in shares]), chunk.length)
+        return (over_devices(together) if plan.devices > 1 else together)(*stacks)
 
-    values = solve_in_chunks(batch.chunks, build, functools.partial(over_devices, steps.solve))
     if plan.devices == 1:
-        return values
+        return solve_in_chunks(batch.chunks, build, solve)
+    values = solve_in_chunks(batch.chunks, build, over_devices(solve))
     in_groups = [layer for group in batch.groups for layer in group]
     parts = jnp.split(replicated(values), np.cumsum([layer.count for layer in in_groups])[:-1])
     by_name = {layer.name: part for layer, part in zip(in_groups, parts, strict=True)}
     return jnp.concatenate([by_name[layer.name] for layer in batch.layers])
-
-
-def _steps(batch: Batch, solver: Solver) -> _Steps:
-    if batch.route == "gram":
-        return _Steps(gram, symmetric_eigenvalues)
-    if batch.route == "svd":
-        return _Steps(triangular_factor, squared_singular_values)
-    assert isinstance(solver, Lanczos)
-    options = dict(steps=solver.steps, probes=solver.probes, seed=solver.seed)
-    return _Steps(lambda matrices: matrices, functools.partial(lanczos_spectrum, **options))
 
 
 def solve_in_chunks(
@@ -138,10 +132,10 @@ def _group_matrices(
 
 def layer_matrices(layer: LayerMatrices, kernel: Array, start: int, stop: int) -> Float[Array, "some n m"]:
     """Matrices `start` to `stop` of a layer, the smaller side first."""
-    windows = layer.grid.size
+    windows = len(layer.grid.row_starts) * len(layer.grid.column_starts)
     first = start // windows
     cut = extract_windows(_kernel_matrices(layer, kernel, first, -(-stop // windows)), layer.grid)
-    return unshard_stack(cut[start - first * windows : stop - first * windows])
+    return cut[start - first * windows : stop - first * windows]
 
 
 def _kernel_matrices(layer: LayerMatrices, kernel: Array, start: int, stop: int) -> Float[Array, "some rows columns"]:
@@ -151,7 +145,7 @@ def _kernel_matrices(layer: LayerMatrices, kernel: Array, start: int, stop: int)
         rows, columns = columns, rows
     stacked = (*shape.layer_axes, *shape.pooled_axes)
     if stacked:  # Slicing comes before transposing: otherwise XLA transposes the whole kernel.
-        per_slice = layer.count // layer.grid.size // kernel.shape[stacked[0]]
+        per_slice = math.prod(shape.stack) * shape.matrices // kernel.shape[stacked[0]]
         first = start // per_slice
         kernel = jax.lax.slice_in_dim(kernel, first, -(-stop // per_slice), axis=stacked[0])
         start, stop = start - first * per_slice, stop - first * per_slice

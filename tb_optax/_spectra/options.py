@@ -100,11 +100,6 @@ Solver: TypeAlias = Exact | Lanczos
 DEFAULT_SOLVER = Exact()
 
 
-def exact_part(solver: Solver) -> Exact:
-    """The options for the matrices that are solved exactly."""
-    return solver.below if isinstance(solver, Lanczos) else solver
-
-
 def check_solver(argument_of: str, solver: Any) -> None:
     if not isinstance(solver, (Exact, Lanczos)):
         raise TypeError(

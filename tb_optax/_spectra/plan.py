@@ -27,15 +27,14 @@ from jaxtyping import Int
 
 from tb_optax._dtypes import at_least_float32
 from tb_optax._layers.layer import KernelShape, Layers, Path, kernel_shape
-from tb_optax._spectra.options import DEFAULT_SOLVER, Lanczos, Solver, exact_part
+from tb_optax._spectra.options import DEFAULT_SOLVER, Lanczos, Solver
 from tb_optax._spectra.windows import WindowGrid, Windows, window_grid
 
 Item = TypeVar("Item")
 Route: TypeAlias = Literal["gram", "svd", "lanczos"]
 
 
-@dataclasses.dataclass(frozen=True)
-class LayerMatrices:
+class LayerMatrices(NamedTuple):
     """The matrices of one layer, with the smaller side first: those of its kernel, or windows of them.
 
     Attributes:
@@ -45,6 +44,9 @@ class LayerMatrices:
       dtype: in which its spectra are computed.
       grid: the windows of each matrix of the kernel.
       route: how its spectra are computed.
+      pooled: how many matrices share one spectrum.
+      count: how many matrices there are.
+      problem: the size of what the solver is given for one matrix.
     """
 
     name: str
@@ -53,24 +55,9 @@ class LayerMatrices:
     dtype: Any
     grid: WindowGrid
     route: Route
-
-    @property
-    def pooled(self) -> int:
-        """How many matrices share one spectrum."""
-        return self.shape.matrices * self.grid.size
-
-    @property
-    def count(self) -> int:
-        return math.prod(self.shape.stack) * self.pooled
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        return self.grid.rows, self.grid.columns
-
-    @property
-    def problem(self) -> tuple[int, int]:
-        """The size of what the solver is given for one matrix."""
-        return self.sides if self.route == "lanczos" else (self.grid.rows, self.grid.rows)
+    pooled: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
+    problem: tuple[int, int]
 
     def bytes_each(self, devices: int) -> int:
         """Memory of a device for each matrix: the matrix, the problem made from it, and the solver's copy of the problem.
@@ -79,10 +66,10 @@ class LayerMatrices:
         are cut out of bands of rows, which every device holds for all the matrices of a chunk.
         """
         copies = 1 if devices == 1 else 3
-        numbers = copies * math.prod(self.sides) + 2 * math.prod(self.problem)
-        if self.grid.size > 1:
-            band = len(self.grid.row_starts) * self.grid.rows * max(self.shape.rows, self.shape.columns)
-            numbers += devices * copies * math.ceil(band / self.grid.size)
+        numbers = copies * self.grid.rows * self.grid.columns + 2 * math.prod(self.problem)
+        if len(self.grid.row_starts) * len(self.grid.column_starts) > 1:
+            band = self.grid.rows * max(self.shape.rows, self.shape.columns)
+            numbers += devices * copies * math.ceil(band / len(self.grid.column_starts))
         return numbers * np.dtype(self.dtype).itemsize
 
 
@@ -116,22 +103,18 @@ class Batch:
     """Matrices of one size that one compiled solver solves.
 
     Attributes:
-      pools: layers whose eigenvalues are pooled into spectra in the same way. Their results lie next to each other.
-      groups: layers whose matrices are divided over the devices together.
+      route: how they are solved.
+      layers: whose matrices they are, in the order of the results.
+      pools: the same layers, by how eigenvalues are pooled into spectra.
+      groups: the same layers, by whose matrices are divided over the devices together.
       chunks: of the matrices of the groups.
     """
 
+    route: Route
+    layers: tuple[LayerMatrices, ...]
     pools: tuple[tuple[LayerMatrices, ...], ...]
     groups: tuple[tuple[LayerMatrices, ...], ...]
     chunks: tuple[Chunk, ...]
-
-    @property
-    def layers(self) -> tuple[LayerMatrices, ...]:
-        return tuple(layer for pool in self.pools for layer in pool)
-
-    @property
-    def route(self) -> Route:
-        return self.layers[0].route
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +135,7 @@ class SpectrumPlan:
         lines = []
         for batch in self.batches:
             count = sum(layer.count for layer in batch.layers)
-            sizes = sorted({layer.sides for layer in batch.layers})
+            sizes = sorted({(layer.grid.rows, layer.grid.columns) for layer in batch.layers})
             of = " and ".join(f"{rows} x {columns}" for rows, columns in sizes)
             line = f"{count} {'matrix' if count == 1 else 'matrices'} of {of} by {batch.route}"
             length, chunks = batch.chunks[0].length, len(batch.chunks)
@@ -184,31 +167,33 @@ def plan_spectra(
       gram: whether Gram products are exact enough, if the solver leaves that open.
       devices: how many devices share the work.
     """
-    exact = exact_part(solver)
+    exact = solver.below if isinstance(solver, Lanczos) else solver
     exact_route: Route = exact.method if exact.method != "auto" else "gram" if gram else "svd"
     matrices = []
     for layer in layers:
         leaf = leaves[layer.kernel]
         shape = kernel_shape(layer, leaf.shape)
-        rows, columns = sorted((shape.rows, shape.columns))
-        grid = window_grid(windows, rows, columns, is_convolution=bool(shape.pooled_axes))
+        grid = window_grid(windows, *sorted((shape.rows, shape.columns)), is_convolution=bool(shape.pooled_axes))
         route: Route = "lanczos" if isinstance(solver, Lanczos) and grid.rows >= solver.min_size else exact_route
+        pooled = shape.matrices * len(grid.row_starts) * len(grid.column_starts)
+        count = pooled * math.prod(shape.stack)
+        problem = (grid.rows, grid.columns if route == "lanczos" else grid.rows)
         dtype = np.dtype(at_least_float32(leaf.dtype))
-        matrices.append(LayerMatrices(layer.name, layer.kernel, shape, dtype, grid, route))
+        matrices.append(LayerMatrices(layer.name, layer.kernel, shape, dtype, grid, route, pooled, count, problem))
     same_problem = group_by(matrices, lambda layer: (layer.route, layer.problem, layer.dtype))
-    batches = tuple(_plan_batch(layers, exact.max_bytes, devices) for layers in same_problem)
-    return SpectrumPlan(batches, devices, solver)
+    return SpectrumPlan(tuple(_plan_batch(batch, exact.max_bytes, devices) for batch in same_problem), devices, solver)
 
 
 def _plan_batch(layers: Sequence[LayerMatrices], max_bytes: int, devices: int) -> Batch:
+    # Layers with the same pooling lie next to each other: their results are one slice.
     pools = group_by(layers, lambda layer: (layer.shape.stack, layer.pooled, bool(layer.shape.pooled_axes)))
-    in_pools = [layer for pool in pools for layer in pool]
+    in_pools = tuple(layer for pool in pools for layer in pool)
     # Matrices of a layer that the devices do not divide evenly are divided together with others of the same size: then fewer
     # shares need padding.
-    groups = group_by(in_pools, lambda layer: layer.name if layer.count % devices == 0 else layer.sides)
+    groups = group_by(in_pools, lambda layer: layer.name if layer.count % devices == 0 else layer.grid[2:])
     most = max(1, max_bytes // max(layer.bytes_each(devices) for layer in layers))
     chunks = plan_chunks([sum(layer.count for layer in group) for group in groups], most, devices)
-    return Batch(tuple(map(tuple, pools)), tuple(map(tuple, groups)), tuple(chunks))
+    return Batch(layers[0].route, in_pools, tuple(map(tuple, pools)), tuple(map(tuple, groups)), tuple(chunks))
 
 
 def plan_chunks(counts: Sequence[int], most: int, devices: int) -> list[Chunk]:

@@ -31,11 +31,11 @@ def in_mesh(mesh: jax.sharding.AbstractMesh) -> contextlib.AbstractContextManage
     return contextlib.nullcontext() if mesh.empty else jax.sharding.use_abstract_mesh(mesh)
 
 
-def partitioned_by_compiler(function: Callable[..., T], *args: Any) -> T:
-    """Calls a function of arrays of any sharding. In explicit mode, where types carry it, the results are replicated."""
+def partitioned_by_compiler(function: Callable[..., T]) -> Callable[..., T]:
+    """The function, for arrays of any sharding. In explicit mode, where types carry it, its results are replicated."""
     if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
-        return function(*args)
-    return jax.sharding.auto_axes(function, out_sharding=PartitionSpec())(*args)  # pyright: ignore[reportReturnType]
+        return function
+    return jax.sharding.auto_axes(function, out_sharding=PartitionSpec())  # pyright: ignore[reportReturnType]
 
 
 def replicated(array: Array) -> Array:
@@ -45,33 +45,25 @@ def replicated(array: Array) -> Array:
     """
     if not _free_axes():
         return array
-    return partitioned_by_compiler(lambda own: jax.lax.with_sharding_constraint(own, PartitionSpec()), array)
+    return partitioned_by_compiler(lambda own: jax.lax.with_sharding_constraint(own, PartitionSpec()))(array)
 
 
 def device_count() -> int:
-    """Over how many devices `over_devices` divides a stack."""
+    """Over how many devices a stack is divided: 1 without a mesh, or inside a `shard_map` over the whole mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(mesh.shape[axis] for axis in _free_axes())
 
 
-def over_devices(function: Callable[..., Array], *stacks: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-    """Calls a function on each device, with its equal share of each stack, and stacks what the devices return.
-
-    Without a mesh, or inside a `shard_map` over the whole mesh, it calls the function in place.
-    """
+def over_devices(function: Callable[..., Array]) -> Callable[..., Array]:
+    """The function of stacks, called on each device with its equal share of each stack; the results are stacked."""
     axes = _free_axes()
-    if device_count() == 1:
-        return function(*stacks)
     share = PartitionSpec(axes)
-    divided = jax.shard_map(
-        function, in_specs=(share,) * len(stacks), out_specs=share, axis_names=set(axes), check_vma=False
-    )
-    return divided(*stacks)
+    return jax.shard_map(function, in_specs=share, out_specs=share, axis_names=set(axes), check_vma=False)
 
 
 def unshard_stack(stack: Shaped[Array, "stack ..."]) -> Shaped[Array, "stack ..."]:
     """The stack, not divided along its first axis; its other axes keep their sharding."""
-    return _along_first(stack, ()) if device_count() > 1 else stack
+    return _along_first(stack, ())
 
 
 def shard_stack(stack: Shaped[Array, "stack ..."]) -> Shaped[Array, "stack ..."]:
@@ -80,7 +72,7 @@ def shard_stack(stack: Shaped[Array, "stack ..."]) -> Shaped[Array, "stack ..."]
     It is divided along one mesh axis after the other, by exchanges in which no device holds more than its part. In one step,
     from one sharding over several axes to another, XLA would gather the whole stack on every device.
     """
-    axes = _free_axes() if device_count() > 1 else ()
+    axes = _free_axes()
     for count in range(1, len(axes) + 1):
         stack = _along_first(stack, axes[:count])
     return stack

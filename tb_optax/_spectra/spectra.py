@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from tb_optax._layers.find import find_layers
 from tb_optax._layers.layer import Layers, LayersOrFn, Path, PyTree, kernel_shape, resolve_layers
-from tb_optax._spectra.execute import SpectrumStack, compute_spectra
+from tb_optax._spectra.execute import compute_spectra
 from tb_optax._spectra.options import DEFAULT_SOLVER, Exact, Lanczos, Solver, check_solver
 from tb_optax._spectra.plan import plan_spectra
 from tb_optax._spectra.sharding import device_count, in_mesh, mesh_of
@@ -69,29 +69,9 @@ def _by_name(
 ) -> dict[str, Float[Array, "*_"]]:
     spectra = {}
     with in_mesh(mesh_of(leaves.values())):
-        stacks = stacked_spectra(layers, leaves, solver, windows, gram=False)
+        plan = plan_spectra(layers, leaves, solver, windows, gram=False, devices=device_count())
+        stacks = compute_spectra(plan, leaves)
     for names, rows in stacks:
         spectra |= zip(names, jnp.split(rows, len(names)), strict=True)
     shapes = {layer.name: kernel_shape(layer, leaves[layer.kernel].shape) for layer in layers}
     return {name: spectra[name].reshape(*shape.stack, -1) for name, shape in shapes.items()}
-
-
-def stacked_spectra(
-    layers: Layers,
-    leaves: Mapping[Path, Any],
-    solver: Solver = DEFAULT_SOLVER,
-    windows: Windows | None = None,
-    *,
-    gram: bool,
-) -> list[SpectrumStack]:
-    """`spectra` of layers that are resolved already, as few arrays, under the mesh in force.
-
-    Args:
-      layers: the layers.
-      leaves: their kernels by path.
-      solver: how spectra are computed.
-      windows: windows to take from every matrix.
-      gram: whether Gram products are exact enough.
-    """
-    plan = plan_spectra(layers, leaves, solver, windows, gram=gram, devices=device_count())
-    return compute_spectra(plan, leaves)

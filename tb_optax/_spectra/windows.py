@@ -69,10 +69,6 @@ class WindowGrid(NamedTuple):
     rows: int
     columns: int
 
-    @property
-    def size(self) -> int:
-        return len(self.row_starts) * len(self.column_starts)
-
 
 def window_grid(windows: Windows | None, rows: int, columns: int, *, is_convolution: bool) -> WindowGrid:
     """The windows of a matrix with `rows <= columns`; without `windows`, the whole matrix as its only window."""

@@ -12,7 +12,7 @@ import pytest
 from tiny import dense_params, numpy_scales, tempbalance, tiny_layers
 
 import tb_optax
-from tb_optax._balance.metrics import tolerates_gram
+from tb_optax._balance.attributes import all_declare
 from tb_optax._balance.options import BalanceOptions
 from tb_optax._balance.scales import scale_by_layer
 from tb_optax._balance.transformation import balanced_transformation
@@ -92,6 +92,9 @@ def test_a_run_saved_by_version_0_1_0_goes_on_where_it_was():
         np.testing.assert_allclose(leaf, saved[f"at7{jax.tree_util.keystr(path)}"], rtol=1e-4, atol=1e-6)
     for name, scale in state[1].scale.items():
         np.testing.assert_allclose(scale, saved[f"scale7{name}"], rtol=1e-3)
+
+
+tolerates_gram = functools.partial(all_declare, attribute="gram")
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, lambda f: jax.jit(jax.jit(f)), functools.partial])

@@ -8,7 +8,8 @@ from tiny import equations
 
 import tb_optax
 from tb_optax._layers.layer import resolve_layers
-from tb_optax._spectra.spectra import stacked_spectra
+from tb_optax._spectra.execute import compute_spectra
+from tb_optax._spectra.plan import plan_spectra
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -69,7 +70,7 @@ CASES = {
 def test_spectrum_is_numpys(case, gram):
     kernel, described, expected = CASES[case]
     found, leaves = resolve_layers([described], {"kernel": jnp.asarray(kernel)})
-    ((_, rows),) = stacked_spectra(found, leaves, gram=gram)
+    ((_, rows),) = compute_spectra(plan_spectra(found, leaves, gram=gram), leaves)
     assert rows.shape[1] == expected.shape[-1]
     np.testing.assert_allclose(rows.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
 
@@ -115,7 +116,7 @@ def test_precision_is_the_weights_and_at_least_float32(dtype, expected):
 def test_gram_product_asks_for_full_precision():
     """TF32 or bfloat16, the default on accelerators, would ruin the small half of the spectrum."""
     found, leaves = resolve_layers([layer()], {"kernel": jnp.asarray(WIDE)})
-    jaxpr = jax.make_jaxpr(lambda leaves: stacked_spectra(found, leaves, gram=True)[0][1])(leaves)
+    jaxpr = jax.make_jaxpr(lambda leaves: compute_spectra(plan_spectra(found, leaves, gram=True), leaves)[0].spectra)(leaves)
     (product,) = (equation for equation in equations(jaxpr.jaxpr) if equation.primitive.name == "dot_general")
     assert set(product.params["precision"]) == {jax.lax.Precision.HIGHEST}
 

@@ -383,9 +383,9 @@ def test_no_kernel_at_all_is_an_error(params):
         (
             {"metric": "alpha"},
             TypeError,
-            "metric='alpha' is not a function; give one such as metrics.pl_alpha_hill",
+            "metric='alpha' is not a function; give one such as tb_optax.metrics.pl_alpha_hill",
         ),
-        ({"assign": None}, TypeError, "assign=None is not a function; give one such as assignments.linear"),
+        ({"assign": None}, TypeError, "assign=None is not a function; give one such as tb_optax.assignments.linear"),
     ],
 )
 def test_argument_out_of_range_or_of_the_wrong_type_is_an_error(arguments, error, message):
