@@ -28,9 +28,9 @@ test: .venv/installed-test
 test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -n 2 -m slow
 
-# All fast tests on the oldest versions that pyproject.toml admits, where what was deprecated later says nothing.
+# All fast tests on the oldest versions that pyproject.toml admits, without warnings of deprecations and checks of annotations.
 test-lowest: .venv-lowest/installed
-	$(COMPILE_FAST) .venv-lowest/bin/python -m pytest -n 2 -m "not slow" -o filterwarnings=default
+	$(COMPILE_FAST) .venv-lowest/bin/python -m pytest -n 2 -m "not slow" -o filterwarnings=default -o addopts="--doctest-modules --dist=loadfile"
 
 # Types and all fast tests on the newest versions that any Python gets: what `make test` is where there is no older one.
 test-newest: .venv-newest/installed

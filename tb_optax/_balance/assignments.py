@@ -4,7 +4,7 @@ A layer whose metric is NaN takes no part: it is neither the least nor the great
 Where all metrics are equal, all scales are 1.
 """
 
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 Bound: TypeAlias = float | Float[Array, ""]
 
 
+@runtime_checkable
 class Assignment(Protocol):
     """A function from the metrics of all layers to their scales, such as `linear`; your own may take its place.
 

@@ -7,7 +7,7 @@ eigenvalues.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,7 @@ class PowerLaw(NamedTuple):
     ks_distance: Float[Array, "*layers"]
 
 
+@runtime_checkable
 class Fit(Protocol):
     """A function from spectra to power laws, such as `median`; your own may take its place.
 

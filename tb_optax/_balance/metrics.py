@@ -1,6 +1,6 @@
 """Metrics: one number for a layer's spectrum, which decides how its learning rate compares with other layers'."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -9,6 +9,7 @@ from tb_optax._balance.attributes import declare
 from tb_optax._balance.fits import Fit, check_eigenvalues, median
 
 
+@runtime_checkable
 class Metric(Protocol):
     """A function from spectra to one number for each, such as `pl_alpha_hill`; your own may take its place.
 

@@ -25,7 +25,7 @@ LayerNumbers = dict[str, Float[Array, "*stack"]]
 def metrics_and_scales(
     options: BalanceOptions,
     layers: Layers,
-    kernels: Mapping[Path, Array],
+    kernels: Mapping[Path, Any],
     metric: LayerNumbers,
     scale: LayerNumbers,
     due: Bool[Array, ""] | bool = True,

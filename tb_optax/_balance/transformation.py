@@ -83,14 +83,14 @@ def balanced_transformation(
     argument_of = options.argument_of
     own_states = OwnStates(options, state_class)
 
-    def compute(layers: Layers, state: State, kernels: Mapping[Path, Array]) -> tuple[LayerNumbers, LayerNumbers]:
+    def compute(layers: Layers, state: State, kernels: Mapping[Path, Any]) -> tuple[LayerNumbers, LayerNumbers]:
         return metrics_and_scales(options, layers, kernels, state.metric, state.scale)
 
-    def compute_if_due(layers: Layers, state: State, kernels: Mapping[Path, Array]) -> tuple[LayerNumbers, LayerNumbers]:
+    def compute_if_due(layers: Layers, state: State, kernels: Mapping[Path, Any]) -> tuple[LayerNumbers, LayerNumbers]:
         due = is_due(state.count, options.update_interval, options.start_step)
         old = state.metric, state.scale
 
-        def refreshed(kernels: Mapping[Path, Array]) -> tuple[LayerNumbers, LayerNumbers]:
+        def refreshed(kernels: Mapping[Path, Any]) -> tuple[LayerNumbers, LayerNumbers]:
             # Under vmap this branch runs if any element of the batch is due: `due` says which ones are.
             return metrics_and_scales(options, layers, kernels, *old, due)
 
@@ -111,7 +111,7 @@ def balanced_transformation(
         own_states.remember(state, layers, leaves)
         return state
 
-    def update_fn(updates: PyTree, state: State, params: PyTree | None = None, **extra_args: object) -> tuple[PyTree, State]:
+    def update_fn(updates: PyTree, state: Any, params: PyTree | None = None, **extra_args: object) -> tuple[PyTree, State]:
         del extra_args
         check_params(argument_of, params)
         layers, leaves = resolve_layers(options.layers, params)
@@ -165,7 +165,7 @@ def initial_state(
     return jax.jit(create_in_mesh, keep_unused=True)(kernels)
 
 
-def _kernels(layers: Layers, leaves: Mapping[Path, Any]) -> Mapping[Path, Array]:
+def _kernels(layers: Layers, leaves: Mapping[Path, Any]) -> Mapping[Path, Any]:
     return jax.lax.stop_gradient({layer.kernel: leaves[layer.kernel] for layer in layers})
 
 

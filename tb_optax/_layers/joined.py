@@ -58,7 +58,7 @@ def views(equation: Any, joined: Joined) -> list[Joined] | None:
         case "transpose":
             return [dataclasses.replace(joined, dim=tuple(parameter_of(equation, "permutation")).index(dim))]
         case "broadcast_in_dim":
-            return [dataclasses.replace(joined, dim=parameter_of(equation, "broadcast_dimensions")[dim])]
+            return [dataclasses.replace(joined, dim=int(parameter_of(equation, "broadcast_dimensions")[dim]))]
         case "reshape" | "squeeze":
             return _reshaped(equation, joined, before, after)
         case "slice":
@@ -69,7 +69,7 @@ def views(equation: Any, joined: Joined) -> list[Joined] | None:
                 _between(joined, parameter_of(equation, "start_indices")[dim], parameter_of(equation, "limit_indices")[dim])
             ]
         case "split" if parameter_of(equation, "axis") == dim:
-            ends = list(itertools.accumulate(parameter_of(equation, "sizes")))
+            ends = list(itertools.accumulate(map(int, parameter_of(equation, "sizes"))))
             return [_between(joined, start, end) for start, end in zip([0, *ends], ends, strict=False)]
         case "split":
             return [joined] * len(equation.outvars)

@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from tb_optax._spectra.eigenvalues import for_stacks
@@ -12,7 +13,9 @@ from tb_optax._spectra.eigenvalues import for_stacks
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
-def lanczos_spectrum(matrices: Float[Array, "stack n m"], *, steps: int, probes: int, seed: int) -> Float[Array, "stack n"]:
+def lanczos_spectrum(
+    matrices: Float[Array | np.ndarray, "stack n m"], *, steps: int, probes: int, seed: int
+) -> Float[Array, "stack n"]:
     """Ascending values that stand for the eigenvalues of `W Wᵀ` of each matrix `W`, whose smaller side is the first.
 
     From a random vector of signs `z`, `steps` steps of Lanczos give the Gauss quadrature of the measure that gives the
