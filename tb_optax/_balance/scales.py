@@ -18,7 +18,7 @@ from tb_optax._spectra.execute import SpectrumStack, compute_spectra
 from tb_optax._spectra.plan import group_by, plan_spectra
 from tb_optax._spectra.sharding import device_count, in_mesh, mesh_of
 
-LayerNumbers = dict[str, Float[Array, "*stack"]]
+LayerNumbers = dict[str, Float[Array, "..."]]
 """A number for each slice of each layer, by the layer's name, in arrays with the sizes of its layer axes."""
 
 
