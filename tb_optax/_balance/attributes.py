@@ -35,6 +35,11 @@ def all_declare(function: Any, attribute: str) -> bool:
     return bool(getattr(function, attribute, False)) and not hasattr(function, "__wrapped__")
 
 
+def declares(function: Any, attribute: str, *, default: bool) -> bool:
+    """What a function declares, also inside `functools.partial` and `jax.jit`; `default` if it does not say."""
+    return bool(getattr(innermost(function), attribute, default))
+
+
 def innermost(function: Any) -> Any:
     """The function inside `functools.partial` and `jax.jit`."""
     while isinstance(function, (functools.partial, _JITTED)):

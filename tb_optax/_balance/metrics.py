@@ -1,6 +1,6 @@
 """Metrics: one number for a layer's spectrum, which decides how its learning rate compares with other layers'."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -16,13 +16,19 @@ class Metric(Protocol):
     It is called in a trace with ascending spectra of shape `(*layers, n)`, one call for all spectra of a length, and returns
     an array of shape `(*layers,)`. NaN marks a layer as unusable: it keeps its scale.
 
-    A metric may set an attribute to declare what it needs:
+    A metric may set attributes to declare what it needs:
 
     - `gram = True`: it tolerates spectra of Gram products, in which eigenvalues below a millionth of the largest are
       inexact or zero. They cost half as much as singular values, which are computed otherwise.
+    - `noise = True`: it is called as `metric(eigenvalues, noise)`. The ascending `noise` of shape `(n,)` is the spectrum of
+      a matrix of the layer's shape whose entries are independent, scaled to the mean 1 (the law of Marchenko and Pastur).
+      One call is for layers of one shape.
+    - `spectrum = False`: it depends on shapes only. It is called as `metric(noise)` and returns one number. No eigenvalue is
+      computed.
 
-    `functools.partial` of a metric tolerates Gram products if the metric and every function among its arguments do, and
-    `jax.jit` of a metric declares what the metric does. A lambda around a metric declares nothing, so the safe way is taken.
+    `functools.partial` of a metric tolerates Gram products if the metric and every function among its arguments do;
+    `jax.jit` of a metric declares what the metric does. A lambda around a metric declares nothing, so singular values are
+    computed.
 
     Example:
       >>> import jax.numpy as jnp, tb_optax
@@ -32,7 +38,7 @@ class Metric(Protocol):
       >>> tx = tb_optax.tempbalance(100, metric=condition)
     """
 
-    def __call__(self, eigenvalues: Float[Array, "*layers n"], /) -> Float[Array, "*layers"]: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Float[Array, "*layers"]: ...
 
 
 @declare(gram=True)

@@ -1,5 +1,6 @@
 """From the weights of all layers to their metrics, and from those to scales: a pure function, which a refresh calls."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from tb_optax._balance.attributes import all_declare
+from tb_optax._balance.attributes import all_declare, declares
 from tb_optax._balance.options import BalanceOptions
 from tb_optax._checks import check_shape
 from tb_optax._dtypes import at_least_float32
 from tb_optax._layers.blocks import group_ids
 from tb_optax._layers.layer import KernelShape, Layers, Path, PyTree, kernel_shape, path_name
 from tb_optax._spectra.execute import SpectrumStack, compute_spectra
-from tb_optax._spectra.plan import group_by, plan_spectra
+from tb_optax._spectra.noise import noise_spectrum
+from tb_optax._spectra.plan import SpectrumPlan, group_by, plan_spectra
 from tb_optax._spectra.sharding import device_count, in_mesh, mesh_of
 
 LayerNumbers = dict[str, Float[Array, "..."]]
@@ -40,8 +42,10 @@ def metrics_and_scales(
     with in_mesh(mesh_of(kernels.values())):
         gram, devices = all_declare(options.metric, "gram"), device_count()
         plan = plan_spectra(layers, kernels, options.solver, options.windows, gram=gram, devices=devices)
-        stacks = compute_spectra(plan, kernels)
-    metrics = _metrics(options, stacks, names)
+        if declares(options.metric, "spectrum", default=True):
+            metrics = _metrics(options, plan, compute_spectra(plan, kernels), names)
+        else:
+            metrics = _metrics_of_shapes(options, plan, names)
     low, high = (jnp.asarray(bound).astype(metrics.dtype) for bound in (options.min_scale, options.max_scale))
     shared = _group_means(metrics, groups)
     scales = options.assign(shared, low, high)
@@ -79,21 +83,45 @@ def scale_by_layer(updates: PyTree, layers: Layers, leaves: Mapping[Path, Any], 
     return jax.tree_util.tree_map_with_path(scaled, updates)
 
 
-def _metrics(options: BalanceOptions, stacks: Sequence[SpectrumStack], names: Sequence[str]) -> Float[Array, " slices"]:
-    """The metrics of all layers in the order of `names`, NaN where unusable; one call for all spectra of a length."""
+def _metrics(
+    options: BalanceOptions, plan: SpectrumPlan, stacks: Sequence[SpectrumStack], names: Sequence[str]
+) -> Float[Array, " slices"]:
+    """The metrics of all layers in the order of `names`, NaN where unusable; one call for all spectra of a length.
+
+    A metric that wants noise is called once for all spectra of a length whose matrices have the same sides.
+    """
+    noise = {}
+    if declares(options.metric, "noise", default=False):
+        noise = {layer.name: (layer.grid.rows, layer.grid.columns) for batch in plan.batches for layer in batch.layers}
+        stacks = [part for stack in stacks for part in stack.by_layer()]
     found, positions, start = [], {}, 0
-    for same_length in group_by(stacks, lambda stack: (stack.spectra.shape[1], stack.spectra.dtype)):
-        rows = jnp.concatenate([stack.spectra for stack in same_length])
-        values = options.metric(rows)
+    same_call = lambda stack: (stack.spectra.shape[1], stack.spectra.dtype, noise.get(stack.names[0]))
+    for group in group_by(stacks, same_call):
+        rows = jnp.concatenate([stack.spectra for stack in group])
+        sides = noise.get(group[0].names[0])
+        given = () if sides is None else (jnp.asarray(noise_spectrum(*sides, rows.shape[1]), rows.dtype),)
+        values = options.metric(rows, *given)
         what = f"number for each spectrum of shape {rows.shape}"
         check_shape(options.argument_of, "metric", options.metric, what, values, rows.shape[:1])
         found.append(jnp.where(jnp.isfinite(values) & (rows[:, -1] > 0), values, jnp.nan))
-        for stack in same_length:
+        for stack in group:
             slices = len(stack.spectra) // len(stack.names)
             for name in stack.names:
                 positions[name] = np.arange(start, start + slices)
                 start += slices
     return jnp.concatenate(found)[np.concatenate([positions[name] for name in names])]
+
+
+def _metrics_of_shapes(options: BalanceOptions, plan: SpectrumPlan, names: Sequence[str]) -> Float[Array, " slices"]:
+    """The metrics of all layers in the order of `names`, from the spectra of noise alone: nothing is solved."""
+    found = {}
+    for layer in (layer for batch in plan.batches for layer in batch.layers):
+        noise = noise_spectrum(layer.grid.rows, layer.grid.columns, layer.pooled * layer.grid.rows)
+        value = options.metric(jnp.asarray(noise, layer.dtype))
+        what = f"number for the spectrum of noise of shape {noise.shape}"
+        check_shape(options.argument_of, "metric", options.metric, what, value, ())
+        found[layer.name] = jnp.full(math.prod(layer.shape.stack), value)
+    return jnp.concatenate([found[name] for name in names])
 
 
 def _group_means(metrics: Float[Array, " slices"], groups: Int[np.ndarray, " slices"]) -> Float[Array, " groups"]:

@@ -38,6 +38,10 @@ class SpectrumStack(NamedTuple):
     names: tuple[str, ...]
     spectra: Float[Array, "rows eigenvalues"]
 
+    def by_layer(self) -> "list[SpectrumStack]":
+        parts = jnp.split(self.spectra, len(self.names))
+        return [SpectrumStack((name,), part) for name, part in zip(self.names, parts, strict=True)]
+
 
 # For each route: what a device makes of the matrices that it solves, and how it solves them.
 _ROUTES: dict[Route, tuple[Callable[..., Array], Callable[..., Array]]] = {

@@ -16,6 +16,7 @@ from tb_optax._balance.attributes import all_declare
 from tb_optax._balance.options import BalanceOptions
 from tb_optax._balance.scales import scale_by_layer
 from tb_optax._balance.transformation import balanced_transformation
+from tb_optax._spectra.noise import noise_spectrum
 
 PARAMS = dense_params()
 REFERENCE = pathlib.Path(__file__).parents[1] / "reference"
@@ -122,3 +123,50 @@ def test_a_fit_for_a_metric_is_one_clear_error(create, wrap):
     ) as error:
         create(1, metric=wrap(tb_optax.fits.goodness_of_fit))
     assert "\n" not in str(error.value)
+
+
+def relative(eigenvalues, noise):
+    return eigenvalues[..., -1] / eigenvalues.mean(axis=-1) / noise[-1]
+
+
+relative.noise = relative.gram = True
+
+
+def of_shape(noise):
+    return tb_optax.fits.median(noise).alpha
+
+
+of_shape.spectrum = False
+
+MIXED = {
+    "wide": jax.random.normal(jax.random.key(0), (64, 256)),
+    "square": jax.random.normal(jax.random.key(1), (64, 64)),
+    "tall": jax.random.normal(jax.random.key(2), (256, 64)),
+    "conv": jax.random.normal(jax.random.key(3), (3, 3, 64, 64)),
+    "stack": jax.random.normal(jax.random.key(4), (3, 64, 128)),
+}
+MIXED_LAYERS = [tb_optax.Layer(name, name, layer_axes=(0,) * (name == "stack")) for name in MIXED]
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, functools.partial], ids=["bare", "jit", "partial"])
+def test_a_metric_that_wants_noise_gets_that_of_each_layers_shape(wrap):
+    """All have 64 rows, so without noise there would be one call for all but the convolution."""
+    tb = tb_optax.tempbalance(None, metric=wrap(relative), layers=MIXED_LAYERS)
+    metric = tb.refresh(tb.init(MIXED), MIXED).metric
+    longer = {"wide": 256, "square": 64, "tall": 256, "conv": 64, "stack": 128}
+    for name, values in tb_optax.spectra(MIXED, layers=MIXED_LAYERS).items():
+        expected = values[..., -1] / values.mean(axis=-1) / noise_spectrum(64, longer[name], values.shape[-1])[-1]
+        np.testing.assert_allclose(metric[name], expected, rtol=1e-3)
+        np.testing.assert_allclose(metric[name], 1, rtol=0.2)  # Random matrices are noise.
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, functools.partial], ids=["bare", "jit", "partial"])
+def test_a_metric_of_shapes_solves_nothing(wrap):
+    tb = tb_optax.tempbalance(None, metric=wrap(of_shape), layers=MIXED_LAYERS)
+    state = tb.refresh(tb.init(MIXED), MIXED)
+    assert state.metric["wide"] == state.metric["tall"] == pytest.approx(3.5, abs=0.1)
+    assert state.metric["square"] == pytest.approx(2.13, abs=0.05) and len(set(state.metric["stack"].tolist())) == 1
+    assert state.scale["wide"] == 1.5 and min(map(float, (state.scale[name] for name in ("square", "conv")))) == 0.5
+    inside = tb_optax.tempbalance(1, metric=wrap(of_shape), layers=MIXED_LAYERS)
+    text = jax.jit(inside.update).lower(MIXED, inside.init(MIXED), MIXED).as_text()
+    assert "custom_call" not in text and "dot_general" not in text

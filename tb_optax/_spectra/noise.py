@@ -1,0 +1,37 @@
+"""The spectrum of noise: the eigenvalues that a matrix of independent random entries has, in closed form."""
+
+import functools
+
+import numpy as np
+from jaxtyping import Float
+
+# Points of the numerical integral. With four times as many, no quantile moves by more than 1e-6 of its value.
+_POINTS = 2**14
+
+
+@functools.lru_cache(maxsize=4096)
+def noise_spectrum(rows: int, columns: int, count: int) -> Float[np.ndarray, " count"]:
+    """Eigenvalues of `W Wᵀ / columns` where the entries of `W` are independent, with mean 0 and variance 1.
+
+    For large matrices, they follow the law of Marchenko and Pastur (1967) with the ratio `c = rows / columns`: between
+    `a = (1 - √c)²` and `b = (1 + √c)²`, the density at `x` is `√((b - x)(x - a)) / (2π c x)`, and the mean is 1. The value
+    of rank `i` is the quantile of the law at `(i + 1/2) / count`.
+
+    Args:
+      rows: the smaller side of the matrices.
+      columns: the larger side.
+      count: how many eigenvalues there are, `rows` for one matrix; several matrices of one size share the law.
+
+    Returns:
+      Ascending, float64.
+    """
+    ratio = rows / columns
+    # With x = 1 + c - 2 √c cos θ, the density times dx/dθ is 2 sin² θ / (π x), which is smooth, also for c = 1.
+    angle = np.linspace(0, np.pi, _POINTS + 1)
+    middle = (angle[1:] + angle[:-1]) / 2
+    density = 2 * np.sin(middle) ** 2 / (np.pi * (1 + ratio - 2 * np.sqrt(ratio) * np.cos(middle)))
+    cumulative = np.concatenate([[0], np.cumsum(density)])
+    # Near an edge, the cumulative weight grows like a power of the angle, not of the value: interpolate the angle.
+    ranks = (np.arange(count) + 0.5) / count
+    found = np.interp(ranks, cumulative / cumulative[-1], angle)
+    return 1 + ratio - 2 * np.sqrt(ratio) * np.cos(found)
