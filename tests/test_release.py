@@ -32,6 +32,23 @@ def test_every_dependency_has_a_licence_listed():
         )
 
 
+PUBLIC = {
+    *("tempbalance", "TempBalanceState", "alphadecay", "AlphaDecayState", "sparsities", "baselines"),
+    *("find_layers", "trace_layers", "Layer", "Layers", "in_blocks"),
+    *("spectra", "Exact", "Lanczos", "Windows", "fits", "metrics", "assignments", "Fit", "Metric", "Assignment"),
+    *("report", "Report", "LayerRecord", "CheckpointError"),
+}
+
+
+def test_the_public_names_are_these():
+    code = "import tb_optax; print(*dir(tb_optax))"
+    names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
+    assert {name for name in names if not name.startswith("_")} == PUBLIC | {"importlib", "TYPE_CHECKING", "Any"}
+    assert all(getattr(tb_optax, name) is not None for name in PUBLIC)
+    with pytest.raises(AttributeError, match="module 'tb_optax' has no attribute 'Solver'"):
+        _ = tb_optax.Solver
+
+
 def test_importing_it_loads_nothing_but_what_it_needs():
     """Nothing that only reports or examples need."""
     code = "import sys, tb_optax; print(*sys.modules)"
@@ -49,6 +66,7 @@ def test_importing_it_loads_nothing_but_what_it_needs():
         "tensorflow",
         "sklearn",
     }
+    assert "tb_optax._report" not in ended.stdout
     assert not others & {name.split(".")[0] if name.split(".")[0] in others else name for name in ended.stdout.split()}
 
 

@@ -8,8 +8,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tb_optax
+from tb_optax._layers.layer import resolve_layers
 from tb_optax._spectra.execute import solve_in_chunks
-from tb_optax._spectra.plan import Section, group_by, plan_chunks
+from tb_optax._spectra.plan import Section, group_by, plan_chunks, plan_spectra
 
 
 def test_groups_and_items_keep_their_order():
@@ -73,3 +75,38 @@ def test_chunks_under_vmap_stay_chunks():
 
     np.testing.assert_array_equal(jax.vmap(solved)(kernels), 2 * kernels[..., 0])
     assert "cond" in str(jax.make_jaxpr(jax.vmap(solved))(kernels))
+
+
+KERNELS = [(64, 64), (64, 128), (128, 64), (3, 3, 64, 64), (5, 64, 128), (3, 200, 90)]
+
+
+@given(
+    shapes=st.lists(st.sampled_from(KERNELS), min_size=1, max_size=6),
+    max_bytes=st.sampled_from([1, 10**5, 10**6, 2**30]),
+    devices=st.sampled_from([1, 3, 8]),
+    windows=st.booleans(),
+)
+def test_a_plan_solves_every_matrix_once_within_its_memory(shapes, max_bytes, devices, windows):
+    """Arrays of three axes are stacks here."""
+    leaves = {f"w{i}": jax.ShapeDtypeStruct(shape, jnp.float32) for i, shape in enumerate(shapes)}
+    layers = [tb_optax.Layer(name, name, layer_axes=(0,) * (len(leaf.shape) == 3)) for name, leaf in leaves.items()]
+    layers, _ = resolve_layers(layers, leaves)
+    options = tb_optax.Exact(max_bytes), tb_optax.Windows(20, grid=3) if windows else None
+    plan = plan_spectra(layers, leaves, *options, gram=True, devices=devices)
+    assert sorted(layer.name for batch in plan.batches for layer in batch.layers) == sorted(leaves)
+    for batch in plan.batches:
+        assert {layer.problem for layer in batch.layers} == {batch.layers[0].problem}
+        assert [layer for pool in batch.pools for layer in pool] == list(batch.layers)
+        assert sorted(layer.name for group in batch.groups for layer in group) == sorted(
+            layer.name for layer in batch.layers
+        )
+        solved = [0] * len(batch.groups)
+        for chunk in batch.chunks:
+            assert sum(section.share for section in chunk.sections) <= chunk.length
+            largest = max(layer.bytes_each(devices) for layer in batch.layers)
+            assert chunk.length == 1 or chunk.length * largest <= max_bytes
+            for section in chunk.sections:
+                assert section.start == solved[section.group]
+                solved[section.group] = section.stop
+        assert solved == [sum(layer.count for layer in group) for group in batch.groups]
+    assert len(str(plan).splitlines()) == len(plan.batches)
