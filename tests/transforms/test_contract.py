@@ -184,6 +184,31 @@ def test_multi_steps_counts_its_updates_not_the_gradients():
     np.testing.assert_allclose(updates["dense1"]["bias"], np.full(12, numpy_scales(PARAMS)["dense1"]), rtol=1e-4)
 
 
+@pytest.mark.parametrize("way", ["refresh by the loop", "behind MultiSteps"])
+def test_with_multi_steps_a_due_refresh_is_computed_once(way):
+    """As the guide shows: 16 micro-steps of 4 with a refresh every 2 updates are 2 refreshes, with the same scales."""
+    metric, calls = counted()
+    if way == "refresh by the loop":
+        tb = tempbalance(None, metric=metric)
+        tx = optax.MultiSteps(optax.chain(optax.sgd(0.1), tb), every_k_schedule=4)
+    else:
+        tx = optax.chain(
+            optax.MultiSteps(optax.sgd(0.1), every_k_schedule=4).gradient_transformation(), tempbalance(8, metric=metric)
+        )
+    reference = optax.MultiSteps(optax.chain(optax.sgd(0.1), tempbalance(2)), every_k_schedule=4)
+    states, trees = [tx.init(PARAMS), reference.init(PARAMS)], [PARAMS, PARAMS]
+    steps = [jax.jit(tx.update), jax.jit(reference.update)]
+    for micro_step in range(16):
+        if way == "refresh by the loop" and micro_step % 8 == 0:
+            states[0] = tb.refresh(states[0], trees[0])
+        for i, step in enumerate(steps):
+            updates, states[i] = step(jax.tree.map(jnp.sin, trees[i]), states[i], trees[i])
+            trees[i] = optax.apply_updates(trees[i], updates)
+    jax.effects_barrier()
+    assert len(calls) == 2
+    chex.assert_trees_all_close(*trees, rtol=1e-5)
+
+
 def test_masked_balances_what_the_mask_leaves():
     mask = {name: {"kernel": name != "dense2", "bias": False} for name in PARAMS}
     updates, state = run(optax.masked(tempbalance(1), mask))
