@@ -1,4 +1,4 @@
-"""Checks of arguments, updates and states, with errors that name the argument, its value and the way out."""
+"""Checks of arguments, updates and states, with errors that name the argument, its value and what to write instead."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,10 @@ from tb_optax._layers.layer import Layers, Path, PyTree, leaves_by_path, short_r
 
 
 def check_not_negative(argument_of: str, static_args: tuple[str, ...], **numbers: Any) -> None:
-    """Checks what is known now of numbers that can be schedules under `inject_hyperparams` with these `static_args`."""
+    """Checks that numbers are finite and at least 0, except traced ones.
+
+    The numbers can be schedules under `inject_hyperparams` with these `static_args`.
+    """
     for name, number in numbers.items():
         value = known_number(argument_of, name, number, static_args)
         if value is not None and not (math.isfinite(value) and value >= 0):
@@ -36,9 +39,9 @@ def check_params(argument_of: str, params: PyTree | None) -> None:
 
 
 def check_state(argument_of: str, names: Any, found: Layers) -> None:
-    """Checks that a state with these layers is of the parameters that `found` is of.
+    """Checks that a state has the layers of `found`, so that it belongs to the same parameters.
 
-    Without layers it is another transformation's.
+    If `names` is not a mapping by layer name, the state is another transformation's.
     """
     if not isinstance(names, Mapping):
         raise TypeError(
@@ -53,7 +56,10 @@ def check_state(argument_of: str, names: Any, found: Layers) -> None:
 
 
 def check_updates(argument_of: str, updates: PyTree, found: Layers, leaves: Mapping[Path, Any]) -> dict[Path, Any]:
-    """The updates by path, checked to be of the parameters: nothing else, of no other shape, and all that layers have."""
+    """The updates by path, after a check that they fit the parameters.
+
+    Each update must have a parameter of the same shape, and each parameter of a layer must have a floating-point update.
+    """
     given = leaves_by_path(updates)
     of_layers = [path for layer in found for path in (layer.kernel, *layer.follows)]
     for path in (*given, *of_layers):
@@ -78,7 +84,7 @@ def check_updates(argument_of: str, updates: PyTree, found: Layers, leaves: Mapp
 
 
 def known_number(argument_of: str, name: str, number: Any, static_args: tuple[str, ...]) -> float | None:
-    """The value of an argument, checked to be one number; None while it is being traced."""
+    """The value of an argument, after a check that it is one number; None if it is traced."""
     if isinstance(number, jax.core.Tracer):
         return None
     if isinstance(number, bool) or not isinstance(number, (int, float, np.number, np.ndarray, jax.Array)):
@@ -92,7 +98,7 @@ def known_number(argument_of: str, name: str, number: Any, static_args: tuple[st
 
 
 def check_shape(argument_of: str, name: str, function: Any, what: str, result: Array, shape: tuple[int, ...]) -> None:
-    """Checks what a user's metric or assignment returned."""
+    """Checks the shape of the array that a user's metric or assignment returned."""
     if jnp.shape(result) != shape:
         raise ValueError(
             f"{argument_of}: {name}={function} returned an array of shape {jnp.shape(result)}; it must return one {what}: "

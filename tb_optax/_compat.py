@@ -1,16 +1,16 @@
-"""All that leans on what JAX, jaxlib and Optax do not publish, and what becomes of the library where that is gone.
+"""All uses of unpublished parts of JAX, jaxlib and Optax, and what the library does without them.
 
 | what | used for | seen in | without it |
 | --- | --- | --- | --- |
 | jaxprs inside equations | `trace_layers`, to see through calls, loops and branches | jax 0.8.1 to 0.12.0 | an error |
 | parameters of primitives | `trace_layers`, to follow axes | jax 0.8.1 to 0.12.0 | an error |
 | jaxlib's LAPACK targets | eigenvalues without vectors, on CPU | jaxlib 0.8.1 to 0.12.0 | the portable, slower function |
-| mesh axes that `vmap` takes | seeds on different devices (`spmd_axis_name`) | jax 0.8.1 to 0.12.0 | an error of JAX's |
-| Optax's placeholder | `optax.tree.map_params` | optax 0.2.6 to 0.2.8 | that function fails, for want of layers |
+| mesh axes that `vmap` takes | seeds on different devices (`spmd_axis_name`) | jax 0.8.1 to 0.12.0 | an error from JAX |
+| Optax's placeholder | `optax.tree.map_params` | optax 0.2.6 to 0.2.8 | that function fails: it finds no layers |
 
-A loop's constants, carry and slices are counted from the shapes of its operands and results, which are published, rather
-than read from its parameters, whose names have changed from version to version. The errors are `NotImplementedError`s
-that name the version and the way out.
+A loop's constants, carry and slices are counted from the shapes of its operands and results, which are published. The
+loop's parameters are not used, because their names have changed from version to version. The errors are
+`NotImplementedError`s that name the version and what to use instead.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 
 _KNOWN = "0.8.1 to 0.12.0"
 _REQUIRED = object()
-# Were one of these taken for arithmetic, the layers inside would be lost without a word.
+# If one of these were taken for arithmetic, the layers inside would be lost without an error.
 _CALLS = frozenset(
     {
         *("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "shard_map"),
@@ -33,7 +33,7 @@ def parameter_of(equation: Any, name: str, default: Any = _REQUIRED) -> Any:
     """A parameter of a jaxpr's equation.
 
     Raises:
-      NotImplementedError: it has none of this name, and there is no default.
+      NotImplementedError: the equation has no parameter of this name, and there is no default.
     """
     if name not in equation.params and default is _REQUIRED:
         raise _unreadable(equation, f"has no parameter {name!r}, but {sorted(equation.params)}")
@@ -43,10 +43,10 @@ def parameter_of(equation: Any, name: str, default: Any = _REQUIRED) -> Any:
 def called_jaxpr(equation: Any) -> Any:
     """The jaxpr that an equation calls on its own operands (`jit`, `remat`, `custom_jvp`, `shard_map`, ...), if any.
 
-    Known by its operands, whatever the parameter is called.
+    The jaxpr is found by its number of operands, whatever the parameter is called.
 
     Raises:
-      NotImplementedError: it is known to call one, and holds none.
+      NotImplementedError: the primitive is known to call a jaxpr, but the equation holds none.
     """
     for value in equation.params.values():
         called = _open(value)
@@ -58,14 +58,14 @@ def called_jaxpr(equation: Any) -> Any:
 
 
 def cond_branches(equation: Any) -> list[Any]:
-    """The jaxprs of a `cond`, which take all operands but the first."""
+    """The jaxprs of a `cond`, which take all operands except the first."""
     return [_checked(equation, branch, len(equation.invars) - 1) for branch in parameter_of(equation, "branches")]
 
 
 def scan_parts(equation: Any) -> tuple[Any, int, int]:
-    """The body of a `scan`, and how many of its operands are constants and carry; slices are the rest.
+    """The body of a `scan`, the number of its constants, and the number of its carries; the other operands are slices.
 
-    What is sliced or stacked has one axis more outside of the body than inside.
+    A sliced or stacked array has one axis more outside the body than inside.
     """
     body = _checked(equation, parameter_of(equation, "jaxpr"), len(equation.invars))
     slices = sum(_ndim(outer) > _ndim(inner) for outer, inner in zip(equation.invars, body.invars, strict=True))
@@ -75,7 +75,7 @@ def scan_parts(equation: Any) -> tuple[Any, int, int]:
 
 
 def while_parts(equation: Any) -> tuple[Any, int, int]:
-    """The body of a `while`, and where its constants begin and end among the operands; the carry is the rest."""
+    """The body of a `while`, and the start and end of its constants among the operands; the carry comes after them."""
     body = _open(parameter_of(equation, "body_jaxpr"))
     carry = len(equation.outvars)
     if body is None or not carry <= len(body.invars) <= len(equation.invars):
@@ -85,7 +85,7 @@ def while_parts(equation: Any) -> tuple[Any, int, int]:
 
 
 def lapack_target(routine: str, dtype: np.dtype) -> str | None:
-    """What jaxlib calls a routine of LAPACK (`syevd_ffi`, `gesdd_ffi`) for this dtype; None where it has none."""
+    """The name that jaxlib gives a LAPACK routine (`syevd_ffi`, `gesdd_ffi`) for this dtype; None if it has none."""
     try:
         from jaxlib import lapack
 
@@ -105,7 +105,7 @@ def vmapped_mesh_axes() -> frozenset[str]:
 
 
 def is_placeholder(params: Any) -> bool:
-    """Whether `optax.tree.map_params` calls, which asks where in a state the parameters are."""
+    """Whether `params` is the placeholder by which `optax.tree.map_params` finds the parameters in a state."""
     return type(params).__name__ == "_ParamsPlaceholder"
 
 

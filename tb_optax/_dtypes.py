@@ -1,4 +1,4 @@
-"""What is computed in which dtype."""
+"""The dtypes of computations."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ def is_float_array(leaf: Any) -> bool:
 
 
 def at_least_float32(*dtypes: Any) -> Any:
-    """The widest of these floating dtypes and float32: what is computed from them is computed in it.
+    """The widest of these floating dtypes and float32: the dtype for computations on arrays of these dtypes.
 
-    As `jnp.promote_types` has it, which under `jax_numpy_dtype_promotion="strict"` refuses.
+    `jnp.promote_types` gives the same dtype, but raises an error under `jax_numpy_dtype_promotion="strict"`.
     """
     return max((jnp.dtype(jnp.float32), *map(jnp.dtype, dtypes)), key=lambda dtype: jnp.finfo(dtype).bits)

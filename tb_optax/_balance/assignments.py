@@ -1,7 +1,7 @@
-"""Assignments: from the metrics of all balanced layers to their learning-rate scales.
+"""Assignments compute learning-rate scales from the metrics of all balanced layers.
 
-A layer whose metric is NaN takes no part: it is neither the least nor the greatest nor in a mean, and its scale is NaN.
-Where all metrics are equal, all scales are 1.
+A layer whose metric is NaN is left out of every minimum, maximum and mean, and its scale is NaN. If all metrics are equal,
+all scales are 1.
 """
 
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -14,11 +14,11 @@ Bound: TypeAlias = float | Float[Array, ""]
 
 @runtime_checkable
 class Assignment(Protocol):
-    """A function from the metrics of all layers to their scales, such as `linear`; your own may take its place.
+    """A function from the metrics of all layers to their scales, such as `linear` or your own.
 
-    It is called in a trace with metrics of shape `(layers,)`, NaN for layers that take no part, and with the bounds
-    `min_scale` and `max_scale`, to which the result is clipped. It returns scales of shape `(layers,)`; NaN marks a layer
-    that keeps its scale.
+    It is called in a trace with metrics of shape `(layers,)` and the bounds `min_scale` and `max_scale`. A metric is NaN if
+    its layer takes no part. It returns scales of shape `(layers,)`, which are then clipped to the bounds. A layer whose
+    scale is NaN keeps its previous scale.
     """
 
     def __call__(
@@ -27,7 +27,7 @@ class Assignment(Protocol):
 
 
 def linear(metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: Bound = 1.5) -> Float[Array, " layers"]:
-    """From `min_scale` at the least metric to `max_scale` at the greatest, in a line: the paper's default.
+    """Linear in the metric, from `min_scale` at the smallest to `max_scale` at the largest: the paper's default.
 
     Zhou et al. (2023), Eq. 2, without the base learning rate: `s1 + (s2 - s1) (m - min m) / (max m - min m)`.
 
@@ -42,7 +42,7 @@ def linear(metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: 
 
 
 def sqrt(metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: Bound = 1.5) -> Float[Array, " layers"]:
-    """`√m / mean √m` (Zhou et al., 2023, Appendix): the bounds are not in the formula. NaN where a metric is negative.
+    """`√m / mean √m` (Zhou et al., 2023, Appendix). The formula does not use the bounds. NaN where a metric is negative.
 
     Example:
       >>> import jax.numpy as jnp, tb_optax
@@ -54,7 +54,7 @@ def sqrt(metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: Bo
 
 
 def log2(metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: Bound = 1.5) -> Float[Array, " layers"]:
-    """`log m / mean log m` (Zhou et al., 2023, Appendix): the bounds are not in the formula, and `m` is to exceed 1.
+    """`log m / mean log m` (Zhou et al., 2023, Appendix). The formula does not use the bounds; `m` should exceed 1.
 
     NaN where a metric is not above zero.
 
@@ -68,9 +68,9 @@ def log2(metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: Bo
 
 
 def step(metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: Bound = 1.5) -> Float[Array, " layers"]:
-    """Evenly spaced by rank: `s1 + rank (s2 - s1) / (L - 1)`, rank from 0 (Zhou et al., 2023, Appendix).
+    """Evenly spaced by rank: `s1 + rank (s2 - s1) / (L - 1)`, ranks from 0 (Zhou et al., 2023, Appendix).
 
-    Equal metrics share the mean of their ranks. The released code divides by `L`, so that no layer has the scale `s2`.
+    Equal metrics share the mean of their ranks. The released code divides by `L`, so no layer gets the scale `s2`.
 
     Example:
       >>> import jax.numpy as jnp, tb_optax
@@ -78,7 +78,7 @@ def step(metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: Bo
       [1.5, 0.5, 1.0]
     """
     known = ~jnp.isnan(metrics)
-    ordered = jnp.sort(metrics)  # NaNs last, so that searchsorted counts the known ones only
+    ordered = jnp.sort(metrics)  # NaNs sort last, so searchsorted counts only known metrics
     below, not_above = (jnp.searchsorted(ordered, metrics, side=side) for side in ("left", "right"))
     rank = jnp.where(known, (below + not_above - 1).astype(ordered.dtype) / 2, jnp.nan)
     return _one_where_equal(metrics, min_scale + rank * (max_scale - min_scale) / (known.sum() - 1).astype(ordered.dtype))
@@ -87,17 +87,17 @@ def step(metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: Bo
 def sigmoid(
     metrics: Float[Array, " layers"], min_scale: Bound = 0.5, max_scale: Bound = 1.5, *, temperature: float = 1.0
 ) -> Float[Array, " layers"]:
-    """Around the mean, smoothly towards the bounds: 1 at the mean metric, near a bound far from it.
+    """A sigmoid of the metric: scale 1 at the mean metric, close to a bound far from the mean.
 
-    TB_Sigmoid (Liu et al., "Model Balancing Helps Low-data Training and Fine-tuning", EMNLP 2024): with `d = m - mean m`
-    and the logistic function `σ`, `10^(s (σ(τ d) - 1/2))`, where `s` is `2 log10(max_scale)` above the mean and
-    `-2 log10(min_scale)` below it: in terms of the bounds, that is a bound to the power `tanh(τ |d| / 2)`.
+    TB_Sigmoid (Liu et al., "Model Balancing Helps Low-data Training and Fine-tuning", EMNLP 2024). With `d = m - mean m`
+    and the logistic function `σ`, the scale is `10^(s (σ(τ d) - 1/2))`. `s` is `2 log10(max_scale)` above the mean and
+    `-2 log10(min_scale)` below it. So the scale is the bound on that side to the power `tanh(τ |d| / 2)`.
 
     Args:
-      metrics: of all layers.
-      min_scale: what scales of small metrics tend to. The formula has it at most 1.
-      max_scale: what scales of large metrics tend to. The formula has it at least 1.
-      temperature: `τ`: the larger, the nearer to the bounds at the same distance from the mean.
+      metrics: the metrics of all layers.
+      min_scale: the limit of the scale for small metrics. In the formula it is at most 1.
+      max_scale: the limit of the scale for large metrics. In the formula it is at least 1.
+      temperature: `τ`. A larger value brings scales closer to the bounds at the same distance from the mean.
 
     Example:
       >>> import jax.numpy as jnp, tb_optax

@@ -1,8 +1,8 @@
 """Power laws fitted to the tail of a spectrum.
 
-All three fits choose a threshold among the eigenvalues, take what is not below it for the tail, and give the exponent of
-greatest likelihood, the Hill estimator. They differ in the choice. `alpha` does not depend on the scale of the
-eigenvalues.
+Each fit chooses a threshold, `xmin`, among the eigenvalues. The tail is the eigenvalues that are not below `xmin`, and
+`alpha` is its maximum-likelihood exponent, the Hill estimator. The three fits differ only in how they choose `xmin`.
+`alpha` does not depend on the scale of the eigenvalues.
 """
 
 import functools
@@ -17,10 +17,10 @@ from jaxtyping import Array, Bool, Float, Int
 from tb_optax._balance.attributes import declare, innermost
 from tb_optax._dtypes import at_least_float32
 
-# Where in each threshold's tail a first look is taken; memory is this many times the spectrum's length.
+# Points of each tail that bound its KS distance from below. Memory is this many times the spectrum's length.
 _PLACES = 64
 _HISTOGRAM_BINS = 100
-# 100 * (1 - 0.9) is 9.99..., and its index is to be 10.
+# 100 * (1 - 0.9) is 9.99..., but the index must be 10.
 _ROUNDING = 1e-9
 
 
@@ -28,8 +28,8 @@ class PowerLaw(NamedTuple):
     """A density `p(λ) ∝ λ^-alpha` fitted to the eigenvalues `λ >= xmin`.
 
     Attributes:
-      alpha: the exponent, above 1. NaN where no fit is to be had: the spectrum holds a NaN, or no threshold above zero
-        has a tail that spreads by more than rounding.
+      alpha: the exponent, above 1. NaN if there is no fit: the spectrum holds a NaN, or no `xmin` above zero has a tail
+        whose spread exceeds rounding.
       xmin: the smallest eigenvalue of the tail.
       ks_distance: the Kolmogorov-Smirnov distance between the tail and the fit, 0 to 1.
     """
@@ -59,9 +59,9 @@ def median(eigenvalues: Float[Array, "*layers n"], *, tail_fraction: float = 0.5
     """Fits the upper half of the spectrum: the Hill estimator of PL_Alpha_Hill.
 
     With `i = int(n (1 - tail_fraction))` and `k = n - i`,
-    `alpha = 1 + k / (Σ_{j >= i} ln λ_j - k ln λ_i)`. This is the indexing of the authors' released code, which made the
-    paper's tables, and the form of maximum likelihood that the other fits share; Eq. 3 of Zhou et al. (2023) takes the
-    threshold one order statistic lower.
+    `alpha = 1 + k / (Σ_{j >= i} ln λ_j - k ln λ_i)`. The indices are those of the authors' released code, which made
+    the paper's tables, and the other fits use the same form of maximum likelihood. Eq. 3 of Zhou et al. (2023) takes `xmin`
+    one order statistic lower.
 
     Args:
       eigenvalues: ascending along the last axis; any floating dtype.
@@ -84,9 +84,9 @@ def median(eigenvalues: Float[Array, "*layers n"], *, tail_fraction: float = 0.5
 
 @declare(gram=True)
 def goodness_of_fit(eigenvalues: Float[Array, "*layers n"]) -> PowerLaw:
-    """Fits the tail whose threshold gives the least Kolmogorov-Smirnov distance (Clauset et al., 2009).
+    """Fits the tail whose `xmin` gives the smallest Kolmogorov-Smirnov distance (Clauset et al., 2009).
 
-    Every eigenvalue but the largest is tried for a threshold.
+    The fit tries every eigenvalue except the largest as `xmin`.
 
     Args:
       eigenvalues: ascending along the last axis; any floating dtype.
@@ -105,12 +105,12 @@ def goodness_of_fit(eigenvalues: Float[Array, "*layers n"]) -> PowerLaw:
 
 
 def fix_finger(eigenvalues: Float[Array, "*layers n"]) -> PowerLaw:
-    """Fits as `goodness_of_fit` does, with thresholds near the peak of the spectrum only (Zhou et al., 2023, Appendix).
+    """Fits like `goodness_of_fit`, but tries `xmin` only near the peak of the spectrum (Zhou et al., 2023, Appendix).
 
-    The peak is the lower edge `e` of the fullest of 100 bins of `log10 λ`; thresholds are the eigenvalues with
-    `log10(0.95 * 10^e) <= λ <= 1.5 * 10^e`. The released code compares a logarithm with an eigenvalue on the lower side,
-    so that bound rarely binds; its results are matched here. The bins span all eigenvalues above zero, so the smallest
-    ones matter: `spectra` resolves them, and so does `tempbalance` for a metric with this fit.
+    The peak is the lower edge `e` of the fullest of 100 bins of `log10 λ`. The fit tries the eigenvalues
+    with `log10(0.95 * 10^e) <= λ <= 1.5 * 10^e`. The lower bound compares a logarithm with an eigenvalue, like the released
+    code, to match its results; this bound rarely binds. The bins span all eigenvalues above zero, so the smallest ones
+    matter. `spectra` resolves them, and `tempbalance` does so for a metric with this fit.
 
     Args:
       eigenvalues: ascending along the last axis; any floating dtype.
@@ -130,21 +130,21 @@ def fix_finger(eigenvalues: Float[Array, "*layers n"]) -> PowerLaw:
 
 
 def is_fit(function: Any) -> bool:
-    """Whether a function is one of the fits here, also inside `functools.partial` and `jax.jit`."""
+    """Whether a function is one of this module's fits, also inside `functools.partial` and `jax.jit`."""
     return innermost(function) in (median, goodness_of_fit, fix_finger)
 
 
 def fit_spectra(fit: Callable[[Array], PowerLaw], spectra: Sequence[Float[np.ndarray, " n"]]) -> list[PowerLaw]:
-    """Fits spectra of any lengths: by this module's fits in one program, by others in one for each length.
+    """Fits spectra of any lengths: this module's fits run as one program, other fits as one program for each length.
 
-    To this module's fits, zeros before a spectrum are nothing; so all get the length of the longest.
+    Zeros before a spectrum do not change this module's fits, so each spectrum is padded to the length of the longest.
 
     Args:
-      fit: from spectra to their power laws.
+      fit: a function from spectra to their power laws.
       spectra: each ascending.
 
     Returns:
-      The power law of each, as numbers.
+      The power law of each spectrum, as numbers.
     """
     if not spectra:
         return []
@@ -167,7 +167,7 @@ def fit_spectra(fit: Callable[[Array], PowerLaw], spectra: Sequence[Float[np.nda
 
 
 def _tail_start(n: int, tail_fraction: float = 0.5) -> int:
-    """Where the tail of so many eigenvalues begins."""
+    """The index at which the tail of `n` eigenvalues begins."""
     return min(int(n * (1 - tail_fraction) + _ROUNDING), n - 2)
 
 
@@ -193,15 +193,15 @@ def _over_layers(fit: Callable[..., PowerLaw], eigenvalues: Float[Array, "*layer
 
 
 def _exponents(logs: Float[Array, " n"]) -> Float[Array, " n"]:
-    """The Hill estimator at every threshold."""
+    """The Hill estimator for every `xmin`."""
     n = len(logs)
-    # Logarithms relative to the largest one, so that the sums of a tail are no larger than its spread.
+    # Logarithms relative to the largest, so that a tail's sums are no larger than its spread.
     relative = logs - logs[-1]
     return _exponent(jnp.cumsum(relative[::-1])[::-1] / (n - jnp.arange(n)).astype(logs.dtype) - relative)
 
 
 def _exponent(spread: Float[Array, "*thresholds"]) -> Float[Array, "*thresholds"]:
-    """From the mean logarithm of `λ / threshold`; NaN where that is within rounding of zero."""
+    """`alpha` from the mean logarithm of `λ / xmin`; NaN where that mean is zero up to rounding."""
     return jnp.where(spread > 100 * jnp.finfo(spread.dtype).eps, 1 + 1 / spread, jnp.nan)
 
 
@@ -211,15 +211,15 @@ def _gaps(
     index: Int[Array, " thresholds"],
     j: Int[Array, "*#thresholds k"],
 ) -> Float[Array, "thresholds k"]:
-    """Between the tail from each threshold and its fit, at `j`: `|1 - (λ_j/λ_i)^(1-alpha) - (j-i)/k|`; 0 below the tail."""
+    """The gap at `j` between a tail from `xmin = λ_i` and its fit, `|1 - (λ_j/λ_i)^(1-alpha) - (j-i)/k|`; 0 below it."""
     fitted = 1 - jnp.exp((1 - alpha)[:, None] * (logs[j] - logs[index][:, None]))
-    # Integers divided by integers would be float64 where that is admitted.
+    # Cast first: an integer divided by an integer is float64 if JAX allows float64.
     rank = (j - index[:, None]).astype(logs.dtype) / (len(logs) - index)[:, None].astype(logs.dtype)
     return jnp.where(rank >= 0, jnp.abs(fitted - rank), 0.0)
 
 
 def _distance(logs: Float[Array, " n"], alpha: Float[Array, ""], index: Int[Array, ""]) -> Float[Array, ""]:
-    """Kolmogorov-Smirnov distance of the tail from a threshold: the largest of all gaps."""
+    """The KS distance of the tail from one `xmin`: the largest gap."""
     return _gaps(logs, alpha[None], index[None], jnp.arange(len(logs))[None]).max()
 
 
@@ -248,10 +248,11 @@ def _fit_at_peak(values: Float[Array, " n"]) -> PowerLaw:
 
 
 def _best_fit(values: Float[Array, " n"], candidates: Bool[Array, "#n"]) -> PowerLaw:
-    """The fit of least distance among the candidate thresholds; the largest eigenvalue, which has no tail, is none.
+    """The fit with the smallest KS distance among the candidates for `xmin`; the largest eigenvalue has no tail to fit.
 
-    The gaps at a few places of a tail bound its distance from below. The threshold of least bound is tried next, until none
-    is left whose bound is below the least distance found: the exact result, mostly for a few dozen thresholds' work.
+    The gaps at `_PLACES` points of a tail bound its KS distance from below. The loop computes the distance of the candidate
+    with the smallest bound, until no bound is below the smallest distance found. The result is exact, and the loop mostly
+    tries a few dozen candidates.
     """
     n = len(values)
     logs = _safe_logs(values)

@@ -1,4 +1,4 @@
-"""How much of each layer to prune: from metrics to sparsities, with their mean held to a target."""
+"""Layer-wise sparsities for pruning, computed from metrics so that their mean is a target."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -14,24 +14,26 @@ def sparsities(
     min_ratio: float = 0.7,
     max_ratio: float = 1.3,
 ) -> Float[Array, " layers"]:
-    """The share of each layer's weights to prune: less where the spectrum's tail is heavy, and the layer better trained.
+    """The share of each layer's weights to prune: smaller if the spectrum has a heavy tail, as in a better trained layer.
 
     AlphaPruning (Lu et al., "AlphaPruning: Using Heavy-Tailed Self Regularization Theory for Improved Layer-wise Pruning of
-    Large Language Models", NeurIPS 2024): `η linear(m; s1, s2)`, with `η` such that the mean over all parameters is the
-    target. No layer is pruned by more than all: where the formula asks for that, the others are pruned by more.
+    Large Language Models", NeurIPS 2024): the sparsities are `η linear(m; s1, s2)`, and `η` makes their mean over all
+    parameters equal to the target. No sparsity exceeds 1: if the formula gives more for some layers, the others are pruned
+    more.
 
     Args:
-      metrics: of all layers, such as `pl_alpha_hill` of their spectra. A layer with NaN is pruned by the target.
+      metrics: the metrics of all layers, such as `pl_alpha_hill` of their spectra. A layer whose metric is NaN gets the
+        target as its sparsity.
       target: the share of all parameters to prune, from 0 to 1.
-      sizes: how many parameters each layer has; by default, all as many.
-      min_ratio: the paper's `s1`: what the least metric is pruned by, before `η`; above 0.
-      max_ratio: the paper's `s2`: what the greatest metric is pruned by, not below `min_ratio`.
+      sizes: the number of parameters of each layer; equal by default.
+      min_ratio: the paper's `s1`: the sparsity at the smallest metric, before `η`; above 0.
+      max_ratio: the paper's `s2`: the sparsity at the largest metric, before `η`; not below `min_ratio`.
 
     Returns:
       Sparsities from 0 to 1.
 
     Raises:
-      ValueError: the ratios, or a target that is known when it is called, are out of range.
+      ValueError: the ratios are out of range, or `target` is a Python number out of range.
 
     Example:
       >>> import jax.numpy as jnp, tb_optax
@@ -54,8 +56,8 @@ def _factor(
 ) -> Float[Array, ""]:
     """The `η` with `Σ w min(η r, 1) = target Σ w`.
 
-    Where the `k` largest ratios are at 1, that sum is a line in `η`. Each of these lines is nowhere below the sum, so each
-    alone gives an `η` that is too small or right: the largest is right.
+    If the terms of the `k` largest ratios are 1, that sum is linear in `η`. The line of each `k` is nowhere below the sum,
+    so its `η` is too small or exact. The largest `η` is exact.
     """
     order = jnp.argsort(-ratios)
     ratios, weights = ratios[order], weights[order]

@@ -23,12 +23,12 @@ _STATIC = ("metric", "assign", "layers", "mask")
 
 
 class AlphaDecayState(NamedTuple):
-    """State of `alphadecay`, as `TempBalanceState`.
+    """State of `alphadecay`, with arrays like those of `TempBalanceState`.
 
     Attributes:
       count: updates made.
       metric: each layer's metric when it was last usable; 0 before the first refresh.
-      scale: what each layer's weight decay is multiplied by; 1 before the first refresh.
+      scale: the factor on each layer's weight decay; 1 before the first refresh.
     """
 
     count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -50,27 +50,27 @@ def alphadecay(
     solver: Exact | Lanczos = DEFAULT_SOLVER,
     windows: Windows | None = None,
 ) -> BalancedTransformation:
-    """Adds decayed weights, each layer's by what the spectrum of its weight says of its training: AlphaDecay.
+    """Adds weight decay, scaled for each layer by a number computed from the spectrum of its weight: AlphaDecay.
 
-    In place of `optax.add_decayed_weights`: `weight_decay * scale * params` is added to the updates, where the scale is that
-    of `tempbalance`, small for heavy tails and large for light ones (He et al., "AlphaDecay: Module-wise Weight Decay for
-    Heavy-Tailed Balancing in LLMs", 2025). What is in no balanced layer has the scale 1. Behind Adam's direction and before
-    the learning rate, it is AdamW with a decay for each layer:
-    `optax.chain(optax.scale_by_adam(), alphadecay(0.1, 500), optax.scale_by_learning_rate(1e-3))`. With `tempbalance` behind
-    it, a layer's decay is scaled by both.
+    Use it in place of `optax.add_decayed_weights`. It adds `weight_decay * scale * params` to the updates. The scale is
+    computed as in `tempbalance`: small for heavy tails, large for light ones (He et al., "AlphaDecay: Module-wise Weight
+    Decay for Heavy-Tailed Balancing in LLMs", 2025). Parameters in no balanced layer have the scale 1. After Adam's
+    direction and before the learning rate, it is AdamW with a layer-wise weight decay:
+    `optax.chain(optax.scale_by_adam(), alphadecay(0.1, 500), optax.scale_by_learning_rate(1e-3))`. If `tempbalance` comes
+    after it, both scales multiply a layer's decay.
 
-    When scales are refreshed, for which layers, what an unusable spectrum does, meshes, seeds under `jax.vmap`: all is as in
-    `tempbalance`. A layer's bias, and the normalization after it, have its scale, unless `mask` leaves them out.
+    Refreshes, the choice of layers, unusable spectra, meshes and seeds under `jax.vmap` are as in `tempbalance`. A layer's
+    bias and the normalization after it get the layer's scale, unless `mask` leaves them out.
 
     Args:
-      weight_decay: the decay of a scale of 1, or a schedule of it: a function of the number of updates made.
+      weight_decay: the decay at scale 1, or a schedule of it: a function of the number of updates made.
       update_interval: updates between refreshes, at least 1. The released runs refresh every 500.
-      min_scale: the least scale; 0.67 in the released runs.
-      max_scale: the greatest scale; 5 in the released runs.
-      mask: as in `optax.add_decayed_weights`: a tree of booleans, or a function of the parameters that gives one; only what
-        is true is decayed, or balanced.
-      metric: as in `tempbalance`, like all that follow.
-      assign: from all layers' metrics to scales.
+      min_scale: the smallest scale; 0.67 in the released runs.
+      max_scale: the largest scale; 5 in the released runs.
+      mask: as in `optax.add_decayed_weights`: a tree of booleans, or a function of the parameters that gives one. Only
+        parameters marked true are decayed or balanced.
+      metric: as in `tempbalance`, like all arguments below.
+      assign: a function from all layers' metrics to scales.
       layers: which layers to balance.
       start_step: the update of the first refresh.
       solver: how spectra are computed.
@@ -81,7 +81,7 @@ def alphadecay(
       `static_args=("metric", "assign", "layers", "mask")`.
 
     Raises:
-      ValueError: `weight_decay` is negative or not finite; and as in `tempbalance`.
+      ValueError: `weight_decay` is negative or not finite; otherwise as in `tempbalance`.
       TypeError: as in `tempbalance`.
 
     Example:
@@ -120,6 +120,6 @@ def alphadecay(
 
 
 def _plus(update: Array, decay: Any, balanced: Array) -> Array:
-    """In the update's dtype, summed in at least float32."""
+    """`update + decay * balanced`, computed at least in float32 and returned in the update's dtype."""
     wide = at_least_float32(update.dtype)
     return (update.astype(wide) + decay * balanced.astype(wide)).astype(update.dtype)
