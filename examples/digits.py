@@ -106,10 +106,7 @@ def main(
     tx = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(schedule, momentum=0.9))
     balance = None
     if tempbalance:
-        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-        forward = lambda params, images: nnx.merge(graphdef, params, rest, copy=True)(images)
-        layers = tb_optax.trace_layers(forward, params, test_images[:1])
-        balance = tb_optax.tempbalance(None, layers=layers)
+        balance = tb_optax.tempbalance(None, layers=tb_optax.trace_layers(model, test_images[:1]))
         tx = optax.chain(tx, balance)  # last: it scales the step
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 

@@ -38,6 +38,11 @@ def filled(tree):
     return jax.tree.map(fill, tree)
 
 
+def paired(x, axis: int = -1):
+    """Two channels of one array: the matrices of a convolution of one channel would be vectors."""
+    return jnp.stack([x, -x], axis)
+
+
 def conv_spectrum(matrices: Iterable[np.ndarray]) -> np.ndarray:
     """The spectrum of a convolution, given the matrices of its window: half the squared singular values, pooled."""
     return 0.5 * np.sort(np.concatenate([numpy_spectrum(matrix) for matrix in matrices]))
@@ -99,8 +104,8 @@ class LinenNetwork(nn.Module):
         x = nn.Embed(11, 6, name="tok")(tokens) + self.param("pos_embedding", nn.initializers.ones, (1, 5, 6))
         x = nn.Conv(8, (3,), use_bias=self.use_bias, name="conv1")(x)
         x = nn.GroupNorm(2, name="gn")(x)
-        x = nn.relu(nn.Conv(4, (3, 2), use_bias=self.use_bias, name="conv2")(x[..., None]))
-        x = nn.relu(nn.Conv(3, (2, 2, 2), use_bias=self.use_bias, name="conv3")(x[..., None]))
+        x = nn.relu(nn.Conv(4, (3, 2), use_bias=self.use_bias, name="conv2")(paired(x)))
+        x = nn.relu(nn.Conv(3, (2, 2, 2), use_bias=self.use_bias, name="conv3")(paired(x)))
         x = nn.Dense(6, name="dense")(x.reshape(*x.shape[:2], -1))
         x = nn.MultiHeadDotProductAttention(2, use_bias=self.use_bias, qkv_features=8, name="attn")(x)
         if self.stack_axis is not None:
@@ -156,8 +161,8 @@ class NNXNetwork(nnx.Module):
         self.pos_embedding = nnx.Param(jnp.ones((1, 5, 6), jnp.float32))
         self.conv1 = nnx.Conv(6, 8, (3,), use_bias=use_bias, rngs=rngs)
         self.bn = nnx.BatchNorm(8, rngs=rngs)
-        self.conv2 = nnx.Conv(1, 4, (3, 2), use_bias=use_bias, rngs=rngs)
-        self.conv3 = nnx.Conv(1, 3, (2, 2, 2), use_bias=use_bias, rngs=rngs)
+        self.conv2 = nnx.Conv(2, 4, (3, 2), use_bias=use_bias, rngs=rngs)
+        self.conv3 = nnx.Conv(2, 3, (2, 2, 2), use_bias=use_bias, rngs=rngs)
         self.dense = nnx.Linear(96, 6, rngs=rngs)
         self.attn = nnx.MultiHeadAttention(2, 6, 8, decode=False, use_bias=use_bias, rngs=rngs)
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
@@ -168,8 +173,8 @@ class NNXNetwork(nnx.Module):
     def __call__(self, tokens):
         x = self.tok(tokens) + self.pos_embedding[...]
         x = self.bn(self.conv1(x))
-        x = nnx.relu(self.conv2(x[..., None]))
-        x = nnx.relu(self.conv3(x[..., None]))
+        x = nnx.relu(self.conv2(paired(x)))
+        x = nnx.relu(self.conv3(paired(x)))
         x = self.dropout(self.attn(self.dense(x.reshape(*x.shape[:2], -1))))
         x = nnx.scan(lambda x, block: block(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(x, self.blocks)
         return self.head(x)
@@ -210,8 +215,8 @@ def haiku_forward(use_bias: bool):
         x = hk.Embed(11, 6, name="tok")(tokens) + hk.get_parameter("pos_embedding", (5, 6), init=jnp.ones)
         x = hk.Conv1D(8, 3, with_bias=use_bias, name="conv1")(x)
         x = jax.nn.relu(hk.BatchNorm(True, True, 0.9, name="bn")(x, True))
-        x = jax.nn.relu(hk.Conv2D(4, (3, 2), with_bias=use_bias, name="conv2")(x[..., None]))
-        x = jax.nn.relu(hk.Conv3D(3, 2, with_bias=use_bias, name="conv3")(x[..., None]))
+        x = jax.nn.relu(hk.Conv2D(4, (3, 2), with_bias=use_bias, name="conv2")(paired(x)))
+        x = jax.nn.relu(hk.Conv3D(3, 2, with_bias=use_bias, name="conv3")(paired(x)))
         x = norm("lnd")(hk.Linear(6, name="dense")(x.reshape(*x.shape[:2], -1)))
         x = hk.experimental.layer_stack(3, name="blocks")(block)(x)
         return hk.Linear(5, name="head")(x)
@@ -275,8 +280,8 @@ class EquinoxNetwork(eqx.Module):
         self.pos_embedding = jnp.ones((5, 6))
         self.conv1 = eqx.nn.Conv1d(6, 8, 3, padding=1, use_bias=use_bias, key=key)
         self.gn = eqx.nn.GroupNorm(2, 8)
-        self.conv2 = eqx.nn.Conv2d(1, 4, (3, 2), padding="SAME", use_bias=use_bias, key=key)
-        self.conv3 = eqx.nn.Conv3d(1, 3, 2, padding="SAME", use_bias=use_bias, key=key)
+        self.conv2 = eqx.nn.Conv2d(2, 4, (3, 2), padding="SAME", use_bias=use_bias, key=key)
+        self.conv3 = eqx.nn.Conv3d(2, 3, 2, padding="SAME", use_bias=use_bias, key=key)
         self.dense = eqx.nn.Linear(96, 6, key=key)
         self.blocks = eqx.filter_vmap(lambda key: EquinoxBlock(use_bias, key))(jax.random.split(key, 3))
         self.head = eqx.nn.MLP(6, 5, 7, 1, key=key)
@@ -284,8 +289,8 @@ class EquinoxNetwork(eqx.Module):
     def __call__(self, tokens):
         x = jax.vmap(self.tok)(tokens) + self.pos_embedding
         x = self.gn(self.conv1(x.T))
-        x = jax.nn.relu(self.conv2(x[None]))
-        x = jax.nn.relu(self.conv3(x[None]))
+        x = jax.nn.relu(self.conv2(paired(x, 0)))
+        x = jax.nn.relu(self.conv3(paired(x, 0)))
         x = jax.vmap(self.dense)(jnp.moveaxis(x, 2, 0).reshape(5, -1))
         arrays, functions = eqx.partition(self.blocks, eqx.is_array)
         x, _ = jax.lax.scan(lambda x, block: (eqx.combine(block, functions)(x), None), x, arrays)

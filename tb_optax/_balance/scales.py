@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -14,7 +13,7 @@ from tb_optax._balance.options import BalanceOptions
 from tb_optax._checks import check_shape
 from tb_optax._dtypes import at_least_float32
 from tb_optax._layers.blocks import group_ids
-from tb_optax._layers.layer import KernelShape, Layers, Path, PyTree, kernel_shape, path_name
+from tb_optax._layers.layer import KernelShape, Layers, Path, PyTree, kernel_shape, map_by_path
 from tb_optax._spectra.execute import SpectrumStack, compute_spectra
 from tb_optax._spectra.noise import noise_spectrum
 from tb_optax._spectra.plan import SpectrumPlan, group_by, plan_spectra
@@ -69,8 +68,7 @@ def scale_by_layer(updates: PyTree, layers: Layers, leaves: Mapping[Path, Any], 
         shape = kernel_shape(layer, leaves[layer.kernel].shape)
         owner |= {path: (scale[layer.name], shape) for path in (layer.kernel, *layer.follows)}
 
-    def scaled(key_path: tuple[Any, ...], update: Array) -> Array:
-        path = path_name(key_path)
+    def scaled(path: Path, update: Array) -> Array:
         if path not in owner:
             return update
         numbers, shape = owner[path]
@@ -80,7 +78,7 @@ def scale_by_layer(updates: PyTree, layers: Layers, leaves: Mapping[Path, Any], 
         wide = at_least_float32(update.dtype, numbers.dtype)
         return (update.astype(wide) * numbers.transpose(order).reshape(along).astype(wide)).astype(update.dtype)
 
-    return jax.tree_util.tree_map_with_path(scaled, updates)
+    return map_by_path(scaled, updates)
 
 
 def _metrics(

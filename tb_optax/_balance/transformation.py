@@ -20,7 +20,7 @@ from tb_optax._checks import check_params, check_state, check_updates
 from tb_optax._compat import is_placeholder
 from tb_optax._dtypes import at_least_float32
 from tb_optax._layers.blocks import group_ids
-from tb_optax._layers.layer import KernelShape, Layers, Path, PyTree, kernel_shape, resolve_layers
+from tb_optax._layers.layer import KernelShape, Layers, Path, PyTree, check_share, kernel_shape, resolve_layers
 from tb_optax._spectra.sharding import in_mesh, mesh_of, replicated
 
 
@@ -106,6 +106,7 @@ def balanced_transformation(
         layers, leaves = resolve_layers(options.layers, params)
         shapes = {layer.name: kernel_shape(layer, leaves[layer.kernel].shape) for layer in layers}
         _check_enough(argument_of, layers, shapes)
+        check_share(argument_of, layers)
         dtype = at_least_float32(*(leaves[layer.kernel].dtype for layer in layers))
         state = initial_state(state_class, shapes, dtype, [leaves[layer.kernel] for layer in layers])
         own_states.remember(state, layers, leaves)

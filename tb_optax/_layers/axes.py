@@ -1,12 +1,12 @@
-"""Follows the axes of a parameter to its matrix product, through what only moves its numbers.
+"""Follows the axes of a parameter to its matrix product, through operations that only move its numbers.
 
-A network seldom multiplies by a parameter as it is stored: there are reshapes, transposes, slices and casts in between. A
-`Weight` is an array computed from parameters that remembers along which axes of which parameter each of its own runs, so
-that a product can say which of the parameter's axes it sums over and which it keeps. To tell them apart, the parameter has
-*axes*, the array at hand has *dimensions* (`dim`).
+A network seldom multiplies by a parameter as it is stored: reshapes, transposes, slices and casts come first. A `Weight` is
+an array computed from parameters. For each of its dimensions, it records the parameter axes along which the dimension runs.
+So a product shows which of the parameter's axes it sums over and which it keeps. In this module a parameter has *axes*, and
+the current array has *dimensions* (`dim`).
 
 Example:
-  The queries of two attention heads, stored as `(embed, heads, head_dim)`, are computed by one product of matrices:
+  The queries of two attention heads, stored as `(embed, heads, head_dim)`, are computed by one matrix product:
 
   >>> import jax, jax.numpy as jnp
   >>> queries = lambda kernel, x: jax.lax.dot(x, kernel.reshape(64, 64))
@@ -29,7 +29,7 @@ from typing import Any
 from tb_optax._compat import parameter_of
 from tb_optax._layers.layer import Axes, KernelAxes, Path
 
-# The same numbers in another shape, dtype or place.
+# Primitives that keep the numbers and change only their shape, dtype or place.
 VIEWS = frozenset(
     {
         *("reshape", "transpose", "squeeze", "broadcast_in_dim", "convert_element_type", "reduce_precision"),
@@ -44,28 +44,28 @@ PRODUCTS = frozenset({"dot_general", "ragged_dot_general", "conv_general_dilated
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """Computed from parameters, without any layer."""
+    """An array computed from parameters, without any layer."""
 
     paths: frozenset[Path]
     kernel: Path | None = None
-    """The parameter whose axes it shows, if it still shows one."""
+    """The parameter whose axes the array shows; None if it shows none."""
     axes: tuple[Axes, ...] = ()
-    """For each of its axes, the axes of that parameter along which it runs."""
+    """For each dimension of the array, the axes of that parameter along which the dimension runs."""
     layer_axes: frozenset[int] = frozenset()
-    """Axes of that parameter of which it shows one slice."""
+    """The axes of that parameter along which the array is one slice."""
     inputs: frozenset[Any] = frozenset()
-    """The network's inputs that have gone into it: running statistics, or data that is normalized before any layer."""
+    """The network inputs that the array is computed from: running statistics, or data normalized before any layer."""
 
     @property
     def running(self) -> frozenset[int]:
-        """The axes of the parameter along which any of its axes runs."""
+        """The axes of the parameter along which any dimension of the array runs."""
         return frozenset(axis for axes in self.axes for axis in axes)
 
     def along(self, dims: Collection[int]) -> frozenset[int]:
         return frozenset(axis for dim in dims for axis in self.axes[dim])
 
     def shows(self, axes: tuple[Axes, ...], dropped: Collection[int] = ()) -> "Weight":
-        """The same parameter along other axes; one slice along those `dropped`, unless part of them still shows."""
+        """The same parameter with other axes. The array is one slice along `dropped` axes that no dimension runs along."""
         view = dataclasses.replace(self, axes=axes)
         return dataclasses.replace(view, layer_axes=self.layer_axes | (frozenset(dropped) - view.running))
 
@@ -75,12 +75,12 @@ def parameter(path: Path, shape: Sequence[int]) -> Weight:
 
 
 def slice_along(weight: Weight, dim: int) -> Weight:
-    """One slice of a weight, as a loop or `unstack` gives it."""
+    """One slice of a weight along `dim`, as a loop or `unstack` gives it."""
     return weight.shows(weight.axes[:dim] + weight.axes[dim + 1 :], weight.axes[dim])
 
 
 def view(equation: Any, weight: Weight, parameter_shape: tuple[int, ...]) -> Weight:
-    """What one of `VIEWS` makes of a weight."""
+    """The weight that one of `VIEWS` returns."""
     axes = weight.axes
     before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
     match equation.primitive.name:
@@ -92,7 +92,7 @@ def view(equation: Any, weight: Weight, parameter_shape: tuple[int, ...]) -> Wei
         case "unstack":
             return slice_along(weight, parameter_of(equation, "axis"))
         case "squeeze" | "reshape":
-            # Batching a reshape gives it a transpose of its own.
+            # A batched reshape may include a transpose, in `dimensions`.
             order = parameter_of(equation, "dimensions", None) if equation.primitive.name == "reshape" else None
             order = tuple(range(len(before))) if order is None else order
             return _reshape(weight, [axes[dim] for dim in order], [before[dim] for dim in order], after, parameter_shape)
@@ -106,8 +106,8 @@ def _reshape(
 ) -> Weight:
     """Follows axes through a reshape.
 
-    Runs of dimensions with the same product belong together: merged, the new dimension runs along all their axes;
-    split, each part takes its axis if the sizes say which, or else all.
+    A run of old dimensions becomes a run of new ones with the same product of sizes. If the new sizes equal the sizes of
+    the run's axes, each new dimension gets its own axis. Otherwise each new dimension gets all axes of the run.
     """
     dropped = [axis for dim, size in enumerate(before) if size == 1 for axis in axes[dim] if parameter_shape[axis] > 1]
     new_axes: list[Axes] = [()] * len(after)
@@ -130,13 +130,13 @@ def _reshape(
 
 
 def product_axes(equation: Any, side: int, weight: Weight, parameter_shape: tuple[int, ...]) -> KernelAxes | None:
-    """The axes of the parameter that is operand `side` of a product; None if one is of two kinds or of none."""
+    """The axes of the parameter that is operand `side` of a product, by kind; None unless each axis has exactly one kind."""
     contracted, batch, window = (weight.along(dims) for dims in _product_dimensions(equation, side))
     if equation.primitive.name == "conv_general_dilated":
         batch |= _stacked_outputs(equation, weight)
     layer = batch | weight.layer_axes
     output = weight.running - contracted - layer - window
-    # An axis of size one that the view has dropped changes no matrix, wherever it is counted.
+    # A dropped axis of size one changes no matrix, so it may count as any kind.
     ones = frozenset(axis for axis, size in enumerate(parameter_shape) if size == 1)
     reduction = contracted | (ones - output - layer - window)
     kinds = (reduction, output, layer, window)
@@ -146,12 +146,12 @@ def product_axes(equation: Any, side: int, weight: Weight, parameter_shape: tupl
 
 
 def is_matrix(axes: KernelAxes, parameter_shape: tuple[int, ...]) -> bool:
-    """Whether a product sums over axes of a parameter and keeps others; if it does only one of these, it sees a vector."""
+    """Whether a product sums over some axes of a parameter and keeps others. If it does only one, it sees a vector."""
     return all(math.prod(parameter_shape[axis] for axis in own) > 1 for own in (axes.reduction, axes.output))
 
 
 def output_dim(equation: Any, side: int, dim: int) -> int | None:
-    """Where a product keeps a dimension of one operand; None if it sums over it."""
+    """The output dimension that a product gives dimension `dim` of operand `side`; None if the product sums over it."""
     contracted, batch, _ = _product_dimensions(equation, side)
     match equation.primitive.name:
         case "dot_general" if dim in batch:
@@ -181,7 +181,7 @@ def _product_dimensions(equation: Any, side: int) -> tuple[Axes, Axes, Axes]:
 
 
 def _stacked_outputs(equation: Any, weight: Weight) -> frozenset[int]:
-    """The axes of a stack of kernels: JAX batches a convolution over one by groups, merging the stack into its outputs."""
+    """The stack axes of a batched convolution: JAX batches over kernels by groups and merges the stack into the outputs."""
     if parameter_of(equation, "feature_group_count") == parameter_of(equation, "batch_group_count") == 1:
         return frozenset()
     return frozenset(weight.axes[parameter_of(equation, "dimension_numbers").rhs_spec[0]][:-1])

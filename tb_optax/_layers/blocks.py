@@ -1,4 +1,4 @@
-"""Blocks: layers that are balanced as one, such as those of a Transformer block or of a residual block."""
+"""Blocks: layers that are balanced together, such as the layers of a Transformer block or of a residual block."""
 
 import collections
 import dataclasses
@@ -12,33 +12,34 @@ from tb_optax._layers.layer import InvalidLayersError, KernelShape, Layers, Laye
 
 
 def in_blocks(layers: LayersOrFn, block_of: Callable[[str], str] | None = None) -> Callable[[PyTree], Layers]:
-    """The same layers, each with the block that it is in.
+    """Finds the same layers and puts each into a block.
 
-    Layers of a block share the mean of their metrics, and one scale: what is balanced are blocks (as Liu et al., "Model
-    Balancing Helps Low-data Training and Fine-tuning", EMNLP 2024, do it for Transformers). Of stacked layers (`nn.scan`),
-    each slice is in a block with the same slice of the others.
+    The layers of a block share the mean of their metrics and one scale. So blocks are balanced instead of layers, as Liu et
+    al. do for Transformers ("Model Balancing Helps Low-data Training and Fine-tuning", EMNLP 2024). Each slice of stacked
+    layers (`nn.scan`) is in a block with the same slice of the others.
 
     Args:
-      layers: layers, or a function that finds them, such as `find_layers` or what `trace_layers` returned.
-      block_of: from a layer's name to its block's, `""` for a layer that is in none. By default a block is the innermost
-        numbered module around a layer that has another number beside it: `"h_3"` of `"h_3/mlp/c_fc"`, `"layer1/0"` of
-        `"layer1/0/conv1"`, `"model.layers.3"` of `"model.layers.3.self_attn.q_proj"`; stacked layers with as many slices,
-        below the same outermost module, are in the same blocks.
+      layers: layers, or a function that finds them, such as `find_layers` or the result of `trace_layers`.
+      block_of: a function from a layer's name to the name of its block, `""` for a layer in no block. By default a block is
+        the innermost numbered module around a layer that has a sibling with another number: `"h_3"` of `"h_3/mlp/c_fc"`,
+        `"layer1/0"` of `"layer1/0/conv1"`, `"model.layers.3"` of `"model.layers.3.self_attn.q_proj"`. Stacked layers are in
+        the same blocks if they have the same outermost module and equally many slices.
 
     Returns:
-      A function of the parameters, for `layers=`.
+      A function of the parameters, to pass as `layers=`.
 
     Raises:
-      TypeError: `block_of` is not a function; when called, it gives no text.
+      TypeError: `block_of` is not a function; when it is called, it does not return a string.
 
     Example:
       >>> import jax.numpy as jnp, tb_optax
       >>> block = lambda: {"attn": {"kernel": jnp.ones((64, 96))}, "mlp": {"kernel": jnp.ones((64, 128))}}
       >>> print(tb_optax.in_blocks(tb_optax.find_layers)({"h_0": block(), "h_1": block()}))
-      h_0/attn: h_0/attn/kernel, in block h_0
-      h_0/mlp: h_0/mlp/kernel, in block h_0
-      h_1/attn: h_1/attn/kernel, in block h_1
-      h_1/mlp: h_1/mlp/kernel, in block h_1
+      h_0/attn: h_0/attn/kernel (64, 96), dense 64 x 96, in block h_0
+      h_0/mlp: h_0/mlp/kernel (64, 128), dense 64 x 128, in block h_0
+      h_1/attn: h_1/attn/kernel (64, 96), dense 64 x 96, in block h_1
+      h_1/mlp: h_1/mlp/kernel (64, 128), dense 64 x 128, in block h_1
+      4 layers, with 100% of the parameters
     """
     if block_of is not None and not callable(block_of):
         raise TypeError(f"in_blocks: block_of={block_of!r} is not a function of a layer's name.")
@@ -56,15 +57,18 @@ def in_blocks(layers: LayersOrFn, block_of: Callable[[str], str] | None = None) 
                 raise InvalidLayersError(
                     f"in_blocks: block_of({name!r}) gave {block!r}; give a block's name, or '' for none."
                 )
-        return Layers([dataclasses.replace(layer, block=blocks[layer.name]) for layer in found], found.left_out)
+        return Layers(
+            [dataclasses.replace(layer, block=blocks[layer.name]) for layer in found], found.left_out, found.shapes
+        )
 
     return found_in_blocks
 
 
 def group_ids(found: Layers, shapes: Mapping[str, KernelShape]) -> Int[np.ndarray, " slices"]:
-    """For each slice of each layer, in the layers' order, the number of the group that it is balanced in, from 0.
+    """The group number, from 0, of each slice of each layer, in the layers' order.
 
-    A group is a block, or a layer without a block; of stacked layers, each slice is in a group of its own.
+    Slices of one group are balanced together. A group is a block, or a layer without a block. If the layers are stacked,
+    each slice index is a group of its own.
 
     Raises:
       ValueError: layers of a block are stacked differently.
@@ -85,7 +89,7 @@ def group_ids(found: Layers, shapes: Mapping[str, KernelShape]) -> Int[np.ndarra
 
 
 def _by_numbers(names: Sequence[str]) -> dict[str, str]:
-    """Of each layer, the innermost module around it of whose series there are several."""
+    """The block of each layer: the innermost numbered module around it that has a sibling with another number."""
     series: dict[str, set[str]] = collections.defaultdict(set)
     modules = {name: [_numbered(name[: cut.start()]) for cut in re.finditer(r"[/.]", name)] for name in names}
     for around in modules.values():
@@ -100,12 +104,12 @@ def _by_numbers(names: Sequence[str]) -> dict[str, str]:
 
 
 def _numbered(module: str) -> tuple[str, str, str] | None:
-    """The module, its name without its number, and the number, if it has one."""
+    """The module, its name without the number, and the number; None if it has no number."""
     found = re.fullmatch(r"(.*?)(\d+)", module)
     return (module, found[1], found[2]) if found else None
 
 
 def _by_stacks(shapes: Mapping[str, KernelShape]) -> dict[str, str]:
-    """Of layers that are stacked, the outermost module, and how many slices there are."""
+    """The block of each stacked layer: its outermost module and the sizes of its stack."""
     first = lambda name: re.split(r"[/.]", name)[0]
     return {name: f"{first(name)}{list(shape.stack)}" for name, shape in shapes.items() if shape.stack}

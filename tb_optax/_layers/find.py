@@ -1,17 +1,17 @@
 """Reads the layers off a parameter tree.
 
-A tree knows names and shapes, not what is done with them, so this module reads them by the conventions of Flax, Haiku,
-Equinox and PyTorch. What no tree can tell is the order of the layers and which normalization belongs to which: for that,
-`trace_layers` reads the forward pass.
+A tree has names and shapes, and does not say what is done with its arrays. This module reads them by the conventions of
+Flax, Haiku, Equinox, PyTorch and TensorFlow (`conventions`), and by what lies beside them. No tree shows the order of the
+layers, or which normalization belongs to which layer: `trace_layers` reads the forward pass for that.
 
 Example:
-  Neither name nor shape says that this is a stack of three dense kernels rather than a 1-D convolution; its bias does.
+  The bias shows that this is a stack of three dense kernels, not a 1-D convolution.
 
   >>> import jax.numpy as jnp
   >>> tree = _Tree({"blocks": {"kernel": jnp.ones((3, 64, 128)), "bias": jnp.ones((3, 128))}})
   >>> tree.follows("blocks/kernel")
   ('blocks/bias',)
-  >>> tree.conventional_axes("blocks/kernel")
+  >>> tree.axes("blocks/kernel")
   KernelAxes(reduction=(1,), output=(2,), layer=(0,))
 """
 
@@ -19,11 +19,13 @@ import functools
 import itertools
 import re
 from collections.abc import Collection, Sequence
-from typing import TypeAlias
+from typing import get_args
 
 import jax
 
 from tb_optax._dtypes import is_float_array
+from tb_optax._layers import conventions
+from tb_optax._layers.conventions import Layout, MatrixAxes, Shape
 from tb_optax._layers.layer import (
     Axes,
     KernelAxes,
@@ -32,41 +34,42 @@ from tb_optax._layers.layer import (
     Path,
     PyTree,
     layer_names,
+    leaf_paths,
     leaves_by_path,
-    path_name,
     select_layers,
     split_path,
 )
 
-# Biases and norms; stacked, they have two axes and more.
-_VECTOR = re.compile(r"(^|_)(bias|biases|scale|offset|gamma|beta|mean|var)(_|\d|$)|[Nn]orm_?\d*$")
-_B = re.compile(r"^b(_|\d|$)")  # a bias, or the second factor of a low-rank update (LoRA)
-_EMBEDDING = re.compile(r"embed|(^|_)emb(_|\d|$)|^wte$|^wpe$|^shared$", re.IGNORECASE)
 _EMBEDDING_TYPES = frozenset({"Embedding", "Embed"})
 _NORM_TYPES = frozenset({"BatchNorm", "GroupNorm", "LayerNorm", "RMSNorm"})
 _WEIGHT_TO_BIAS = (("kernel", "bias"), ("weights", "biases"), ("weight", "bias"), ("w", "b"), ("W", "b"))
 
-Shape: TypeAlias = tuple[int, ...]
 
-
-def find_layers(params: PyTree, *, exclude: Sequence[str] = (), min_eigenvalues: int = 50) -> Layers:
+def find_layers(
+    params: PyTree, *, exclude: Sequence[str] = (), min_eigenvalues: int = 50, layout: Layout | None = None
+) -> Layers:
     """Finds the balanced layers of a network in its parameter tree.
 
-    Every real floating-point array of two or more axes is a layer, except embeddings (by their name, or by an
-    `Embedding` module around them), biases and norms, and what `exclude` and `min_eigenvalues` leave out. Dense, attention
-    and 1-D to 3-D convolution kernels are understood in the layouts of Flax Linen and NNX, Haiku and JAX at large (inputs
-    before outputs, windows first) and of Equinox and PyTorch (`weight`: outputs first). A layer's bias, in the same
-    module, takes the layer's scale.
+    Every real floating-point array of two or more axes is a layer, except embeddings, other tables, biases and norms (known
+    by their names, or by the modules around them), and what `exclude` and `min_eigenvalues` leave out. A layer's bias, and
+    the gain of its weight norm, take the layer's scale. Arrays are read by their names, shapes and neighbours:
 
-    A stack of layers (`nn.scan`, `jax.vmap`) is known by the extra axes of its bias or, where it has none, of the biases
-    and norms in the nearest module around it: leading axes, or the second one (an `nn.scan` over axis 1).
-    Where sizes allow several readings, leading axes come first. Where no bias or norm is near, nothing in a tree
-    tells a stack of dense kernels from a 1-D convolution, nor a dense kernel of three axes (`DenseGeneral`): it is read as
-    a convolution, whose matrices share one spectrum. `trace_layers` knows.
+    - Two axes: a dense kernel.
+    - A stack of layers (`nn.scan`, `jax.vmap`) has layer axes in front, or one as its second axis. They are known by the
+      extra axes of its bias or, if it has none, of the biases and norms in the nearest module around it. Experts
+      (`experts`, `moe` in the names) of three axes are a stack.
+    - Attention kernels of three or more axes are known by their names (`query`, `q_proj`, `wq_b`, `kv_einsum`, `out`,
+      `o_proj`, ...) and by the sizes of the output projection beside them.
+    - Convolutions have a window in front (Flax, Haiku, TensorFlow: inputs before outputs) or at the end (PyTorch, Equinox:
+      outputs first): of at most 31 on a side in two and three dimensions, and in one dimension of at most 512 if a name or a
+      bias says that it is a convolution, else of at most 16 and less than both other sizes.
 
-    The order of a tree is not the order of the network, so the first and the last layer, which TempBalance leaves alone
-    (Zhou et al., 2023, Section 4.1), must be named in `exclude`; the scale of a normalization stays 1. `trace_layers`
-    knows both.
+    What several readings fit is left out with the reason; `trace_layers`, which reads the forward pass, or a `Layer`
+    settles it. A kernel whose matrices have a side of 1 (a depthwise convolution) is left out too: a vector has no spectrum.
+
+    The order of a tree is not the order of the network. TempBalance leaves the first and the last layer alone (Zhou et al.,
+    2023, Section 4.1): name them in `exclude`, or use `trace_layers`, which knows them, and which normalization follows
+    which layer.
 
     Args:
       params: parameters: Linen or Haiku params, an NNX state, an Equinox module, any pytree of arrays or of
@@ -74,19 +77,22 @@ def find_layers(params: PyTree, *, exclude: Sequence[str] = (), min_eigenvalues:
       exclude: shell-style patterns (`fnmatch`) of the names of layers to leave out: `("conv1", "fc")`. A pattern matches
         a whole name; `*` crosses `/`.
       min_eigenvalues: layers with fewer eigenvalues are left out: too few for a fit.
+      layout: whether convolutions have their outputs first (`"torch"`) or their window (`"jax"`), where sizes allow both; by
+        default, the name tells (`weight`: outputs first).
 
     Returns:
-      The layers, in the order of the tree, with the reasons for what was left out.
+      The layers, in the order of the tree, with the reasons for what was left out. Print them to see how each was read.
 
     Raises:
-      ValueError: a pattern matches nothing, `min_eigenvalues < 2`, or two paths of `params` read alike.
+      ValueError: a pattern matches nothing, `min_eigenvalues < 2`, `layout` is unknown, or two paths of `params` read alike.
 
     Example:
       >>> import jax.numpy as jnp, tb_optax
       >>> params = {"dense": {"kernel": jnp.ones((64, 128)), "bias": jnp.ones(128)}, "head": {"kernel": jnp.ones((128, 10))}}
       >>> print(tb_optax.find_layers(params))
-      dense: dense/kernel + dense/bias
-      left out: head/kernel: 10 eigenvalues, fewer than min_eigenvalues=50
+      dense: dense/kernel (64, 128), dense 64 x 128, + dense/bias
+      left out: head/kernel (128, 10): 10 eigenvalues, fewer than min_eigenvalues=50
+      1 layer, with 87% of the parameters
     """
     if hasattr(params, "shape"):
         raise ValueError(
@@ -94,12 +100,14 @@ def find_layers(params: PyTree, *, exclude: Sequence[str] = (), min_eigenvalues:
             "optax.inject_hyperparams, which takes functions for schedules, name 'layers' in static_args; for tempbalance, "
             "give static_args=('metric', 'assign', 'layers').)"
         )
-    tree = _Tree(params)
+    if layout is not None and layout not in get_args(Layout):
+        raise ValueError(f"find_layers: layout={layout!r} is unknown; give 'torch', 'jax' or None.")
+    tree = _Tree(params, layout)
     left_out: dict[Path, str] = {}
     axes: dict[Path, KernelAxes] = {}
     for path, leaf in tree.leaves.items():
         if hasattr(leaf, "shape") and len(leaf.shape) >= 2:
-            found = tree.why_not_a_kernel(path) or tree.conventional_axes(path)
+            found = tree.why_not_a_kernel(path) or tree.axes(path)
             if isinstance(found, str):
                 left_out[path] = found
             else:
@@ -116,8 +124,9 @@ find_all_layers = functools.partial(find_layers, min_eigenvalues=2)
 class _Tree:
     """A parameter tree, read by the names, shapes and neighbours of its real floating-point arrays."""
 
-    def __init__(self, params: PyTree):
+    def __init__(self, params: PyTree, layout: Layout | None = None):
         self.leaves = leaves_by_path(params)
+        self._layout = layout
         self._shapes: dict[Path, Shape] = {
             path: tuple(leaf.shape) for path, leaf in self.leaves.items() if is_float_array(leaf)
         }
@@ -127,7 +136,9 @@ class _Tree:
             self._modules.setdefault(module, {})[name] = path
         self._embeddings = _arrays_of(params, _EMBEDDING_TYPES)
         norms = _arrays_of(params, _NORM_TYPES)
+        self._gains = self._find_gains()
         self._vectors = {path for path in self._shapes if path in norms or self._is_vector_by_name(path)}
+        self._vectors |= set(self._gains.values())
         kernels = [path for path, shape in self._shapes.items() if len(shape) >= 2 and path not in self._vectors]
         self._biases = {path: bias for path in kernels if (bias := self._find_bias(path)) is not None}
         # Biases known by their place only, and an affine norm's `weight`, which is shaped like its bias.
@@ -138,53 +149,87 @@ class _Tree:
             if any(other in self._vectors and self._shapes[other] == self._shapes[path] for other in self._beside(path))
         }
 
+    def _find_gains(self) -> dict[Path, Path]:
+        """The gain of each kernel under weight norm: `weight_g` beside `weight_v`."""
+        gains = {}
+        for names in self._modules.values():
+            for name, path in names.items():
+                gain = names.get(name.removesuffix("_v") + "_g") if name.endswith("_v") else None
+                if gain is not None and len(self._shapes[path]) >= 2:
+                    gains[path] = gain
+        return gains
+
     def _is_vector_by_name(self, path: Path) -> bool:
         """Whether its name is a bias's or norm's; `b` with two axes is one only if stacked as another array beside it is."""
         name, (*stack, _) = split_path(path)[1], self._shapes[path] or (1,)
-        if not _B.search(name):
-            return _VECTOR.search(name) is not None
+        if not conventions.FACTOR_OR_BIAS.search(name):
+            return conventions.VECTOR.search(name) is not None
         stacked = [
             self._shapes[other][: len(stack)] for other in self._beside(path) if len(self._shapes[other]) > len(stack) + 1
         ]
         return sum(size > 1 for size in self._shapes[path]) < 2 or tuple(stack) in stacked
 
     def follows(self, kernel: Path) -> tuple[Path, ...]:
-        return (self._biases[kernel],) if kernel in self._biases else ()
+        return tuple(each[kernel] for each in (self._biases, self._gains) if kernel in each)
 
     def why_not_a_kernel(self, path: Path) -> str | None:
         """Why an array of two or more axes is no kernel; None if it is one."""
         if path not in self._shapes:
             return f"its dtype, {self.leaves[path].dtype}, is no real floating point"
-        module, name = split_path(path)
-        # In PyTorch's flat names only the module says so; its convolutions (`patch_embed`) have more axes.
-        torch_embedding = (
-            path.endswith(".weight") and len(self._shapes[path]) == 2 and _EMBEDDING.search(split_path(module)[1])
-        )
-        if path in self._embeddings or _EMBEDDING.search(name) or torch_embedding:
+        if path in self._vectors:
+            return "a bias or normalization"
+        name = split_path(path)[1]
+        if path in self._embeddings or conventions.EMBEDDING.search(name) or self._is_embedding_by_module(path):
             return "an embedding"
-        return "a bias or normalization" if path in self._vectors else None
+        return "a table or a buffer, by its name" if conventions.TABLE.search(name) else None
 
-    def conventional_axes(self, kernel: Path) -> KernelAxes | str:
-        """The kernel's axes by the conventions for its name, shape and bias; why not, if none fits."""
+    def _is_embedding_by_module(self, path: Path) -> bool:
+        """In the flat names of PyTorch and Keras, the module says so. Unlike dense layers, embeddings have no bias."""
+        components = _components(path)
+        if len(self._shapes[path]) != 2 or path in self._biases or not (components[0] == "weight" or "vars" in components):
+            return False
+        module = _first_telling(components)
+        return bool(conventions.EMBEDDING.search(module) or conventions.TABLE.search(module))
+
+    def axes(self, kernel: Path) -> KernelAxes | str:
+        """The kernel's axes; the reason if no reading, or more than one, fits its names, shape and neighbours."""
+        if kernel in self._biases:
+            return self._axes_by_bias(kernel, _without_trailing_ones(self._shapes[self._biases[kernel]]))
         shape = self._shapes[kernel]
-        bias = self._shapes[self._biases[kernel]] if kernel in self._biases else None
-        if bias is None:
-            # Attention kernels are known by their names and shapes too, so that they need no neighbours.
-            stacks = [self._stack_by_neighbours(kernel), tuple(range(len(shape) - 3))]
-        else:
-            bias = _without_trailing_ones(bias)
-            stacks = [tuple(range(axes)) for axes in reversed(range(max(len(bias), 1)))] + [(1,)] * (len(bias) > 1)
-            stacks = [stack for stack in stacks if _along(shape, stack) == _along(bias, stack)]
-        for read in (self._attention_axes, self._dense_or_conv_axes):
-            for stack in stacks:
-                bias_slice = None if bias is None else _without(bias, stack)
-                reading = read(kernel, stack, bias_slice)
-                if reading is None:
-                    continue
-                reduction, output = reading
-                if bias_slice is None or bias == bias_slice[:1] or _along(_without(shape, stack), output) == bias_slice:
-                    own = [axis for axis in range(len(shape)) if axis not in stack]
-                    return KernelAxes(tuple(own[axis] for axis in reduction), tuple(own[axis] for axis in output), stack)
+        stack = self._stack_by_neighbours(kernel)
+        # If no neighbour tells a stack, attention of four axes may be one.
+        for layer_axes in (stack,) if stack else ((), tuple(range(len(shape) - 3))):
+            matrix = self._attention_axes(kernel, layer_axes)
+            if matrix is not None:
+                return _with_stack(shape, layer_axes, matrix)
+        rest = _without(shape, stack)
+        if len(rest) == 2:
+            return _with_stack(shape, stack, self._dense_axes(kernel))
+        components = _components(kernel)
+        if len(rest) == 3 and any(conventions.EXPERTS.search(component) for component in components):
+            expert = next(axis for axis in range(len(shape)) if axis not in stack)
+            return _with_stack(shape, tuple(sorted((expert, *stack))), self._dense_axes(kernel))
+        if self._is_attention_by_name(kernel):
+            return _ambiguous("its name says attention, and no output projection beside it tells its heads from its inputs")
+        said = any(conventions.CONVOLUTION.search(component) for component in components)
+        if len(rest) == 3 and not said and not self._vectors:
+            return _ambiguous(f"a convolution, or a stack of {rest[0]}: no bias and no norm in the tree tells")
+        matrix = conventions.convolution_axes(rest, outputs_first=self._outputs_first(kernel), said=said)
+        if matrix is None:
+            return _ambiguous(f"a stack, or a product over several axes; no part of {rest} is like a convolution's window")
+        return _with_stack(shape, stack, matrix)
+
+    def _axes_by_bias(self, kernel: Path, bias: Shape) -> KernelAxes | str:
+        """The reading, among all stacks that the bias fits, whose outputs have the bias's shape."""
+        shape = self._shapes[kernel]
+        stacks = [tuple(range(axes)) for axes in reversed(range(max(len(bias), 1)))] + [(1,)] * (len(bias) > 1)
+        for stack in stacks:
+            if _along(shape, stack) != _along(bias, stack):
+                continue
+            outputs = _without(bias, stack)
+            matrix = self._attention_axes(kernel, stack) or self._dense_or_convolution_axes(kernel, stack, outputs)
+            if matrix is not None and (bias == outputs[:1] or _along(_without(shape, stack), matrix.output) == outputs):
+                return _with_stack(shape, stack, matrix)
         return f"its bias of shape {bias} does not tell its axes; describe it in a Layer, or use trace_layers"
 
     def _beside(self, path: Path) -> list[Path]:
@@ -193,6 +238,7 @@ class _Tree:
     def _find_bias(self, kernel: Path) -> Path | None:
         """The bias of a kernel in the same module: by name, or the one vector beside the one kernel."""
         module, name = split_path(kernel)
+        name = name.removesuffix("_v") if kernel in self._gains else name
         for weight_name, bias_name in _WEIGHT_TO_BIAS:
             candidate = name.replace(weight_name, bias_name, 1)
             bias = self._modules[module].get(candidate) if weight_name in name else None
@@ -205,39 +251,53 @@ class _Tree:
                 return beside[0]
         return None
 
-    def _attention_axes(self, kernel: Path, stack: Axes, bias: Shape | None) -> tuple[Axes, Axes] | None:
-        """Reduction and output axes of one of Flax's attention kernels, or None for any other.
+    def _is_attention_by_name(self, kernel: Path) -> bool:
+        role = _role(kernel)[1]
+        return bool(conventions.ATTENTION_INPUT.search(role) or conventions.ATTENTION_OUTPUT.search(role))
 
-        Queries, keys and values are `(embed, heads, head_dim)`, the output is `(heads, head_dim, embed)`: three axes, and
-        no convolution.
-        """
-        del bias
-        module, name = split_path(kernel)
-        parent, own = split_path(module)
-        kernel_of = lambda module: self._modules.get(f"{parent}/{module}" if parent else module, {}).get("kernel")
-        family = [kernel_of(module) for module in ("query", "key", "value", "out")]
-        if name != "kernel" or kernel not in family or None in family:
+    def _attention_axes(self, kernel: Path, stack: Axes) -> MatrixAxes | None:
+        """The axes of an attention kernel of three or more axes, by its name and the projections beside it."""
+        module, role = _role(kernel)
+        if len(self._shapes[kernel]) - len(stack) < 3:
             return None
-        query, key, value, out = (_without(self._shapes[path], stack) for path in family if path is not None)
-        if not len(query) == len(key) == len(value) == len(out) == 3 or query[1:] != key[1:] or value[1:] != out[:2]:
-            return None  # Dense layers that happen to be called so.
-        return ((0, 1), (2,)) if own == "out" else ((0,), (1, 2))
+        beside = {
+            _role(path)[1]: _without(self._shapes[path], stack)
+            for path in self._shapes
+            if path not in self._vectors and len(self._shapes[path]) > len(stack) and _role(path)[0] == module
+        }
+        if conventions.ATTENTION_OUTPUT.search(role):
+            inputs = [shape for other, shape in beside.items() if conventions.ATTENTION_INPUT.search(other)]
+            return conventions.attention_output_axes(beside[role], inputs)
+        if conventions.ATTENTION_INPUT.search(role):
+            outputs = [shape for other, shape in beside.items() if conventions.ATTENTION_OUTPUT.search(other)]
+            return conventions.attention_input_axes(beside[role], outputs[0] if len(outputs) == 1 else None)
+        return None
 
-    def _dense_or_conv_axes(self, kernel: Path, stack: Axes, bias: Shape | None) -> tuple[Axes, Axes] | None:
-        """Reduction and output axes of one kernel of a stack, or None if there are too few."""
+    def _outputs_first(self, kernel: Path) -> bool:
+        return self._layout == "torch" or (self._layout is None and "weight" in split_path(kernel)[1])
+
+    def _dense_axes(self, kernel: Path) -> MatrixAxes:
+        return MatrixAxes((1,), (0,)) if self._outputs_first(kernel) else MatrixAxes((0,), (1,))
+
+    def _dense_or_convolution_axes(self, kernel: Path, stack: Axes, outputs: Shape) -> MatrixAxes | None:
+        """The axes of a dense kernel or a convolution with a bias of these outputs; None if there are too few."""
         shape = _without(self._shapes[kernel], stack)
-        outputs = 1 if bias is None else max(1, len(bias))
-        if len(shape) <= outputs:
+        count = max(1, len(outputs))
+        if len(shape) <= count:
             return None
-        if outputs > 1:  # Flax's DenseGeneral, as its bias shows
-            return tuple(range(len(shape) - outputs)), tuple(range(len(shape) - outputs, len(shape)))
-        outputs_first = "weight" in split_path(kernel)[1]
-        if bias:
+        if count > 1:  # Flax's DenseGeneral, as its bias shows.
+            return MatrixAxes(tuple(range(len(shape) - count)), tuple(range(len(shape) - count, len(shape))))
+        outputs_first = self._outputs_first(kernel)
+        if outputs:
             # The size of the bias may tell what the name does not: GPT-2's `weight` has its inputs first.
             candidates = min(2, len(shape) - 1)  # A convolution has inputs and outputs at one end.
-            at_start, at_end = bias[0] in shape[:candidates], bias[0] in shape[-candidates:]
+            at_start, at_end = outputs[0] in shape[:candidates], outputs[0] in shape[-candidates:]
             outputs_first = outputs_first if at_start == at_end else at_start
-        return ((1,), (0,)) if outputs_first else ((len(shape) - 2,), (len(shape) - 1,))
+        if len(shape) == 2:
+            return MatrixAxes((1,), (0,)) if outputs_first else MatrixAxes((0,), (1,))
+        found = MatrixAxes((1,), (0,)) if outputs_first else MatrixAxes((len(shape) - 2,), (len(shape) - 1,))
+        window = shape[2:] if outputs_first else shape[:-2]
+        return found if conventions.can_be_window(window, [], said=True) else None
 
     def _stack_by_neighbours(self, kernel: Path) -> Axes:
         """The axes that stack a kernel without a bias: those it shares with all that is in the same stack.
@@ -252,9 +312,15 @@ class _Tree:
             if vectors or not scope:
                 break
             scope, _ = split_path(scope)
-        most = min([len(shape) - 2, *(len(vector) - 1 for vector in vectors)]) if vectors else 0
+        if not vectors:
+            return ()
+        raw = [self._shapes[path] for path in inside if path in self._vectors]
+        if len(shape) > 2 and shape[1] == 1 and all(vector[1:2] == (1,) and vector[:1] != (1,) for vector in raw):
+            return (1,)  # A stack of one layer along its second axis.
+        most = min([len(shape) - 2, *(len(vector) - 1 for vector in vectors)])
         shared = lambda axis: (
-            shape[axis] > 1 and all(_along(self._shapes[path], (axis,)) == shape[axis : axis + 1] for path in inside)
+            self._shapes[kernel][axis] > 1
+            and all(_along(self._shapes[path], (axis,)) == shape[axis : axis + 1] for path in inside)
         )
         leading = tuple(itertools.takewhile(shared, range(most)))
         return leading or ((1,) if most >= 1 and shared(1) else ())
@@ -264,13 +330,36 @@ def _arrays_of(params: PyTree, types: Collection[str]) -> set[Path]:
     """Paths of the arrays held directly by modules of these types: Equinox calls most arrays `weight`."""
     is_module = lambda node: type(node).__name__ in types
     nodes = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_module)
-    return {
-        path_name((*outer, *inner))
-        for outer, node in nodes
-        if is_module(node)
-        for inner, _ in jax.tree_util.tree_leaves_with_path(node)
-        if len(inner) == 1
-    }
+    modules = {jax.tree_util.keystr(outer, simple=True, separator="/") for outer, node in nodes if is_module(node)}
+    return {path for path in leaf_paths(params) if modules and path.rpartition("/")[0] in modules}
+
+
+def _components(path: Path) -> list[str]:
+    """The names in a path, from its last one to its first."""
+    module, name = split_path(path)
+    return [name, *reversed(re.split(r"[/.]", module))] if module else [name]
+
+
+def _first_telling(components: Sequence[str]) -> str:
+    return next((name for name in components if not conventions.GENERIC.search(name)), "")
+
+
+def _role(path: Path) -> tuple[str, str]:
+    """The module around a projection, and its name in that module: `attn` and `q_proj` of `attn/q_proj/kernel`."""
+    components = _components(path)
+    if conventions.GENERIC.search(components[0]) and len(components) > 1:
+        components = components[1:]
+    return "/".join(reversed(components[1:])), components[0]
+
+
+def _with_stack(shape: Shape, stack: Axes, matrix: MatrixAxes) -> KernelAxes:
+    own = [axis for axis in range(len(shape)) if axis not in stack]
+    reduction, output = (tuple(own[axis] for axis in axes) for axes in matrix)
+    return KernelAxes(reduction, output, stack)
+
+
+def _ambiguous(readings: str) -> str:
+    return f"several readings: {readings}; use trace_layers, or describe it in a Layer"
 
 
 def _along(shape: Shape, axes: Axes) -> Shape:

@@ -1,4 +1,4 @@
-"""What a network does with its parameters, as found while its jaxpr is interpreted."""
+"""Records what a network does with its parameters, while its jaxpr is interpreted."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -8,18 +8,18 @@ from tb_optax._layers.layer import KernelAxes, Path
 
 
 class Findings:
-    """Records which parameters are kernels, when they are used and what follows them.
+    """Records which parameters are kernels, the order of their use, and the parameters that follow them.
 
     Attributes:
-      axes: of each kernel, which are of which kind.
-      uses: what meets data, in the order of its use: an embedding, the kernel of a product, or its kernels, if several are
-        joined; nothing for a product whose kernel is unclear.
-      embeddings: parameters of which rows are looked up.
-      unclear: why a parameter in a matrix product is no kernel.
+      axes: the axes of each kernel, by kind.
+      uses: the parameters that meet data, one tuple for each use, in order of use. A use is an embedding, the kernel of a
+        product, or several joined kernels of one product. The tuple is empty if the kernel of a product is unclear.
+      embeddings: parameters whose rows are looked up.
+      unclear: for each parameter in a matrix product that is no kernel, the reason.
       data: the inputs that layers read, unlike running statistics and random keys.
       for_vectors: the matrices known to be applied to learned vectors and used for nothing else.
-      recording: whether layers, uses and followers are recorded: not before the second interpretation, nor while a loop is
-        repeated to find what it carries.
+      recording: whether layers, uses and followers are recorded. They are not during the first interpretation, nor while a
+        loop is repeated to find its carry.
     """
 
     def __init__(self, shapes: Mapping[Path, tuple[int, ...]]):
@@ -34,19 +34,19 @@ class Findings:
         self._followed: dict[Path, dict[Path, frozenset[int]]] = {}
         """For each parameter, the kernels it follows, and the axes along which it is sliced there."""
         self._batched: dict[Path, frozenset[int]] = {}
-        """The layer axes of each kernel that are batch dimensions of its product, not sliced before."""
+        """For each kernel, the layer axes that are batch dimensions of its product; the others are sliced before it."""
         self._applied_to_vectors: set[Path] = set()
         """The matrices that are multiplied with a learned vector."""
         self._used_otherwise: set[Path] = set()
         """The parameters of kernels that meet data, or other matrices."""
         self._met: dict[Path, set[Path | None]] = {}
-        """For each parameter that meets signals, the kernels whose outputs it meets along several axes; None for any other
-        signal, and where it is neither added nor multiplied."""
+        """For each parameter that meets signals, the kernels whose outputs it meets along several axes. None stands for any
+        other signal, and for an operation that is not arithmetic."""
 
     # While the jaxpr is interpreted
 
     def start_recording(self) -> None:
-        """Begins the second interpretation, knowing from the first what is known only at the end."""
+        """Starts the second interpretation, with `for_vectors` from the completed first one."""
         self.for_vectors = frozenset(self._applied_to_vectors - self._used_otherwise)
         self.recording = True
 
@@ -55,7 +55,7 @@ class Findings:
             self.uses.append(kernels)
 
     def use_together(self, first: int) -> None:
-        """Makes one use of all uses from the `first` on."""
+        """Merges all uses from index `first` on into one use."""
         if self.uses[first:]:
             self.uses[first:] = [tuple(path for paths in self.uses[first:] for path in paths)]
 
@@ -96,7 +96,7 @@ class Findings:
                 met.add(source)
 
     def running(self, weight: Weight) -> list[int]:
-        """The axes of its parameter along which a weight runs, without those of size one."""
+        """The axes of its parameter along which a weight runs, except axes of size one."""
         return [axis for axis in weight.running if weight.kernel is not None and self._shapes[weight.kernel][axis] > 1]
 
     # After the interpretation
@@ -111,8 +111,9 @@ class Findings:
         )
 
     def is_vector(self, path: Path) -> bool:
-        """Whether a parameter is nothing but a bias or scale, or a stack of them: it meets signals along one axis, or along
-        all that a bias of their layer has.
+        """Whether a parameter is only a bias or scale, or a stack of them.
+
+        A bias or scale meets signals along one axis, or along all axes that a bias of their layer has.
         """
         if path not in self._met or path in self.axes or path in self.embeddings or path in self.unclear:
             return False

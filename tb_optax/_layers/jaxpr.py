@@ -1,8 +1,8 @@
 """Interprets a jaxpr to learn what a network does with its parameters.
 
-The interpretation runs on the abstract values of `values.py`, which say where an array comes from. A matrix product or
-convolution of a weight with anything but a weight is a layer; a parameter added to or multiplied with a layer's output
-follows that layer. A product of two parameters is the layer of the one that is a matrix, if the other is a vector.
+The interpretation runs on the abstract values of `values.py`, which record where an array comes from. A matrix product
+or convolution of a weight with anything except a weight is a layer. A parameter added to or multiplied with a layer's
+output follows that layer. If a matrix parameter multiplies a vector parameter, the matrix is the layer.
 
 Example:
   >>> import jax, jax.numpy as jnp
@@ -49,7 +49,7 @@ from tb_optax._layers.values import (
     whole,
 )
 
-# What biases and normalizations are made of. A sum over devices too leaves a layer's output what it is.
+# Operations of biases and normalizations, and sums over devices: their result still counts as the layer's output.
 _ARITHMETIC = frozenset({"add", "sub", "mul", "div", "add_any"})
 _WITHIN_NORMALIZATION = frozenset({"neg", "square", "integer_pow", "abs", "psum", "psum_invariant", "reduce_scatter"})
 _REDUCTIONS = frozenset({"reduce_sum", "reduce_max", "reduce_min"})
@@ -57,20 +57,20 @@ _JOINS = frozenset({"concatenate", "stack"})
 
 
 class JaxprReader:
-    """Runs a jaxpr on `Value`s and records in `found` what becomes of its parameters."""
+    """Runs a jaxpr on `Value`s and records in `found` what it does with its parameters."""
 
     def __init__(self, jaxpr: Any, weights: Sequence[Weight], shapes: dict[Path, tuple[int, ...]]):
         self.found = Findings(shapes)
         self._shapes = shapes
         values = [*weights, *(Input(frozenset({var})) for var in jaxpr.invars[len(weights) :])]
-        # Twice: an input turns out to be data where a layer reads it, perhaps after it has met a signal; and a product of
+        # Twice, for two reasons. An input is data if a layer reads it, perhaps only after it has met a signal. A product of
         # two parameters is a layer only if its matrix is multiplied with nothing else, before or after.
         self._run(jaxpr, values)
         self.found.start_recording()
         self._run(jaxpr, values)
 
     def _run(self, jaxpr: Any, values: Sequence[Value]) -> list[Value]:
-        """The values of a jaxpr's outputs, given those of its inputs."""
+        """The values of a jaxpr's outputs, given the values of its inputs."""
         known: dict[Any, Value] = dict(zip(jaxpr.invars, map(fitting, values, jaxpr.invars), strict=True))
         known |= {var: Input(frozenset({var})) for var in jaxpr.constvars if var.aval.shape}
         read = lambda var: None if isinstance(var, core.Literal) else known.get(var)
@@ -110,7 +110,7 @@ class JaxprReader:
             return [self._of_weights(equation, values)] * outputs
         return [one_of(*values)] * outputs
 
-    # Loops: a carry may be what it is at the start, or what any iteration makes of it.
+    # Loops: a carry may have its initial value, or the value after any iteration.
 
     def _scan(self, equation: Any, values: list[Value]) -> list[Value]:
         body, consts, carry = scan_parts(equation)
@@ -140,7 +140,7 @@ class JaxprReader:
         sides = [side for side in (0, 1) if isinstance(whole(operands[side]), Weight)]
         if not sides:
             return self._without_weights(whole(left), whole(right))
-        # Of two weights, the one that data has gone into (else the one of a single axis) is what the layer is applied to.
+        # Of two weights, the layer's input is the one computed from data, or else the one with a single axis.
         side = min(sides, key=lambda side: (bool(inputs_of([operands[side]])), self._ndim(operands[side]) < 2))
         weight, other = operands[side], whole(operands[1 - side])
         if isinstance(weight, Joined):
@@ -166,7 +166,7 @@ class JaxprReader:
         return self._of_signals("product", values) if any(isinstance(value, Signal) for value in values) else one_of(*values)
 
     def _product_of_joined(self, equation: Any, side: int, joined: Joined, other: Part) -> Value:
-        """Each kernel is multiplied as if it stood there alone; for the order of layers, all are one use."""
+        """Multiplies each kernel as if it were alone. In the order of layers, all kernels are one use."""
         if self._ndim(joined) > 1 and (not isinstance(other, Weight) or other.inputs):
             self.found.use_otherwise(together([joined]).paths)
         first = len(self.found.uses)
@@ -181,7 +181,7 @@ class JaxprReader:
         return one_of(*outputs) if dim is None else join(dim, joined.sizes, outputs)
 
     def _product_of_parameters(self, equation: Any, weights: tuple[Weight, Weight]) -> Value:
-        """A matrix and a learned vector are a layer and its input, if all that is done with the matrix is of this kind."""
+        """A matrix and a learned vector are a layer and its input, if the matrix is used in no other way."""
         shown = [(side, weight, weight.kernel) for side, weight in enumerate(weights) if weight.kernel is not None]
         axes = [product_axes(equation, side, weight, self._shapes[kernel]) for side, weight, kernel in shown]
         matrices = [
@@ -205,7 +205,7 @@ class JaxprReader:
         return both
 
     def _ndim(self, value: Value) -> int:
-        """Axes of the parameter that it shows; 0 if it shows none."""
+        """The number of axes of the parameter that a value shows; 0 if it shows none."""
         kernels = [part.kernel for part in parts_of(value) if isinstance(part, Weight)]
         return max((len(self._shapes[kernel]) for kernel in kernels if kernel is not None), default=0)
 
@@ -215,7 +215,7 @@ class JaxprReader:
         return Signal()
 
     def _of_weights(self, equation: Any, values: list[Value]) -> Value:
-        """A value computed without any layer: from weights, inputs and constants."""
+        """A value computed from weights, inputs and constants, without any layer."""
         first = values[0]
         if isinstance(first, Weight) and first.kernel is not None and equation.primitive.name in VIEWS:
             return view(equation, first, self._shapes[first.kernel])
@@ -228,12 +228,12 @@ class JaxprReader:
         ]
         if len(equation.outvars) > 1 or not same:
             return all_of_them
-        # Of the weights that meet elementwise, the one of most axes is the kernel; others were broadcast to its shape.
+        # If weights meet elementwise, the weight with the most axes is the kernel; the others were broadcast to its shape.
         kernel = max(same, key=lambda value: sum(map(len, value.axes)))
         return dataclasses.replace(kernel, paths=all_of_them.paths, inputs=all_of_them.inputs)
 
     def _pick(self, equation: Any, weight: Weight, index: Value) -> Value:
-        """Slices of a stack, or lookups of rows: an embedding."""
+        """Takes slices of a stack, or looks up rows of an embedding."""
         assert weight.kernel is not None
         before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
         picked = {dim for dim, size in enumerate(parameter_of(equation, "slice_sizes")) if size == 1 < before[dim]}
@@ -253,24 +253,24 @@ class JaxprReader:
         axes = tuple(weight.axes[places[dim]] if places.get(dim) not in {None, *picked} else () for dim in range(len(after)))
         return weight.shows(axes, weight.along(picked))
 
-    # Joined
+    # Joined arrays
 
     def _of_joined(self, equation: Any, values: list[Value]) -> list[Value]:
-        """Each part by itself where it is plain what becomes of it, else all as one."""
+        """Applies the equation to each part if its parts stay distinct, otherwise to the whole array."""
         name = equation.primitive.name
         moved = views(equation, values[0]) if name in VIEWS and isinstance(values[0], Joined) else None
         if moved is not None:
             of_part = lambda part: self._equation(equation, [part, *values[1:]])
             return [joined.each(lambda part, at=at: of_part(part)[at]) for at, joined in enumerate(moved)]
         met = part_by_part(values) if name in _ARITHMETIC | _WITHIN_NORMALIZATION and len(equation.outvars) == 1 else None
-        # A kernel across all parts is none of theirs.
+        # A kernel that spans all parts belongs to none of them.
         across = [value for value in values if isinstance(value, Weight) and len(self.found.running(value)) > 1]
         if met is None or (across and isinstance(whole(met[0]), Weight)):
             return self._equation(equation, [whole(value) for value in values])
         joined, by_part = met
         return [join(joined.dim, joined.sizes, [self._equation(equation, part)[0] for part in by_part])]
 
-    # What happens to a layer's output
+    # Operations on a layer's output
 
     def _of_signals(self, name: str, values: Sequence[Value]) -> Value:
         signals = [value for value in values if isinstance(value, Signal)]
@@ -292,5 +292,5 @@ class JaxprReader:
                 for weight in weights:
                     self.found.follow(weight, source)
         keeps = name in _ARITHMETIC or name in VIEWS or name in _WITHIN_NORMALIZATION
-        # Of a statistic any function is one too: its reciprocal root, its maximum with epsilon.
+        # Any function of a statistic is a statistic too: its reciprocal root, its maximum with epsilon.
         return Signal(source if keeps or statistic else None, statistic, weights if statistic else frozenset())

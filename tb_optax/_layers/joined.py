@@ -1,8 +1,8 @@
-"""Follows kernels that are joined to one array: into their product, and out of it.
+"""Follows kernels that are joined into one array, through their product and the split of its result.
 
-An LSTM cell may join its four kernels, multiply once, and split the result. Each of them is a layer nevertheless, whose
-output is a part of the result. The parts are kept apart as long as it is plain where each begins and ends; after anything
-that mixes them, the array is one, in which no kernel can be seen.
+An LSTM cell may join its four kernels, multiply once, and split the result. Each kernel is still a layer, and its output is
+a part of the result. The parts stay separate as long as it is known where each begins and ends. An operation that mixes the
+parts makes them one array, in which no kernel can be seen.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from tb_optax._layers.values import Joined, Part, Signal, Value, inputs_of, join
 
 
 def joined_weights(equation: Any, values: Sequence[Value]) -> Value:
-    """What `concatenate` and `stack` make of weights, and None for anything but weights and constants."""
+    """The array that `concatenate` or `stack` makes of weights; None unless all operands are weights or constants."""
     parts = [part for value in values for part in parts_of(value)]
     if any(isinstance(part, Signal) for part in parts) or inputs_of(values):
         return None
@@ -37,7 +37,7 @@ def _with_dimension(value: Part, dim: int) -> Part:
 
 
 def part_by_part(values: Sequence[Value]) -> tuple[Joined, list[list[Value]]] | None:
-    """For each part, the values that meet in it elementwise; None if they are not joined at the same places."""
+    """For each part, the values that meet elementwise in that part; None if the values are not joined at the same places."""
     joins = [value for value in values if isinstance(value, Joined)]
     first = joins[0]
     if any((other.dim, other.sizes) != (first.dim, first.sizes) for other in joins):
@@ -48,9 +48,9 @@ def part_by_part(values: Sequence[Value]) -> tuple[Joined, list[list[Value]]] | 
 
 
 def views(equation: Any, joined: Joined) -> list[Joined] | None:
-    """What lies where in each output of a primitive that only moves numbers; None if the parts cannot be told apart in it.
+    """The places of the parts in each output of a primitive that only moves numbers; None if the parts are mixed.
 
-    The parts are those of the operand still.
+    The parts themselves are still those of the operand.
     """
     before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
     name, dim = equation.primitive.name, joined.dim
@@ -84,7 +84,7 @@ def views(equation: Any, joined: Joined) -> list[Joined] | None:
 
 
 def _between(joined: Joined, start: int, end: int) -> Joined:
-    """The parts between two places of the joined dimension."""
+    """The parts from index `start` to `end` of the joined dimension."""
     ends = list(itertools.accumulate(joined.sizes))
     pieces = [
         (min(end, last) - max(start, last - size), part)
@@ -96,7 +96,10 @@ def _between(joined: Joined, start: int, end: int) -> Joined:
 
 
 def _reshaped(equation: Any, joined: Joined, before: Sequence[int], after: Sequence[int]) -> list[Joined] | None:
-    """The joined dimension of a reshaped array has as many numbers before it; None if parts do not end at its places."""
+    """Finds the joined dimension after a reshape: the one with the same product of sizes before it.
+
+    None if there is no such dimension, or if a part does not end at one of its indices.
+    """
     dim = joined.dim
     if equation.primitive.name == "reshape" and (order := parameter_of(equation, "dimensions", None)) is not None:
         before, dim = [before[old] for old in order], tuple(order).index(dim)

@@ -8,11 +8,14 @@ import collections
 import dataclasses
 import fnmatch
 import math
+import re
 import reprlib
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import optax
 
 from tb_optax._dtypes import is_float_array
 
@@ -85,22 +88,74 @@ layer_axes=(), block='')
 class Layers(tuple[Layer, ...]):
     """The layers of a network, and why every other weight of it is not among them.
 
-    A tuple of layers. `left_out` maps the path of each array of two or more axes that is in no layer to the reason, but for
-    stacks of biases where the forward pass shows that they are; printing the object shows both.
+    A tuple of layers. Printing it shows how each kernel was read, what follows it, and what was left out.
+
+    Attributes:
+      left_out: for the path of each array of two or more axes that is in no layer, the reason. Stacks of biases are not
+        among them if the forward pass shows that they are biases.
+      shapes: the shape of every real floating-point array of the parameters, if the layers were found in parameters.
     """
 
     left_out: Mapping[Path, str]
+    shapes: Mapping[Path, tuple[int, ...]]
 
-    def __new__(cls, layers: Iterable[Layer] = (), left_out: Mapping[Path, str] | None = None) -> "Layers":
+    def __new__(
+        cls,
+        layers: Iterable[Layer] = (),
+        left_out: Mapping[Path, str] | None = None,
+        shapes: Mapping[Path, tuple[int, ...]] | None = None,
+    ) -> "Layers":
         self = super().__new__(cls, layers)
         self.left_out = dict(left_out or {})
+        self.shapes = dict(shapes or {})
         return self
 
     def __str__(self) -> str:
-        block = lambda layer: f", in block {layer.block}" if layer.block else ""
-        lines = [f"{layer.name}: {' + '.join((layer.kernel, *layer.follows))}{block(layer)}" for layer in self]
-        lines += [f"left out: {path}: {reason}" for path, reason in self.left_out.items()]
+        lines = []
+        for layer in self:
+            parts = [self._with_shape(layer.kernel)]
+            if layer.kernel in self.shapes:
+                parts.append(kernel_shape(layer, self.shapes[layer.kernel]).describe())
+            follows = " ".join(f"+ {path}" for path in layer.follows)
+            parts += [follows] * bool(follows) + [f"in block {layer.block}"] * bool(layer.block)
+            lines.append(f"{layer.name}: {', '.join(parts)}")
+        lines += [f"left out: {self._with_shape(path)}: {reason}" for path, reason in self.left_out.items()]
+        if self.shapes:
+            count = f"{len(self)} layer{'s' * (len(self) != 1)}"
+            lines.append(f"{count}, with {self.share():.0%} of the parameters")
         return "\n".join(lines)
+
+    def _with_shape(self, path: Path) -> str:
+        return f"{path} {self.shapes[path]}" if path in self.shapes else path
+
+    def share(self) -> float:
+        """The share of the parameters that is in the layers, with what follows their kernels."""
+        balanced = {path for layer in self for path in (layer.kernel, *layer.follows)}
+        sizes = {path: math.prod(shape) for path, shape in self.shapes.items()}
+        return sum(size for path, size in sizes.items() if path in balanced) / max(1, sum(sizes.values()))
+
+
+# Reasons to leave an array out by which nothing is lost: what it is, or that the user said so.
+_DELIBERATE = (
+    *("an embedding", "a table or a buffer", "a bias or normalization", "the first layer", "the last layer"),
+    *("excluded by", "not among layers", "a mask hides it", "its dtype"),
+)
+
+
+def check_share(argument_of: str, layers: Layers) -> None:
+    """Warns if less than half of the parameters in matrices is balanced, of those that were not left out on purpose."""
+    size = lambda path: math.prod(layers.shapes.get(path, ()))
+    balanced = sum(size(layer.kernel) for layer in layers)
+    missing = {path: reason for path, reason in layers.left_out.items() if not reason.startswith(_DELIBERATE)}
+    if sum(map(size, missing)) > balanced > 0:
+        largest = max(missing, key=size)
+        share = balanced / (balanced + sum(map(size, missing)))
+        warnings.warn(
+            f"{argument_of} balances {share:.0%} of the parameters in matrices. {len(missing)} arrays are left out, such as "
+            f"{largest!r} {layers.shapes[largest]}: {missing[largest]}. Print tb_optax.find_layers(params) to see all of "
+            "them; tb_optax.trace_layers may read them.",
+            stacklevel=4,
+        )
 
 
 LayersOrFn: TypeAlias = Sequence[Layer] | Callable[[PyTree], Sequence[Layer]]
@@ -126,10 +181,24 @@ class KernelShape:
         """Length of each layer's spectrum."""
         return self.matrices * min(self.rows, self.columns)
 
+    def describe(self) -> str:
+        """How the kernel is read: `"stack of 12, dense 64 x 128"`, `"9 matrices of 64 x 64, a convolution"`."""
+        matrix = f"{self.rows} x {self.columns}"
+        stack = f"stack of {' x '.join(map(str, self.stack))}, " if self.stack else ""
+        if self.pooled_axes:
+            return f"{stack}{self.matrices} {'matrix' if self.matrices == 1 else 'matrices'} of {matrix}, a convolution"
+        if len(self.reduction_axes) > 1 or len(self.output_axes) > 1:
+            return f"{stack}{matrix} over axes {_listed(self.reduction_axes)} and {_listed(self.output_axes)}"
+        return f"{stack}dense {matrix}"
+
     @property
     def input_axes(self) -> tuple[int, ...]:
         """The axes that one output of the layer reads; with the output axes, they make each kernel one matrix."""
         return self.reduction_axes + self.pooled_axes
+
+
+def _listed(axes: Axes) -> str:
+    return str(axes[0]) if len(axes) == 1 else f"({', '.join(map(str, axes))})"
 
 
 def kernel_shape(layer: Layer, shape: Sequence[int]) -> KernelShape:
@@ -179,10 +248,20 @@ def path_name(key_path: tuple[Any, ...]) -> Path:
     return jax.tree_util.keystr(key_path, simple=True, separator="/")
 
 
+# PyTorch's parametrizations keep the weight `B` of module `A` under these names: weight norm its gain and its direction.
+_PARAMETRIZED = re.compile(r"(?:(.*)[/.])?parametrizations[/.]([^/.]+)[/.]original([01]?)")
+
+
 def split_path(path: Path) -> tuple[str, str]:
-    """Splits a path at its last `/` (or `.`, as in PyTorch's flat names) into a module and a name in it."""
+    """Splits a path at its last `/` (or `.`, as in PyTorch's flat names) into a module and a name in it.
+
+    `A.parametrizations.B.original` is split as `A.B` is; `original0` and `original1`, of weight norm, as `A.B_g` and
+    `A.B_v`. The `:0` that ends TensorFlow's names is dropped.
+    """
+    if parametrized := _PARAMETRIZED.fullmatch(path):
+        return parametrized[1] or "", parametrized[2] + {"": "", "0": "_g", "1": "_v"}[parametrized[3]]
     cut = max(path.rfind("/"), path.rfind("."))
-    return path[: max(cut, 0)], path[cut + 1 :]
+    return path[: max(cut, 0)], path[cut + 1 :].removesuffix(":0")
 
 
 def layer_names(kernels: Iterable[Path]) -> dict[Path, str]:
@@ -196,6 +275,21 @@ def layer_names(kernels: Iterable[Path]) -> dict[Path, str]:
     return names
 
 
+def leaf_paths(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list[Path]:
+    """The paths of the leaves of a tree, in its order: keys joined by `/`, without the boxes that arrays lie in.
+
+    A box is a node with one leaf: a variable of Flax, whose attribute is `value`, or an array of Haliax, which has no key.
+    """
+    key_paths = [key_path for key_path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)]
+    children = collections.Counter(key_path[:-1] for key_path in key_paths)
+    paths = []
+    for key_path in key_paths:
+        inside = key_path[-1] if len(key_path) > 1 and children[key_path[:-1]] == 1 else None
+        is_box = getattr(inside, "name", None) == "value" or isinstance(inside, jax.tree_util.FlattenedIndexKey)
+        paths.append(jax.tree_util.keystr(key_path[:-1] if is_box else key_path, simple=True, separator="/"))
+    return paths
+
+
 def leaves_by_path(params: PyTree) -> dict[Path, Any]:
     """The leaves of a parameter tree by path.
 
@@ -203,12 +297,17 @@ def leaves_by_path(params: PyTree) -> dict[Path, Any]:
       ValueError: two leaves have the same path.
     """
     leaves: dict[Path, Any] = {}
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        path = path_name(key_path)
+    for path, leaf in zip(leaf_paths(params), jax.tree.leaves(params), strict=True):
         if path in leaves:
             raise ValueError(f"params holds two leaves whose path reads {path!r}; rename one of their keys.")
         leaves[path] = leaf
     return leaves
+
+
+def map_by_path(function: Callable[[Path, Any], Any], tree: PyTree) -> PyTree:
+    """The tree with `function(path, leaf)` in place of each leaf."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure.unflatten([function(path, leaf) for path, leaf in zip(leaf_paths(tree), leaves, strict=True)])
 
 
 def select_layers(
@@ -233,20 +332,31 @@ def select_layers(
             )
     kept, reasons = [], dict(left_out)
     for layer in candidates:
-        count = kernel_shape(layer, leaves[layer.kernel].shape).eigenvalues
+        shape = kernel_shape(layer, leaves[layer.kernel].shape)
+        count = shape.eigenvalues
         matched = [pattern for pattern in patterns if fnmatch.fnmatchcase(layer.name, pattern)]
         if matched:
             reasons[layer.kernel] = f"excluded by {matched[0]!r}"
+        elif min(shape.rows, shape.columns) == 1:
+            which = "its one matrix is" if shape.matrices == 1 else f"each of its {shape.matrices} matrices is"
+            reasons[layer.kernel] = f"{which} a vector, which has no spectrum"
         elif count < min_eigenvalues:
             reasons[layer.kernel] = f"{count} eigenvalues, fewer than min_eigenvalues={min_eigenvalues}"
         else:
             kept.append(layer)
     following = {path for layer in kept for path in layer.follows}
-    return Layers(kept, {path: reason for path, reason in reasons.items() if path not in following})
+    left_out = {path: reason for path, reason in reasons.items() if path not in following}
+    return Layers(kept, left_out, shapes_of(leaves))
+
+
+def shapes_of(leaves: Mapping[Path, Any]) -> dict[Path, tuple[int, ...]]:
+    return {path: tuple(leaf.shape) for path, leaf in leaves.items() if is_float_array(leaf)}
 
 
 def resolve_layers(layers: LayersOrFn, params: PyTree) -> tuple[Layers, dict[Path, Any]]:
     """The layers of `params`, checked against it, and its leaves by path.
+
+    Where `optax.masked` or `optax.partition` hides a part of `params`, hidden kernels and followers take no part.
 
     Raises:
       TypeError: `layers` is not a sequence of layers, or does not return one.
@@ -261,6 +371,9 @@ def resolve_layers(layers: LayersOrFn, params: PyTree) -> tuple[Layers, dict[Pat
     for layer in found:
         if not isinstance(layer, Layer):
             raise InvalidLayersError(f"layers holds {short_repr(layer)}, which is not a tb_optax.Layer.")
+    reasons = dict(getattr(found, "left_out", {}))
+    found, masked = _without_masked(found, params)
+    for layer in found:
         _check_layer(layer, leaves)
     _check_unique("name", [layer.name for layer in found])
     _check_unique("path", [path for layer in found for path in (layer.kernel, *layer.follows)])
@@ -270,7 +383,21 @@ def resolve_layers(layers: LayersOrFn, params: PyTree) -> tuple[Layers, dict[Pat
         for path, leaf in leaves.items()
         if path not in of_layers and is_float_array(leaf) and len(leaf.shape) >= 2
     }
-    return Layers(found, left_out | dict(getattr(found, "left_out", {}))), leaves
+    return Layers(found, left_out | reasons | masked, shapes_of(leaves)), leaves
+
+
+def _without_masked(layers: Sequence[Layer], params: PyTree) -> tuple[Sequence[Layer], dict[Path, str]]:
+    """The layers without what `optax.masked` or `optax.partition` hides, and the kernels that are hidden."""
+    is_masked = lambda node: isinstance(node, optax.MaskedNode)
+    nodes = jax.tree.leaves(params, is_leaf=is_masked)
+    if not any(map(is_masked, nodes)):
+        return layers, {}
+    paths = leaf_paths(params, is_leaf=is_masked)
+    hidden = {path for path, node in zip(paths, nodes, strict=True) if is_masked(node)}
+    seen = [layer for layer in layers if layer.kernel not in hidden]
+    follows = lambda layer: tuple(path for path in layer.follows if path not in hidden)
+    reasons = {layer.kernel: "a mask hides it" for layer in layers if layer.kernel in hidden}
+    return [dataclasses.replace(layer, follows=follows(layer)) for layer in seen], reasons
 
 
 def _called(layers: Callable[[PyTree], Sequence[Layer]], params: PyTree) -> Sequence[Layer]:

@@ -1,5 +1,6 @@
 """Reads the layers off the forward pass: their axes, their order, and what follows them."""
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,13 +10,13 @@ from tb_optax._dtypes import is_float_array
 from tb_optax._layers.axes import parameter
 from tb_optax._layers.findings import Findings
 from tb_optax._layers.jaxpr import JaxprReader
-from tb_optax._layers.layer import Layer, Layers, Path, PyTree, layer_names, leaves_by_path, select_layers
+from tb_optax._layers.layer import Layer, Layers, Path, PyTree, layer_names, leaves_by_path, select_layers, short_repr
 
 
 def trace_layers(
     fn: Callable[..., Any],
-    params: PyTree,
     *args: Any,
+    wrt: Any = None,
     exclude: Sequence[str] = (),
     min_eigenvalues: int = 50,
     first_and_last: bool = False,
@@ -37,15 +38,16 @@ def trace_layers(
     all kernels of a joined one. An embedding lookup counts as a first layer. A stack of layers that is scanned over is
     neither, for it holds more than one layer.
 
-    For an NNX network, `graph, params, rest = nnx.split(model, nnx.Param, ...)`, then
-    `trace_layers(lambda params, x: nnx.merge(graph, params, rest, copy=True)(x), params, x)`: batch norm and dropout write
-    to the copy.
+    An NNX module is traced as it is: `trace_layers(model, x)` reads a copy of the model in evaluation mode. Its parameters
+    are the state that `nnx.Optimizer` sees, `nnx.state(model, wrt)`.
 
     Args:
-      fn: the forward pass, or a loss.
-      params: its first argument: the parameter tree that the optimizer will see. What in it is no array is left as it is.
-      *args: its other arguments, running statistics and data: arrays, shapes (`jax.ShapeDtypeStruct`) or trees of them. Data
-        that `fn` closes over will do as well.
+      fn: the forward pass, or a loss; or an NNX module.
+      *args: its arguments. The first one of a function is the parameter tree that the optimizer will see; what in it is no
+      array
+        is left as it is. The others are running statistics and data: arrays, shapes (`jax.ShapeDtypeStruct`) or trees of
+        them. Data that `fn` closes over will do as well. Of a module, all are data.
+      wrt: of a module, which of its variables are parameters, as in `nnx.Optimizer`; by default `nnx.Param`.
       exclude: shell-style patterns (`fnmatch`) of the names of further layers to leave out.
       min_eigenvalues: layers with fewer eigenvalues are left out.
       first_and_last: balance the first and the last layer too.
@@ -65,10 +67,12 @@ def trace_layers(
       ...     x = jax.nn.relu(x @ params[name]["w"] + params[name]["b"])
       ...   return x
       >>> print(tb_optax.trace_layers(apply, params, jnp.ones((1, 64))))
-      hidden: hidden/w + hidden/b
-      left out: stem/w: the first layer
-      left out: head/w: the last layer
+      hidden: hidden/w (64, 64), dense 64 x 64, + hidden/b
+      left out: stem/w (64, 64): the first layer
+      left out: head/w (64, 64): the last layer
+      1 layer, with 33% of the parameters
     """
+    fn, params, args = _function_of_params(fn, args, wrt)
     leaves = leaves_by_path(params)
     arrays = {path: leaf for path, leaf in leaves.items() if hasattr(leaf, "shape")}
     shapes = {path: tuple(leaf.shape) for path, leaf in arrays.items()}
@@ -81,6 +85,24 @@ def trace_layers(
     jaxpr = jax.make_jaxpr(of_arrays)(arrays, *args).jaxpr
     weights = [parameter(path, shapes[path]) for path in sorted(shapes)]  # as JAX flattens a dict
     return _balanced(JaxprReader(jaxpr, weights, shapes).found, arrays, exclude, min_eigenvalues, first_and_last)
+
+
+def _function_of_params(
+    fn: Callable[..., Any], args: tuple[Any, ...], wrt: Any
+) -> tuple[Callable[..., Any], PyTree, tuple[Any, ...]]:
+    """The forward pass as a function of parameters and data, its parameters, and its data."""
+    nnx = getattr(sys.modules.get("flax"), "nnx", None)  # Who has an NNX module has imported it.
+    if nnx is None or not isinstance(fn, nnx.Module):
+        if wrt is not None:
+            raise ValueError(f"trace_layers: wrt={wrt!r} is for an NNX module, which fn={short_repr(fn)} is not.")
+        if not args:
+            raise TypeError("trace_layers: params is missing; give trace_layers(fn, params, *data), or an NNX module.")
+        return fn, args[0], args[1:]
+    model = nnx.clone(fn)
+    model.eval()
+    graph, params, rest = nnx.split(model, nnx.Param if wrt is None else wrt, ...)
+    # Batch norm and dropout write to the copy that `merge` makes.
+    return lambda params, *data: nnx.merge(graph, params, rest, copy=True)(*data), params, args
 
 
 def _balanced(

@@ -1,8 +1,9 @@
-"""What is known of an array in the forward pass: where it comes from.
+"""Abstract values, which record where an array of the forward pass comes from.
 
-An `Input` is computed from the network's inputs alone, its running statistics among them; a `Weight` (in `axes.py`) from
-parameters, and it remembers which axes of which parameter it shows; a `Signal` has been through a layer and remembers whose
-output it still is, up to biases and normalization. `Joined` is several of these in one array. A constant is None.
+An `Input` is computed from the network's inputs alone, including its running statistics. A `Weight` (in `axes.py`) is
+computed from parameters and records which axes of which parameter it shows. A `Signal` is computed by a layer and records
+the layer whose output it still is, up to biases and normalization. `Joined` is several of these in one array. A constant is
+None.
 """
 
 import dataclasses
@@ -15,21 +16,21 @@ from tb_optax._layers.layer import Path
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """Computed from inputs of the network alone."""
+    """An array computed from inputs of the network alone."""
 
     inputs: frozenset[Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Signal:
-    """Computed by at least one layer or embedding."""
+    """An array computed by at least one layer or embedding."""
 
     source: Path | None = None
-    """The kernel of the layer whose output it is; None after a nonlinearity or where several meet."""
+    """The kernel of the layer whose output the array is; None after a nonlinearity or where several outputs meet."""
     statistic: bool = False
-    """A reduction of that output, such as its mean."""
+    """Whether the array is a reduction of that output, such as its mean."""
     weights: frozenset[Weight] = frozenset()
-    """What a statistic has been multiplied with: it normalizes only if the statistic meets the output again."""
+    """Weights that a statistic was multiplied with. They normalize only if the statistic meets the output again."""
 
 
 Part: TypeAlias = Input | Weight | Signal | None
@@ -37,17 +38,17 @@ Part: TypeAlias = Input | Weight | Signal | None
 
 @dataclasses.dataclass(frozen=True)
 class Joined:
-    """Several arrays side by side: kernels before a product of all, or their outputs after it."""
+    """Several arrays side by side: kernels before their joint product, or their outputs after it."""
 
     dim: int
     """The dimension along which they are joined."""
     sizes: tuple[int, ...]
-    """How much of it each part takes."""
+    """The size of each part along that dimension."""
     parts: tuple[Part, ...]
-    """Each as if it filled the whole array."""
+    """The value of each part, as if the part filled the whole array."""
 
     def each(self, function: Callable[[Part], "Value"]) -> "Value":
-        """What `function` makes of the parts, joined where they were."""
+        """Applies `function` to each part and joins the results at the same places."""
         return join(self.dim, self.sizes, [function(part) for part in self.parts])
 
 
@@ -55,7 +56,7 @@ Value: TypeAlias = Part | Joined
 
 
 def join(dim: int, sizes: Sequence[int], values: Sequence[Value]) -> Value:
-    """Values side by side: one value if all are alike; what is itself joined along that dimension gives its parts."""
+    """Joins values side by side: one value if all are equal. A value already joined along `dim` contributes its parts."""
     pieces: list[tuple[int, Part]] = []
     for size, value in zip(sizes, values, strict=True):
         if isinstance(value, Joined) and value.dim == dim:
@@ -69,7 +70,7 @@ def join(dim: int, sizes: Sequence[int], values: Sequence[Value]) -> Value:
 
 
 def whole(value: Value) -> Part:
-    """A value in which no parts are told apart any more."""
+    """The value of the array as a whole, without distinct parts."""
     if not isinstance(value, Joined):
         return value
     if any(isinstance(part, Signal) for part in value.parts):
@@ -78,7 +79,7 @@ def whole(value: Value) -> Part:
 
 
 def together(values: Sequence[Value]) -> Weight:
-    """Something computed from all of these, in which no single parameter can be seen."""
+    """A weight computed from all of these values, in which no single parameter can be seen."""
     parts = [part for value in values for part in parts_of(value)]
     paths = frozenset[Path]().union(*(part.paths for part in parts if isinstance(part, Weight)))
     return Weight(paths, inputs=inputs_of(parts))
@@ -94,7 +95,7 @@ def inputs_of(values: Sequence[Value]) -> frozenset[Any]:
 
 
 def one_of(*values: Value) -> Value:
-    """The value of an array that may be any of these."""
+    """The value of an array that may have any of these values."""
     different = {value for value in values if value is not None}
     if len(different) <= 1:
         return different.pop() if different else None
@@ -115,13 +116,13 @@ def one_slice(value: Value) -> Value:
 
 
 def all_slices(value: Value) -> Value:
-    """An array with a new first dimension, along which a loop has put its results."""
+    """An array with a new first dimension, along which a loop stacks its results."""
     if isinstance(value, Joined):
         return dataclasses.replace(value, dim=value.dim + 1).each(all_slices)
     return value.shows(((), *value.axes)) if isinstance(value, Weight) and value.kernel is not None else value
 
 
 def fitting(value: Value, variable: Any) -> Value:
-    """A value as a variable has it: whole, if the variable (on one of several devices) holds only some of what is joined."""
+    """The value of a variable: whole, if the variable (on one of several devices) holds only some of the joined array."""
     fits = not isinstance(value, Joined) or variable.aval.shape[value.dim : value.dim + 1] == (sum(value.sizes),)
     return value if fits else whole(value)

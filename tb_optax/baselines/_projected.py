@@ -1,14 +1,13 @@
 """SGDP and AdamP: optimizers that do not grow the weights in front of a normalization.
 
-Behind a weight whose scale does not matter, the gradient is orthogonal to it, so each step makes it longer, and the longer
-it is the less a step turns it; momentum makes it grow faster still. Both take the part along the weight out of their step,
-where the gradient shows such a weight.
+If the scale of a weight does not matter, its gradient is orthogonal to it, so each step makes the weight longer. A step
+turns a longer weight less. Momentum makes the weight grow faster still. If the gradient shows such a weight, both
+optimizers remove the part along the weight from their step.
 """
 
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
@@ -17,7 +16,7 @@ from tb_optax._checks import check_below_one, check_not_negative, check_params, 
 from tb_optax._compat import is_placeholder
 from tb_optax._dtypes import at_least_float32
 from tb_optax._layers.find import find_all_layers
-from tb_optax._layers.layer import KernelShape, LayersOrFn, PyTree, kernel_shape, path_name, resolve_layers
+from tb_optax._layers.layer import KernelShape, LayersOrFn, Path, PyTree, kernel_shape, map_by_path, resolve_layers
 
 _STATIC = ("layers",)
 
@@ -33,30 +32,30 @@ def sgdp(
     eps: float | Float[Array, ""] = 1e-8,
     layers: LayersOrFn = find_all_layers,
 ) -> optax.GradientTransformationExtraArgs:
-    """SGD with momentum whose steps leave the norms of scale-invariant weights alone.
+    """SGD with momentum, without the part of each step along scale-invariant weights.
 
     From Heo et al., "AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights", ICLR 2021,
-    Section 3, as in the authors' code. A weight counts as scale-invariant where its gradient is all but orthogonal to
-    it: where the cosine between the two is below `delta / sqrt(n)` for each of its outputs (`n` the numbers of one
-    output), or else for the weight as a whole (`n` all its numbers). Then the part along the weight is taken out of the
-    momentum, output by output or as a whole, and the weight decays by `weight_decay_ratio` of what others do. Of a stack
-    of layers, each slice is a weight by itself.
+    Section 3, as in the authors' code. A weight counts as scale-invariant if its gradient is nearly orthogonal to it:
+    the cosine between the two is below `delta / sqrt(n)`. This is tested for each output of the weight (`n` is the size of
+    one output), and if that fails, for the weight as a whole (`n` is its size). For a scale-invariant weight, the part along
+    the weight is removed from the momentum, output by output or as a whole, and the weight decay is multiplied by
+    `weight_decay_ratio`. In a stack of layers, each slice is a weight by itself.
 
-    Weight decay is decoupled, and divided by `1 - momentum` to be as strong as in SGD: every parameter, biases too, is
-    multiplied by `1 - learning_rate * weight_decay / (1 - momentum)`. What is projected is computed at least in float32.
+    Weight decay is decoupled, and divided by `1 - momentum` to be as strong as in SGD: every parameter, including biases, is
+    multiplied by `1 - learning_rate * weight_decay / (1 - momentum)`. The projection is computed at least in float32.
 
-    Before `tempbalance` it takes the place of `optax.sgd`: `optax.chain(sgdp(0.1), tempbalance(390))`.
+    Use it in place of `optax.sgd` before `tempbalance`: `optax.chain(sgdp(0.1), tempbalance(390))`.
 
     Args:
       learning_rate: a number, or a schedule.
       momentum: at least 0, below 1.
-      nesterov: whether the momentum is Nesterov's.
+      nesterov: whether to use Nesterov momentum.
       weight_decay: the decay of all parameters, not negative.
-      weight_decay_ratio: what of it is left for the weights that are projected, not negative.
-      delta: how close to orthogonal a gradient is to be, not negative; at 0, nothing is projected.
-      eps: the least norm that a weight or a gradient is divided by.
+      weight_decay_ratio: the factor on the decay of projected weights, not negative.
+      delta: how close to orthogonal a gradient must be, not negative; at 0, nothing is projected.
+      eps: the smallest norm that a weight or a gradient is divided by.
       layers: the weights that may be projected: a sequence of `Layer`, or a function of the parameters that finds them.
-        The default is all that `find_layers` knows, so no embedding and no weight with a single input or output.
+        The default is all layers that `find_layers` knows, so no embedding and no weight with a single input or output.
 
     Returns:
       A transformation whose `update` needs `params`. With `optax.inject_hyperparams`, the numbers can be schedules; give
@@ -65,7 +64,7 @@ def sgdp(
     Raises:
       ValueError: a number is out of range; from `init`, layers that do not fit the parameters; from `update`, no
         `params`.
-      TypeError: a number is not one, or `layers` is not layers.
+      TypeError: a numeric argument is not a number, or `layers` is not layers.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, tb_optax
@@ -108,22 +107,22 @@ def adamp(
     delta: float | Float[Array, ""] = 0.1,
     layers: LayersOrFn = find_all_layers,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam whose steps leave the norms of scale-invariant weights alone.
+    """Adam, without the part of each step along scale-invariant weights.
 
-    From Heo et al., ICLR 2021, Section 3: `sgdp` with Adam's direction for the momentum. The gradient is tested as it
-    comes; what the part along the weight is taken out of is Adam's direction. Weight decay is AdamW's, every parameter
+    From Heo et al., ICLR 2021, Section 3: `sgdp` with Adam's direction instead of the momentum. The test uses the
+    raw gradient, and the part along the weight is removed from Adam's direction. Weight decay is AdamW's: every parameter is
     multiplied by `1 - learning_rate * weight_decay`.
 
     Args:
       learning_rate: a number, or a schedule.
       b1: as in `optax.adam`.
       b2: likewise.
-      eps: likewise; also the least norm that a weight or a gradient is divided by.
-      nesterov: whether the momentum is Nesterov's, with the bias corrections of `optax.nadam`; the authors' code
-        corrects as without it.
+      eps: likewise; also the smallest norm that a weight or a gradient is divided by.
+      nesterov: whether to use Nesterov momentum, with the bias corrections of `optax.nadam`. The authors' code keeps Adam's
+        bias corrections.
       weight_decay: the decay of all parameters, not negative.
-      weight_decay_ratio: what of it is left for the weights that are projected, not negative.
-      delta: how close to orthogonal a gradient is to be, not negative; at 0, nothing is projected.
+      weight_decay_ratio: the factor on the decay of projected weights, not negative.
+      delta: how close to orthogonal a gradient must be, not negative; at 0, nothing is projected.
       layers: the weights that may be projected, as in `sgdp`.
 
     Returns:
@@ -133,7 +132,7 @@ def adamp(
     Raises:
       ValueError: a number is out of range; from `init`, layers that do not fit the parameters; from `update`, no
         `params`.
-      TypeError: a number is not one, or `layers` is not layers.
+      TypeError: a numeric argument is not a number, or `layers` is not layers.
 
     Example:
       >>> import jax.numpy as jnp, optax, tb_optax
@@ -170,7 +169,7 @@ def _projected(
     eps: Any,
     layers: LayersOrFn,
 ) -> optax.GradientTransformationExtraArgs:
-    """The direction of `inner`, without its part along scale-invariant weights, and the weight decay; the state is its."""
+    """The direction of `inner` without its part along scale-invariant weights, plus weight decay. The state is `inner`'s."""
     numbers = dict(weight_decay=weight_decay, weight_decay_ratio=weight_decay_ratio, delta=delta)
     check_not_negative(argument_of, _STATIC, **numbers)
 
@@ -187,8 +186,7 @@ def _projected(
         gradients = check_updates(argument_of, updates, found, weights)
         directions, state = inner.update(updates, state, params)
 
-        def projected(key_path: tuple[Any, ...], direction: Array) -> Array:
-            path = path_name(key_path)
+        def projected(path: Path, direction: Array) -> Array:
             wide = lambda array: array.astype(at_least_float32(array.dtype))
             weight, along, ratio = wide(weights[path]), 0.0, 1.0
             if path in shapes:
@@ -199,7 +197,7 @@ def _projected(
             decay = decay_scale * weight_decay * ratio
             return (wide(direction) + (decay - along) * weight).astype(direction.dtype)
 
-        return jax.tree_util.tree_map_with_path(projected, directions), state
+        return map_by_path(projected, directions), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -212,9 +210,9 @@ def _radial_part(
     delta: Any,
     eps: Any,
 ) -> tuple[Float[Array, "..."], Bool[Array, "..."]]:
-    """How many times the weight is in the direction, 0 where it is not scale-invariant; and where it is.
+    """The coefficient of the weight in the direction, 0 if the weight is not scale-invariant; and whether it is.
 
-    Both have size 1 along the kernel's inputs, the second along its outputs too: they broadcast against it.
+    Both broadcast against the kernel: they have size 1 along its inputs, and the second also along its outputs.
     """
     over_inputs = lambda array: jnp.sum(array, shape.input_axes, keepdims=True)
     over_outputs = lambda array: jnp.sum(array, shape.output_axes, keepdims=True)
@@ -223,7 +221,7 @@ def _radial_part(
     ]
 
     def view(products: list[Array], length: int) -> tuple[Array, Array]:
-        """Whether all rows are orthogonal to their gradients, and how many times each is in its direction."""
+        """Whether all rows are orthogonal to their gradients, and the coefficient of each row in its direction."""
         overlap, gradient_square, weight_square, along = products
         gradient_norm, weight_norm = jnp.sqrt(gradient_square), jnp.sqrt(weight_square)
         cosine = jnp.abs(overlap) / (jnp.maximum(gradient_norm, eps) * jnp.maximum(weight_norm, eps))

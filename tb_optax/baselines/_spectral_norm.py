@@ -13,7 +13,7 @@ from tb_optax._checks import check_not_negative, check_params, check_state, chec
 from tb_optax._compat import is_placeholder
 from tb_optax._dtypes import at_least_float32
 from tb_optax._layers.find import find_all_layers
-from tb_optax._layers.layer import Layers, LayersOrFn, Path, PyTree, kernel_shape, path_name, resolve_layers
+from tb_optax._layers.layer import Layers, LayersOrFn, Path, PyTree, kernel_shape, map_by_path, resolve_layers
 from tb_optax._spectra.sharding import replicated
 
 _STATIC = ("power_iterations", "layers", "seed")
@@ -23,9 +23,9 @@ class SpectralNormRegularizationState(NamedTuple):
     """State of `spectral_norm_regularization`.
 
     Attributes:
-      left_singular_vectors: for each layer's name, how far the power iteration has come: unit vectors over the outputs, in
-        an array shaped like the kernel, but of size 1 along all axes that are neither output nor layer axes. Finite at
-        every step; float32, or float64 where the kernel is.
+      left_singular_vectors: for each layer's name, the vectors of the power iteration: unit vectors over the outputs. The
+        array has the shape of the kernel, but size 1 along all axes that are neither output nor layer axes. Finite at
+        every step; float32, or float64 for a float64 kernel.
     """
 
     left_singular_vectors: dict[str, Float[Array, "..."]]
@@ -38,27 +38,27 @@ def spectral_norm_regularization(
     layers: LayersOrFn = find_all_layers,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adds to the gradient that of a penalty on the spectral norms of the weights, which keeps them small.
+    """Adds to the updates the gradient of a penalty that keeps the spectral norms of the weights small.
 
-    The penalty is `coefficient / 2` times the sum of the squared spectral norms, and its gradient `coefficient * σ u vᵀ`,
-    with the largest singular value `σ` of a weight and its vectors `u` and `v` (Yoshida and Miyato, "Spectral Norm
-    Regularization for Improving the Generalizability of Deep Learning", 2017; a baseline of Zhou et al., 2023, whose
-    released code starts the power iteration anew at each step). A weight is one matrix here, outputs by all the rest, the
-    window of a convolution among the latter; of a stack of layers, each slice is one.
+    The penalty is `coefficient / 2` times the sum of the squared spectral norms. Its gradient is `coefficient * σ u vᵀ`,
+    with the largest singular value `σ` of a weight and its singular vectors `u` and `v` (Yoshida and Miyato, "Spectral Norm
+    Regularization for Improving the Generalizability of Deep Learning", 2017). It is a baseline of Zhou et al. (2023), whose
+    released code restarts the power iteration at each step. Here a weight is one matrix: outputs by all other axes,
+    including the window of a convolution. In a stack of layers, each slice is one matrix.
 
-    The vectors come from power iteration, which goes on from update to update as the weights move. It computes in the
-    weight's precision, at least in float32; updates keep their dtype. A zero weight has no penalty, and one that holds a
-    NaN or an infinity gets a gradient of NaN, but leaves the state as it was.
+    The vectors come from power iteration, which continues from update to update as the weights change. It computes in the
+    weight's precision, at least in float32; updates keep their dtype. A zero weight has no penalty. A weight that holds a
+    NaN or an infinity gets a gradient of NaN, and its state stays as it was.
 
-    It goes first in a chain, like `optax.add_decayed_weights`:
+    Put it first in a chain, like `optax.add_decayed_weights`:
     `optax.chain(spectral_norm_regularization(1e-2), optax.sgd(0.1, momentum=0.9), tempbalance(390))`.
 
     Args:
-      coefficient: how strong the penalty is, finite and not negative.
+      coefficient: the strength of the penalty, finite and not negative.
       power_iterations: rounds of power iteration in each update, at least 1.
       layers: which weights to regularize: a sequence of `Layer`, or a function of the parameters that finds them. The
-        default is all that `find_layers` knows, so no embedding and no weight with a single input or output.
-      seed: of the vectors that power iteration starts from.
+        default is all layers that `find_layers` knows, so no embedding and no weight with a single input or output.
+      seed: the seed of the vectors that power iteration starts from.
 
     Returns:
       A transformation whose `update` needs `params`. With `optax.inject_hyperparams`, `coefficient` can be a schedule;
@@ -67,7 +67,7 @@ def spectral_norm_regularization(
     Raises:
       ValueError: a number is out of range; from `init`, no layers, or layers that do not fit the parameters; from
         `update`, no `params`.
-      TypeError: a number is not one, or `layers` is not layers.
+      TypeError: a numeric argument is not a number, or `layers` is not layers.
 
     Example:
       >>> import jax.numpy as jnp, tb_optax
@@ -91,7 +91,7 @@ def spectral_norm_regularization(
         raise ValueError(f"spectral_norm_regularization: power_iterations={power_iterations} must be at least 1.")
 
     def init_fn(params: PyTree) -> SpectralNormRegularizationState:
-        if is_placeholder(params):  # The parameters are nowhere in the state.
+        if is_placeholder(params):  # The state holds no parameters.
             return SpectralNormRegularizationState(jnp.zeros(()))  # pyright: ignore[reportArgumentType]
         found, leaves = resolve_layers(layers, params)
         if not found:
@@ -104,7 +104,7 @@ def spectral_norm_regularization(
             kernel = leaves[layer.kernel]
             shape = kernel_shape(layer, kernel.shape)
             sizes = [1 if axis in shape.input_axes else size for axis, size in enumerate(kernel.shape)]
-            # Drawn by numpy: by JAX, each shape would cost half a second to compile.
+            # Drawn by NumPy: JAX would need half a second to compile each shape.
             start = np.random.default_rng((seed, index)).standard_normal(sizes)
             start /= np.sqrt(np.sum(start**2, axis=shape.output_axes, keepdims=True))
             vectors[layer.name] = replicated(jnp.asarray(start, at_least_float32(kernel.dtype)))
@@ -121,23 +121,22 @@ def spectral_norm_regularization(
         kernels = {layer.kernel: leaves[layer.kernel] for layer in found}
         gradients, vectors = _power_iteration(found, int(power_iterations), kernels, state.left_singular_vectors)
 
-        def regularized(key_path: tuple[Any, ...], update: Array) -> Array:
-            path = path_name(key_path)
+        def regularized(path: Path, update: Array) -> Array:
             if path not in gradients:
                 return update
             penalty = coefficient * gradients[path]
             return (update.astype(penalty.dtype) + penalty).astype(update.dtype)
 
-        return jax.tree_util.tree_map_with_path(regularized, updates), SpectralNormRegularizationState(vectors)
+        return map_by_path(regularized, updates), SpectralNormRegularizationState(vectors)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))  # One program, where nothing around it is jitted.
+@functools.partial(jax.jit, static_argnums=(0, 1))  # One program, even if `tx.update` is not jitted.
 def _power_iteration(
     found: Layers, rounds: int, kernels: dict[Path, Array], start: dict[str, Float[Array, "..."]]
 ) -> tuple[dict[Path, Array], dict[str, Float[Array, "..."]]]:
-    """`σ u vᵀ` of each layer, by its kernel's path and in its shape, and the `u` of each, by its name."""
+    """`σ u vᵀ` of each layer, by kernel path and in the kernel's shape; and `u` of each layer, by layer name."""
 
     def one_round(lefts: dict[str, Array]) -> tuple[dict[Path, Array], dict[str, Array]]:
         gradients, new_lefts = {}, {}
@@ -145,7 +144,7 @@ def _power_iteration(
             shape = kernel_shape(layer, kernels[layer.kernel].shape)
             left = lefts[layer.name]
             kernel = kernels[layer.kernel].astype(left.dtype)
-            # Sums of products are full float32 on every device, need no transpose, and on CPU beat a matrix product.
+            # Sums of products are full float32 on every device, need no transpose, and on CPU are faster than a matmul.
             right, _ = _normalized(jnp.sum(kernel * left, shape.output_axes, keepdims=True), shape.input_axes)
             product = jnp.sum(kernel * right, shape.input_axes, keepdims=True)
             new, sigma = _normalized(product, shape.output_axes)
@@ -157,6 +156,6 @@ def _power_iteration(
 
 
 def _normalized(vectors: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """Vectors along these axes at unit length, zero where they are zero; and their lengths."""
+    """Vectors along these axes scaled to unit length (zero vectors stay zero), and their lengths."""
     length = jnp.sqrt(jnp.sum(vectors**2, axes, keepdims=True))
     return jnp.where(length == 0, 0, vectors / length), length

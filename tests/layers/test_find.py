@@ -200,9 +200,13 @@ def test_only_the_module_around_a_stack_says_that_it_is_one():
     assert {layer.name: layer.layer_axes for layer in find(params)} == {"stack/a": (0,), "conv": ()}
 
 
-def test_a_stack_that_nothing_in_the_tree_tells_from_a_convolution_is_read_as_one():
+def test_a_stack_that_nothing_in_the_tree_tells_from_a_convolution_is_left_out_unless_a_name_does():
     kernel = arrays((3, 4, 5))
-    assert_spectra({"dense": {"kernel": kernel}}, {"dense": conv_spectrum(np.asarray(kernel))})
+    layers = find({"dense": {"kernel": kernel}})
+    assert not layers and "a convolution, or a stack of 3" in layers.left_out["dense/kernel"]
+    assert_spectra({"conv_in": {"kernel": kernel}}, {"conv_in": conv_spectrum(np.asarray(kernel))})
+    near = {"dense": {"kernel": kernel}, "norm": {"scale": jnp.ones(4)}}  # Not stacked, so the kernel is not.
+    assert_spectra(near, {"dense": conv_spectrum(np.asarray(kernel))})
 
 
 def test_dense_layers_called_like_attention_are_dense():
@@ -312,9 +316,10 @@ def test_nnx_paths_read_like_linen_paths():
 def test_printing_tells_each_layer_and_each_reason():
     params = arrays({"dense": {"kernel": (8, 8), "bias": (8,)}, "embed": {"embedding": (9, 8)}, "head": {"kernel": (8, 3)}})
     assert str(tiny_layers(params)) == (
-        "dense: dense/kernel + dense/bias\n"
-        "left out: embed/embedding: an embedding\n"
-        "left out: head/kernel: 3 eigenvalues, fewer than min_eigenvalues=4"
+        "dense: dense/kernel (8, 8), dense 8 x 8, + dense/bias\n"
+        "left out: embed/embedding (9, 8): an embedding\n"
+        "left out: head/kernel (8, 3): 3 eigenvalues, fewer than min_eigenvalues=4\n"
+        "1 layer, with 43% of the parameters"
     )
 
 

@@ -879,9 +879,10 @@ def test_a_batch_of_convolutions_is_a_stack():
 
 
 def test_a_grouped_convolution_is_no_stack():
+    images = jnp.ones((*IMAGES.shape[:-1], 6))
     model = nn.Conv(6, (3, 3), feature_group_count=3)
-    params = init(model, IMAGES)["params"]
-    assert traced_axes(lambda p, x: model.apply({"params": p}, x), params, IMAGES) == {"kernel": ((2,), (3,), ())}
+    params = init(model, images)["params"]
+    assert traced_axes(lambda p, x: model.apply({"params": p}, x), params, images) == {"kernel": ((2,), (3,), ())}
 
 
 # What it takes and what it costs

@@ -241,7 +241,7 @@ _NETWORKS = {
         },
         {
             "classifier.weight": "10 eigenvalues",
-            "vit.embeddings.cls_token": "1 eigenvalue",
+            "vit.embeddings.cls_token": "a table or a buffer",
             "vit.embeddings.position_embeddings": "an embedding",
         },
     ),
@@ -253,7 +253,7 @@ _NETWORKS = {
             "encoder.layers.encoder_layer_0.self_attention.out_proj": (1, (1,)),
         },
         {
-            "class_token": "1 eigenvalue",
+            "class_token": "a table or a buffer",
             "encoder.pos_embedding": "an embedding",
             "heads.head.weight": "10 eigenvalues",
         },
