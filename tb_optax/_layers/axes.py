@@ -177,7 +177,19 @@ def _product_dimensions(equation: Any, side: int) -> tuple[Axes, Axes, Axes]:
             groups = dimensions.rhs_group_dimensions if side == 1 else ()
             return tuple(contracted[side]), (*batch[side], *groups), ()
     _, reduction, *window = parameter_of(equation, "dimension_numbers").rhs_spec
-    return (reduction,), (), tuple(window)
+    return ((reduction, *window), (), ()) if _takes_patches(equation, window) else ((reduction,), (), tuple(window))
+
+
+def _takes_patches(equation: Any, window: Sequence[int]) -> bool:
+    """Whether a convolution multiplies patches that do not overlap by one matrix: its stride is its window."""
+    sizes = [equation.invars[1].aval.shape[dim] for dim in window]
+    is_plain = (
+        parameter_of(equation, "feature_group_count") == parameter_of(equation, "batch_group_count") == 1
+        and all(tuple(pair) == (0, 0) for pair in parameter_of(equation, "padding"))
+        and set(parameter_of(equation, "rhs_dilation")) <= {1}
+        and set(parameter_of(equation, "lhs_dilation")) <= {1}
+    )
+    return is_plain and list(parameter_of(equation, "window_strides")) == sizes and max(sizes) > 1
 
 
 def _stacked_outputs(equation: Any, weight: Weight) -> frozenset[int]:

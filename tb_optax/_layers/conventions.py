@@ -26,8 +26,8 @@ FACTOR_OR_BIAS = re.compile(r"^b(_|\d|$)")  # a bias, or the second factor of a 
 EMBEDDING = re.compile(r"embed|(^|_)emb(_|\d|$)|^wte$|^wpe$|^shared$", re.IGNORECASE)
 # Learned tables and fixed arrays, which no data is multiplied with as with a weight.
 TABLE = re.compile(
-    r"^(pe|tril|inv_freq|filterbank|fb|scales|codebook|h0|c0|.*(_cached|mask|latents|_tokens?|position_bias.*)"
-    r"|quer(y|ies)_(embed|feat|token).*|rel(ative)?_pos.*)$",
+    r"^(pe|tril|inv_freq|filterbank|fb|scales|codebook|h0|c0|A_log|.*(_cached|mask|latents|_tokens?|position_bias.*)"
+    r"|quer(y|ies)_(embed|feat|token).*|rel(ative)?_(pos|attention_bias).*)$",
     re.IGNORECASE,
 )
 GENERIC = re.compile(r"^(kernel|kernels|weights?|w|W|value|values|vars|\d+)$")

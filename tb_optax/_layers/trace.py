@@ -1,7 +1,7 @@
 """Reads the layers off the forward pass: their axes, their order, and what follows them."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,18 @@ from tb_optax._dtypes import is_float_array
 from tb_optax._layers.axes import parameter
 from tb_optax._layers.findings import Findings
 from tb_optax._layers.jaxpr import JaxprReader
-from tb_optax._layers.layer import Layer, Layers, Path, PyTree, layer_names, leaves_by_path, select_layers, short_repr
+from tb_optax._layers.layer import (
+    KernelAxes,
+    Layer,
+    Layers,
+    Path,
+    PyTree,
+    layer_names,
+    leaves_by_path,
+    select_layers,
+    short_repr,
+    split_path,
+)
 
 
 def trace_layers(
@@ -34,6 +45,9 @@ def trace_layers(
     the matrix, if the other is a vector (the query of an attention pool, whose probe is learned) and the matrix is
     multiplied with nothing else. Two matrices are left out, for either may be the layer, or none (a low-rank adapter).
 
+    A convolution whose stride is its window multiplies patches by one matrix, and is read as that. Of experts that are all
+    given every token, each is a layer.
+
     The first and the last layer are left out (Zhou et al., 2023, Section 4.1): the first and the last that read data, and
     all kernels of a joined one. An embedding lookup counts as a first layer. A stack of layers that is scanned over is
     neither, for it holds more than one layer.
@@ -50,7 +64,8 @@ def trace_layers(
       wrt: of a module, which of its variables are parameters, as in `nnx.Optimizer`; by default `nnx.Param`.
       exclude: shell-style patterns (`fnmatch`) of the names of further layers to leave out.
       min_eigenvalues: layers with fewer eigenvalues are left out.
-      first_and_last: balance the first and the last layer too.
+      first_and_last: balance the first and the last layer too. Give it if `params` is only a part of the network, such as
+        LoRA's factors: its first and last layer are not the network's.
 
     Returns:
       The layers in the order in which `fn` first uses them, with the reasons for what was left out. Stacks of biases and
@@ -115,7 +130,7 @@ def _balanced(
             left_out[path] = known or "no matrix product with it in the forward pass"
     names = layer_names(found.axes)
     layers = {}
-    for path, axes in found.axes.items():
+    for path, axes in _experts_apart(found.axes, arrays).items():
         if is_float_array(arrays[path]):
             layers[path] = Layer(names[path], path, found.followers(path), *axes)
         else:
@@ -127,3 +142,22 @@ def _balanced(
                     left_out[path] = f"the {which} layer"
                     del layers[path]
     return select_layers(layers.values(), arrays, left_out, exclude, min_eigenvalues, "trace_layers")
+
+
+def _experts_apart(found: Mapping[Path, KernelAxes], arrays: Mapping[Path, Any]) -> dict[Path, KernelAxes]:
+    """The axes of all kernels, with experts along a layer axis in both directions.
+
+    Where every expert is given every token, the product into the experts keeps their axis as an output, and only the product
+    out of them has it as a batch. So an output axis is a layer axis if it is one of a kernel of the same module, with the
+    same place and size.
+    """
+    apart = dict(found)
+    for path, axes in found.items():
+        module = split_path(path)[0]
+        for axis in axes.output[:-1]:
+            size = arrays[path].shape[axis]
+            beside = (other for other in found if other != path and split_path(other)[0] == module)
+            if any(axis in found[other].layer and arrays[other].shape[axis] == size for other in beside):
+                output = tuple(each for each in apart[path].output if each != axis)
+                apart[path] = apart[path]._replace(output=output, layer=tuple(sorted((*apart[path].layer, axis))))
+    return apart

@@ -46,6 +46,9 @@ class Settings:
     """Shell-style patterns of the names of layers to leave out; of a stack, the name without a place in it."""
     min_eigenvalues: int = 50
     """Layers with fewer are left out."""
+    layout: Literal["torch", "jax"] | None = None
+    """Whether convolutions have their outputs first (torch) or their window (jax), if sizes allow both; by default, the file
+    or the name tells."""
     min_scale: float = 0.5
     """The scale at the least alpha."""
     max_scale: float = 1.5
@@ -142,11 +145,14 @@ def _measure_all(settings: Settings) -> tuple[list[Report], bool]:
 
 
 def _measuring(settings: Settings, path: str) -> Measuring:
+    source = formats.open_checkpoint(path)
+    layout = settings.layout or source.layout
+
     def layers(params: PyTree) -> Layers:
-        return find_layers(params, exclude=settings.exclude, min_eigenvalues=settings.min_eigenvalues)
+        return find_layers(params, exclude=settings.exclude, min_eigenvalues=settings.min_eigenvalues, layout=layout)
 
     return Measuring(
-        formats.open_checkpoint(path),
+        source,
         settings.params,
         layers,
         tuple(_FITS[name] for name in settings.fit),

@@ -202,6 +202,8 @@ def report(
     """
     is_path = isinstance(params_or_path, (str, os.PathLike))
     source = formats.open_checkpoint(params_or_path) if is_path else of_tree(params_or_path)
+    if layers is find_layers:
+        layers = functools.partial(find_layers, layout=source.layout)
     measuring = Measuring(source, params, layers, fits, min_scale, max_scale, solver, windows)
     with contextlib.closing(measuring.steps()) as steps:
         for _ in steps:

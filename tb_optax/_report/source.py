@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from tb_optax._layers.conventions import Layout
 from tb_optax._layers.layer import Path, PyTree, leaves_by_path
 
 
@@ -28,6 +29,7 @@ class Source:
       shapes: shape and dtype of every array that can be read.
       read: the array of a path; may be called from several threads.
       unreadable: why other arrays cannot be read.
+      layout: whether its convolutions have their outputs first (`"torch"`), if the file says so.
       tree: the arrays themselves as the user has them, where they come from no file: its modules tell more than paths.
     """
 
@@ -37,6 +39,7 @@ class Source:
     read: Callable[[Path], Any]
     unreadable: Mapping[Path, str] = dataclasses.field(default_factory=dict)
     tree: PyTree | None = None
+    layout: Layout | None = None
 
 
 def of_tree(params: PyTree) -> Source:

@@ -12,8 +12,9 @@ from tb_optax._report.source import CheckpointError, Source, printable
 _PARAMS = "params"
 _NO_WEIGHTS = frozenset(
     {
-        *("opt_state", "opt_states", "optimizer", "optimizer_state", "opt", "optim"),
-        *("mu", "nu", "trace", "ema", "ema_params", "ema_state", "batch_stats", "rngs"),
+        *("opt_state", "opt_states", "optimizer", "optimizer_state", "optimizer_states", "opt", "optim"),
+        *("optim_state", "optimizer_weights", "optimizer_state_dict"),
+        *("mu", "nu", "trace", "ema", "ema_params", "ema_state", "ema_state_dict", "ema_model", "batch_stats", "rngs"),
     }
 )
 

@@ -364,3 +364,58 @@ def test_traced_layers_inside_a_mask(where):
     assert jax.tree.structure(updates) == jax.tree.structure(params)
     if where == "partition":
         np.testing.assert_allclose(updates["l1"]["bias"], -1.0)  # Hidden from TempBalance.
+
+
+def test_a_convolution_of_patches_is_one_matrix():
+    """Its stride is its window, without padding: else it has a matrix for each place of the window."""
+    params = {
+        "embed": jax.random.normal(jax.random.key(0), (4, 4, 3, 96)),
+        "up": jax.random.normal(jax.random.key(1), (96, 96)),
+    }
+
+    def apply(stride, padding):
+        def forward(params, x):
+            dims = ("NHWC", "HWIO", "NHWC")
+            x = jax.lax.conv_general_dilated(x, params["embed"], (stride, stride), padding, dimension_numbers=dims)
+            return jax.nn.relu(x) @ params["up"]
+
+        return forward
+
+    images = jnp.ones((1, 16, 16, 3))
+    read = lambda *how: {
+        layer.kernel: kernel_shape(layer, params[layer.kernel].shape)
+        for layer in tb_optax.trace_layers(apply(*how), params, images, first_and_last=True, min_eigenvalues=2)
+    }["embed"]
+    patches = read(4, "VALID")
+    assert (patches.matrices, patches.rows, patches.columns) == (1, 48, 96)
+    for how in ((2, "VALID"), (4, [(2, 2), (2, 2)])):
+        assert (read(*how).matrices, read(*how).rows, read(*how).columns) == (16, 3, 96)
+
+
+def test_experts_that_are_all_given_every_token_are_a_layer_each_in_both_directions():
+    params = {
+        "moe": {"wi": jnp.ones((4, 64, 96)), "wo": jnp.ones((4, 96, 64)), "gate": jnp.ones((64, 4))},
+        "head": {"w": jnp.ones((64, 70))},
+    }
+
+    def apply(params, x):
+        weights = jax.nn.softmax(x @ params["moe"]["gate"])
+        hidden = jax.nn.relu(jnp.einsum("td,edf->tef", x, params["moe"]["wi"]))
+        x = jnp.einsum("te,ted->td", weights, jnp.einsum("tef,efd->ted", hidden, params["moe"]["wo"]))
+        return x @ params["head"]["w"]
+
+    layers = tb_optax.trace_layers(apply, params, jnp.ones((5, 64)), first_and_last=True)
+    assert {layer.kernel: layer.layer_axes for layer in layers} == {"moe/wi": (0,), "moe/wo": (0,), "head/w": ()}
+
+
+def test_a_file_of_pytorch_is_read_outputs_first(tmp_path):
+    """By its metadata, where sizes allow both; the layout can be said, too."""
+    from safetensors.numpy import save_file
+
+    kernel = np.random.default_rng(0).standard_normal((8, 9, 3, 5)).astype(np.float32)
+    save_file({"c.kernel": kernel, "norm.weight": np.ones(9, np.float32)}, tmp_path / "pt.safetensors", {"format": "pt"})
+    save_file({"c.kernel": kernel, "norm.weight": np.ones(9, np.float32)}, tmp_path / "plain.safetensors")
+    find = tb_optax.find_layers
+    matrices = lambda name, **options: tb_optax.report(tmp_path / f"{name}.safetensors", **options).records[0].matrices
+    assert matrices("pt") == 15 and matrices("plain") == 72
+    assert matrices("plain", layers=lambda params: find(params, layout="torch")) == 15

@@ -277,7 +277,7 @@ _NETWORKS = {
             "lm_head": (1, (1,)),
         },
         {
-            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": "8 eigenvalues",
+            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": "an embedding",
             "shared.weight": "an embedding",
         },
     ),

@@ -49,9 +49,12 @@ def open_index(where: FilePath) -> Source:
 def _of_files(where: FilePath, files: Mapping[FilePath, set[Path] | None]) -> Source:
     """The arrays of these files, all of them or those named."""
     shapes, unreadable, file_of = {}, {}, {}
+    layouts = set()
     for file, wanted in files.items():
         handle = _open(file)
         has = set(handle.keys())
+        # PyTorch's `save_pretrained` writes "pt".
+        layouts.add("torch" if (handle.metadata() or {}).get("format") == "pt" else None)
         if wanted is not None and not wanted <= has:
             raise CheckpointError(where, f"{sorted(wanted - has)[0]!r} is not in {printable(file.name)}", _WAY_OUT)
         for path in sorted(has if wanted is None else wanted):
@@ -61,7 +64,8 @@ def _of_files(where: FilePath, files: Mapping[FilePath, set[Path] | None]) -> So
                 file_of[path] = file
             else:
                 unreadable[path] = f"its dtype, {part.get_dtype()}, is not known"
-    return Source(str(where), "safetensors", shapes, functools.partial(_read, where, file_of), unreadable)
+    layout = "torch" if layouts == {"torch"} else None
+    return Source(str(where), "safetensors", shapes, functools.partial(_read, where, file_of), unreadable, layout=layout)
 
 
 def _open(file: FilePath) -> Any:
