@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from tb_optax._dtypes import is_float_array
-from tb_optax._layers.layer import Layers, Path, PyTree, leaves_by_path, short_repr
+from tb_optax._layers.layer import Layers, Path, PyTree, kernel_shape, leaves_by_path, short_repr
 
 
 def check_not_negative(argument_of: str, static_args: tuple[str, ...], **numbers: Any) -> None:
@@ -53,6 +53,40 @@ def check_state(argument_of: str, names: Any, found: Layers) -> None:
             f"{argument_of}: state has the layers {sorted(names)}, but params has "
             f"{sorted(layer.name for layer in found)}; call init with the same parameters."
         )
+
+
+def check_balance_state(argument_of: str, state: Any, found: Layers, leaves: Mapping[Path, Any]) -> None:
+    """Checks that a state of `count`, `metric` and `scale` belongs to these layers: their names and their stacks."""
+    if isinstance(state, Mapping):
+        if {"count", "metric", "scale"} <= set(state):
+            raise TypeError(
+                f"{argument_of}: state is a plain dict of count, metric and scale, as from a checkpoint that was restored "
+                "without a target; restore it into the structure that init returns."
+            )
+        raise TypeError(
+            f"{argument_of}: state is a dict with the keys {short_repr(list(state))}, not its state; the arguments are "
+            "tx.update(updates, state, params)."
+        )
+    for numbers in (getattr(state, "scale", state), getattr(state, "metric", state)):
+        check_state(argument_of, numbers, found)
+    stacks = {layer.name: kernel_shape(layer, leaves[layer.kernel].shape).stack for layer in found}
+    shapes = {name: jnp.shape(number) for name, number in state.scale.items()}
+    batched = [shape[: len(shape) - len(stacks[name])] for name, shape in shapes.items()]
+    if (
+        batched[0]
+        and all(each == batched[0] for each in batched)
+        and all(shape[len(batched[0]) :] == stacks[name] for name, shape in shapes.items())
+    ):
+        raise ValueError(
+            f"{argument_of}: state has {batched[0]} numbers for each layer of params, as from init under jax.vmap; call "
+            "update under jax.vmap too, or give the state of one network."
+        )
+    for name, shape in shapes.items():
+        if shape != stacks[name]:
+            raise ValueError(
+                f"{argument_of}: state has the layer {name!r} as a stack {shape}, but params has it as {stacks[name]}; call "
+                "init with these parameters."
+            )
 
 
 def check_updates(argument_of: str, updates: PyTree, found: Layers, leaves: Mapping[Path, Any]) -> dict[Path, Any]:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tb_optax._balance.attributes import declare
-from tb_optax._balance.fits import Fit, check_eigenvalues, median
+from tb_optax._balance.fits import Fit, as_spectra, median
 
 
 @runtime_checkable
@@ -81,8 +81,7 @@ def spectral_norm(eigenvalues: Float[Array, "*layers n"]) -> Float[Array, "*laye
       >>> float(tb_optax.metrics.spectral_norm(jnp.array([0.5, 2.0])))
       2.0
     """
-    check_eigenvalues(eigenvalues)
-    return eigenvalues[..., -1]
+    return as_spectra(eigenvalues)[..., -1]
 
 
 @declare(gram=True)
@@ -104,5 +103,6 @@ def alpha_weighted(eigenvalues: Float[Array, "*layers n"], *, fit: Fit = median)
       >>> float(tb_optax.metrics.alpha_weighted(jnp.array([0.1, 0.2, 0.3, 1.0])))
       0.0
     """
+    eigenvalues = as_spectra(eigenvalues)
     alpha = fit(eigenvalues).alpha
     return alpha * jnp.log10(eigenvalues[..., -1].astype(alpha.dtype))

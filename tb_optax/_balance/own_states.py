@@ -7,7 +7,7 @@ import jax
 
 from tb_optax._balance.options import BalanceOptions
 from tb_optax._balance.scales import LayerNumbers
-from tb_optax._checks import check_state
+from tb_optax._checks import check_balance_state
 from tb_optax._layers.layer import Layers, Path, PyTree, leaves_by_path, resolve_layers, short_repr
 
 Signature: TypeAlias = frozenset[tuple[str, tuple[int, ...]]]
@@ -30,6 +30,16 @@ class OwnStates:
     def remember(self, state: Any, layers: Layers, leaves: Mapping[Path, Any]) -> None:
         shapes = {layer.kernel: tuple(leaves[layer.kernel].shape) for layer in layers}
         self._remembered[_signature(state)] = layers, shapes
+
+    def names(self) -> list[str] | None:
+        """The names of the layers in every state of this transformation, as far as it knows: None if they differ.
+
+        Before the first `init`, only a sequence of layers tells them.
+        """
+        known = {tuple(sorted(name for name, _ in signature)) for signature in self._remembered}
+        if not known and not callable(self._options.layers):
+            known = {tuple(sorted(layer.name for layer in self._options.layers))}
+        return list(known.pop()) if len(known) == 1 else None
 
     def map(self, function: Refresh, opt_state: PyTree, params: PyTree) -> PyTree:
         """The optimizer's state with the metrics and scales that `function` gives for each state of this transformation.
@@ -70,7 +80,7 @@ class OwnStates:
         if not layers or not fits:
             found, _ = resolve_layers(self._options.layers, params)
             layers = Layers([layer for layer in found if layer.name in state.scale], found.left_out)
-        check_state(f"{self._options.argument_of}.refresh", state.scale, layers)
+        check_balance_state(f"{self._options.argument_of}.refresh", state, layers, leaves)
         return layers
 
 

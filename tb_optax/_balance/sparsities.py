@@ -1,9 +1,11 @@
 """Layer-wise sparsities for pruning, computed from metrics so that their mean is a target."""
 
 import jax.numpy as jnp
+from jax import core
 from jaxtyping import Array, Float
 
 from tb_optax._balance.assignments import linear
+from tb_optax._dtypes import at_least_float32, is_float_array
 
 
 def sparsities(
@@ -42,11 +44,20 @@ def sparsities(
     """
     if not 0 < min_ratio <= max_ratio:
         raise ValueError(f"sparsities: min_ratio={min_ratio}, max_ratio={max_ratio}; give 0 < min_ratio <= max_ratio.")
-    if isinstance(target, (int, float)) and not 0 <= target <= 1:
+    metrics = jnp.asarray(metrics)
+    metrics = metrics.astype(at_least_float32(metrics.dtype) if is_float_array(metrics) else jnp.float32)
+    if metrics.ndim != 1 or metrics.size == 0:
+        raise ValueError(f"sparsities: metrics has shape {metrics.shape}; give one number for each layer, at least one.")
+    if not isinstance(target, core.Tracer) and not 0 <= float(target) <= 1:
         raise ValueError(f"sparsities: target={target} must be from 0 to 1: the share of the parameters to prune.")
+    sizes = jnp.ones_like(metrics) if sizes is None else jnp.asarray(sizes).astype(metrics.dtype)
+    if sizes.shape != metrics.shape:
+        raise ValueError(f"sparsities: sizes has shape {sizes.shape}; give one for each of the {metrics.size} metrics.")
+    if not isinstance(sizes, core.Tracer) and not bool((sizes >= 0).all()):
+        raise ValueError("sparsities: sizes has a negative number; give how many parameters each layer has.")
     ratios = linear(metrics, min_ratio, max_ratio)
     known = ~jnp.isnan(ratios)
-    weights = jnp.where(known, jnp.ones_like(metrics) if sizes is None else jnp.asarray(sizes).astype(metrics.dtype), 0.0)
+    weights = jnp.where(known, sizes, 0.0)
     found = jnp.minimum(_factor(jnp.where(known, ratios, 0.0), weights, target) * ratios, 1.0)
     return jnp.where(known, found, target)
 

@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Int
 from tb_optax._balance.options import BalanceOptions
 from tb_optax._balance.own_states import OwnStates
 from tb_optax._balance.scales import LayerNumbers, metrics_and_scales
-from tb_optax._checks import check_params, check_state, check_updates
+from tb_optax._batching import any_over_batch
+from tb_optax._checks import check_balance_state, check_params, check_updates
 from tb_optax._compat import is_placeholder
 from tb_optax._dtypes import at_least_float32
 from tb_optax._layers.blocks import group_ids
@@ -94,15 +95,16 @@ def balanced_transformation(
             # Under vmap this branch runs if any element of the batch is due: `due` says which ones are.
             return metrics_and_scales(options, layers, kernels, *old, due)
 
-        return jax.lax.cond(_any_over_batch(due), refreshed, lambda _: old, kernels)
+        return jax.lax.cond(any_over_batch(due), refreshed, lambda _: old, kernels)
 
     # Jitted, so that each is one program, compiled once, where nothing around it is jitted.
     compute, compute_if_due = jax.jit(compute, static_argnums=0), jax.jit(compute_if_due, static_argnums=0)
 
     def init_fn(params: PyTree) -> State:
         count = jnp.zeros((), jnp.int32)
-        if is_placeholder(params):  # No parameter is in the state.
-            return state_class(count, jnp.zeros(()), jnp.ones(()))
+        if is_placeholder(params):  # Optax asks which parts of the state are parameters: none is.
+            names = own_states.names()
+            return state_class(count, *(jnp.zeros(()) if names is None else dict.fromkeys(names, 0.0) for _ in range(2)))
         layers, leaves = resolve_layers(options.layers, params)
         shapes = {layer.name: kernel_shape(layer, leaves[layer.kernel].shape) for layer in layers}
         _check_enough(argument_of, layers, shapes)
@@ -116,7 +118,7 @@ def balanced_transformation(
         del extra_args
         check_params(argument_of, params)
         layers, leaves = resolve_layers(options.layers, params)
-        check_state(argument_of, getattr(state, "scale", state), layers)
+        check_balance_state(argument_of, state, layers, leaves)
         own_states.remember(state, layers, leaves)
         metric, scale = state.metric, state.scale
         if options.update_interval is not None:
@@ -168,18 +170,6 @@ def initial_state(
 
 def _kernels(layers: Layers, leaves: Mapping[Path, Any]) -> Mapping[Path, Any]:
     return jax.lax.stop_gradient({layer.kernel: leaves[layer.kernel] for layer in layers})
-
-
-@jax.custom_batching.custom_vmap
-def _any_over_batch(due: Bool[Array, ""]) -> Bool[Array, ""]:
-    """`due` itself. Under `vmap`, whether any is due, unbatched, so that the `cond` on it stays one and skips work."""
-    return due
-
-
-@_any_over_batch.def_vmap
-def _(axis_size: int, in_batched: list[bool], due: Bool[Array, " batch"]) -> tuple[Array, bool]:
-    del axis_size, in_batched
-    return _any_over_batch(jnp.any(due)), False
 
 
 def _as_int32(number: Any) -> Int[Array, ""]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from tb_optax._batching import any_over_batch
 from tb_optax._layers.layer import Path
 from tb_optax._spectra.blas import limit_blas_threads
 from tb_optax._spectra.eigenvalues import gram, squared_singular_values, symmetric_eigenvalues, triangular_factor
@@ -28,6 +29,9 @@ from tb_optax._spectra.windows import extract_windows
 
 # The released code scales the weights of convolutions by sqrt(0.5).
 _POOLED_SCALE = 0.5
+# Below this share of the largest eigenvalue, rounding of a float32 Gram product moves alpha by up to 1e-3 and more: measured
+# on power laws, geometric spectra and random matrices with a spike, of 64 to 512 rows (`tests/spectra/test_tails.py`).
+_RESOLVED = 1e-5
 
 
 class SpectrumStack(NamedTuple):
@@ -60,7 +64,9 @@ def compute_spectra(plan: SpectrumPlan, leaves: Mapping[Path, Any]) -> list[Spec
     def solve(kernels: Mapping[Path, Array]) -> list[Array]:
         rows = []
         for batch in plan.batches:
-            values = _solve_batch(batch, plan, kernels)
+            values = _solve_batch(batch, batch.route, plan, kernels)
+            if batch.fallback is not None:
+                values = _where_unresolved(values, functools.partial(_solve_batch, batch, batch.fallback, plan, kernels))
             ends = np.cumsum([sum(layer.count for layer in pool) for pool in batch.pools])[:-1]
             rows += [_pool(pool[0], part) for pool, part in zip(batch.pools, jnp.split(values, ends), strict=True)]
         return rows
@@ -71,10 +77,23 @@ def compute_spectra(plan: SpectrumPlan, leaves: Mapping[Path, Any]) -> list[Spec
     return [SpectrumStack(tuple(layer.name for layer in pool), own) for pool, own in zip(pools, rows, strict=True)]
 
 
-def _solve_batch(batch: Batch, plan: SpectrumPlan, kernels: Mapping[Path, Array]) -> Float[Array, "stack n"]:
+def _where_unresolved(
+    values: Float[Array, "stack n"], solve_again: Callable[[], Float[Array, "stack n"]]
+) -> Float[Array, "stack n"]:
+    """The eigenvalues from Gram products, and those of `solve_again` for matrices whose median a Gram product loses.
+
+    The second solver runs only if there is such a matrix.
+    """
+    middle, largest = values[:, values.shape[1] // 2], values[:, -1]
+    unresolved = middle < _RESOLVED * largest
+    both = lambda: jnp.where(unresolved[:, None], solve_again(), values)
+    return jax.lax.cond(any_over_batch(jnp.any(unresolved)), both, lambda: values)
+
+
+def _solve_batch(batch: Batch, route: Route, plan: SpectrumPlan, kernels: Mapping[Path, Array]) -> Float[Array, "stack n"]:
     """The eigenvalues of all matrices of a batch, in the order of its layers."""
-    prepare, solve = _ROUTES[batch.route]
-    if isinstance(plan.solver, Lanczos) and batch.route == "lanczos":
+    prepare, solve = _ROUTES[route]
+    if isinstance(plan.solver, Lanczos) and route == "lanczos":
         solve = functools.partial(solve, steps=plan.solver.steps, probes=plan.solver.probes, seed=plan.solver.seed)
 
     def build(chunk: Chunk) -> Float[Array, "stack n k"]:

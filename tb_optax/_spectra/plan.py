@@ -9,11 +9,11 @@ A plan says which matrices are solved together, by which route, in how many chun
   >>> params["dense"] = {"kernel": jnp.ones((64, 128))}
   >>> layers, leaves = resolve_layers(tb_optax.find_layers, params)
   >>> print(plan_spectra(layers, leaves, tb_optax.Exact(), gram=True, devices=4))
-  18 matrices of 32 x 64 by gram, 5 for each of 4 devices: conv1, conv2
-  1 matrix of 64 x 128 by gram, 1 for each of 4 devices: dense
+  18 matrices of 32 x 64 by gram or svd, 5 for each of 4 devices: conv1, conv2
+  1 matrix of 64 x 128 by gram or svd, 1 for each of 4 devices: dense
   >>> print(plan_spectra(layers, leaves, tb_optax.Exact(max_bytes=100_000), gram=True))
-  18 matrices of 32 x 64 by gram, in 3 chunks of 6: conv1, conv2
-  1 matrix of 64 x 128 by gram: dense
+  18 matrices of 32 x 64 by gram or svd, in 3 chunks of 6: conv1, conv2
+  1 matrix of 64 x 128 by gram or svd: dense
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from jaxtyping import Int
 
 from tb_optax._dtypes import at_least_float32
 from tb_optax._layers.layer import KernelShape, Layers, Path, kernel_shape
-from tb_optax._spectra.options import DEFAULT_SOLVER, Lanczos, Solver
+from tb_optax._spectra.options import DEFAULT_SOLVER, Exact, Lanczos, Solver
 from tb_optax._spectra.windows import WindowGrid, Windows, window_grid
 
 Item = TypeVar("Item")
@@ -104,6 +104,7 @@ class Batch:
 
     Attributes:
       route: how they are solved.
+      fallback: how matrices are solved again that `route` does not resolve down to their median; None if they are not.
       layers: whose matrices they are, in the order of the results.
       pools: the same layers, by how eigenvalues are pooled into spectra.
       groups: the same layers, by whose matrices are divided over the devices together.
@@ -111,6 +112,7 @@ class Batch:
     """
 
     route: Route
+    fallback: Route | None
     layers: tuple[LayerMatrices, ...]
     pools: tuple[tuple[LayerMatrices, ...], ...]
     groups: tuple[tuple[LayerMatrices, ...], ...]
@@ -138,6 +140,7 @@ class SpectrumPlan:
             sizes = sorted({(layer.grid.rows, layer.grid.columns) for layer in batch.layers})
             of = " and ".join(f"{rows} x {columns}" for rows, columns in sizes)
             line = f"{count} {'matrix' if count == 1 else 'matrices'} of {of} by {batch.route}"
+            line += f" or {batch.fallback}" if batch.fallback else ""
             length, chunks = batch.chunks[0].length, len(batch.chunks)
             if chunks > 1:
                 line += f", in {chunks} chunks of {length}"
@@ -181,19 +184,22 @@ def plan_spectra(
         dtype = np.dtype(at_least_float32(leaf.dtype))
         matrices.append(LayerMatrices(layer.name, layer.kernel, shape, dtype, grid, route, pooled, count, problem))
     same_problem = group_by(matrices, lambda layer: (layer.route, layer.problem, layer.dtype))
-    return SpectrumPlan(tuple(_plan_batch(batch, exact.max_bytes, devices) for batch in same_problem), devices, solver)
+    batches = tuple(_plan_batch(batch, exact, devices) for batch in same_problem)
+    return SpectrumPlan(batches, devices, solver)
 
 
-def _plan_batch(layers: Sequence[LayerMatrices], max_bytes: int, devices: int) -> Batch:
+def _plan_batch(layers: Sequence[LayerMatrices], exact: Exact, devices: int) -> Batch:
     # Layers with the same pooling lie next to each other: their results are one slice.
     pools = group_by(layers, lambda layer: (layer.shape.stack, layer.pooled, bool(layer.shape.pooled_axes)))
     in_pools = tuple(layer for pool in pools for layer in pool)
     # Matrices of a layer that the devices do not divide evenly are divided together with others of the same size: then fewer
     # shares need padding.
     groups = group_by(in_pools, lambda layer: layer.name if layer.count % devices == 0 else layer.grid[2:])
-    most = max(1, max_bytes // max(layer.bytes_each(devices) for layer in layers))
+    most = max(1, exact.max_bytes // max(layer.bytes_each(devices) for layer in layers))
     chunks = plan_chunks([sum(layer.count for layer in group) for group in groups], most, devices)
-    return Batch(layers[0].route, in_pools, tuple(map(tuple, pools)), tuple(map(tuple, groups)), tuple(chunks))
+    route = layers[0].route
+    fallback: Route | None = "svd" if route == "gram" and exact.method == "auto" else None
+    return Batch(route, fallback, in_pools, tuple(map(tuple, pools)), tuple(map(tuple, groups)), tuple(chunks))
 
 
 def plan_chunks(counts: Sequence[int], most: int, devices: int) -> list[Chunk]:

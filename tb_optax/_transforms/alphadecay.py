@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -13,7 +14,7 @@ from tb_optax._balance.options import BalanceOptions
 from tb_optax._balance.scales import scale_by_layer
 from tb_optax._balance.transformation import BalancedParams, BalancedTransformation, balanced_transformation
 from tb_optax._checks import check_not_negative
-from tb_optax._dtypes import at_least_float32
+from tb_optax._dtypes import at_least_float32, is_float
 from tb_optax._layers.find import find_layers
 from tb_optax._layers.layer import LayersOrFn, PyTree
 from tb_optax._spectra.options import DEFAULT_SOLVER, Exact, Lanczos
@@ -120,6 +121,12 @@ def alphadecay(
 
 
 def _plus(update: Array, decay: Any, balanced: Array) -> Array:
-    """`update + decay * balanced`, computed at least in float32 and returned in the update's dtype."""
+    """`update + decay * balanced`, computed at least in float32 and returned in the update's dtype.
+
+    An integer, a bool or a `float0` does not decay.
+    """
+    if not is_float(update):
+        return update
+    update, balanced = jnp.asarray(update), jnp.asarray(balanced)
     wide = at_least_float32(update.dtype)
     return (update.astype(wide) + decay * balanced.astype(wide)).astype(update.dtype)

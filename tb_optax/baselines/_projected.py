@@ -8,13 +8,14 @@ optimizers remove the part along the weight from their step.
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
 from tb_optax._checks import check_below_one, check_not_negative, check_params, check_updates
 from tb_optax._compat import is_placeholder
-from tb_optax._dtypes import at_least_float32
+from tb_optax._dtypes import at_least_float32, is_float
 from tb_optax._layers.find import find_all_layers
 from tb_optax._layers.layer import KernelShape, LayersOrFn, Path, PyTree, kernel_shape, map_by_path, resolve_layers
 
@@ -80,6 +81,7 @@ def sgdp(
       0.55 3.63
       0.35 1.68
     """
+    _check_learning_rate("sgdp", learning_rate)
     check_not_negative("sgdp", _STATIC, momentum=momentum, eps=eps)
     check_below_one("sgdp", momentum=momentum)
     project = _projected(
@@ -92,7 +94,7 @@ def sgdp(
         eps=eps,
         layers=layers,
     )
-    return optax.chain(project, optax.scale_by_learning_rate(learning_rate))
+    return _over_floats(optax.chain(project, optax.scale_by_learning_rate(learning_rate)))
 
 
 def adamp(
@@ -144,7 +146,9 @@ def adamp(
       0.2
       0.0
     """
-    check_not_negative("adamp", _STATIC, eps=eps)
+    _check_learning_rate("adamp", learning_rate)
+    check_not_negative("adamp", _STATIC, b1=b1, b2=b2, eps=eps)
+    check_below_one("adamp", b1=b1, b2=b2)
     project = _projected(
         "adamp",
         optax.scale_by_adam(b1, b2, eps, nesterov=nesterov),
@@ -155,7 +159,26 @@ def adamp(
         eps=eps,
         layers=layers,
     )
-    return optax.chain(project, optax.scale_by_learning_rate(learning_rate))
+    return _over_floats(optax.chain(project, optax.scale_by_learning_rate(learning_rate)))
+
+
+def _over_floats(tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """The transformation, which leaves integers, bools and `float0` in the tree as they are."""
+    masked = optax.masked(tx, lambda tree: jax.tree.map(is_float, tree))
+
+    def init_fn(params: PyTree) -> Any:
+        return (tx if is_placeholder(params) or all(map(is_float, jax.tree.leaves(params))) else masked).init(params)
+
+    def update_fn(updates: PyTree, state: Any, params: PyTree | None = None, **extra_args: Any) -> tuple[PyTree, Any]:
+        inner = masked if isinstance(state, optax.MaskedState) else tx
+        return inner.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_learning_rate(argument_of: str, learning_rate: Any) -> None:
+    if not callable(learning_rate):
+        check_not_negative(argument_of, _STATIC, learning_rate=learning_rate)
 
 
 def _projected(
@@ -187,7 +210,8 @@ def _projected(
         directions, state = inner.update(updates, state, params)
 
         def projected(path: Path, direction: Array) -> Array:
-            wide = lambda array: array.astype(at_least_float32(array.dtype))
+            direction = jnp.asarray(direction)
+            wide = lambda array: jnp.asarray(array).astype(at_least_float32(jnp.result_type(array)))
             weight, along, ratio = wide(weights[path]), 0.0, 1.0
             if path in shapes:
                 along, found_invariant = _radial_part(
