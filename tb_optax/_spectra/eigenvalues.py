@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tb_optax._compat import lapack_target
 
 EigenSolver: TypeAlias = Callable[[Array], Array]
+Map: TypeAlias = Callable[[Callable[[Array], Any], Array], Any]
 
 
 @jax.jit
@@ -44,6 +45,12 @@ def squared_singular_values(matrices: Float[Array, "stack n n"]) -> Float[Array,
 
 
 @jax.jit
+def squared_singular_values_in_turn(matrices: Float[Array, "stack n n"]) -> Float[Array, "stack n"]:
+    """`squared_singular_values` of finite matrices, one after another on CPU: less to compile, for what is seldom computed."""
+    return _zero_within_rounding(_singular_values_in_turn(matrices)[:, ::-1]) ** 2
+
+
+@jax.jit
 def gram(matrices: Float[Array, "stack n m"]) -> Float[Array, "stack n n"]:
     """`W Wᵀ` of each matrix."""
     # Anything less than full precision (TF32, bfloat16) ruins the small half of the spectrum.
@@ -54,6 +61,12 @@ def gram(matrices: Float[Array, "stack n m"]) -> Float[Array, "stack n n"]:
 def triangular_factor(matrices: Float[Array, "stack n m"]) -> Float[Array, "stack n n"]:
     """Square matrices with the singular values of these, whose smaller side is the first: `R` of `Wᵀ = Q R`."""
     return matrices if matrices.shape[1] == matrices.shape[2] else _triangular_factors(matrices.mT)
+
+
+@jax.jit
+def triangular_factor_in_turn(matrices: Float[Array, "stack n m"]) -> Float[Array, "stack n n"]:
+    """`triangular_factor` with one matrix after another on CPU."""
+    return matrices if matrices.shape[1] == matrices.shape[2] else _triangular_factors_in_turn(matrices.mT)
 
 
 def _finite_or_identity(
@@ -68,9 +81,12 @@ def _finite_or_identity(
 
 def _without_rounding(values: Float[Array, "stack n"], finite: Bool[Array, "stack 1 1"]) -> Float[Array, "stack n"]:
     """Ascending values, with zero where rounding cannot tell them from zero, and NaN for matrices that are not finite."""
+    return jnp.where(finite[..., 0], _zero_within_rounding(values), jnp.nan)
+
+
+def _zero_within_rounding(values: Float[Array, "stack n"]) -> Float[Array, "stack n"]:
     floor = math.sqrt(values.shape[-1]) / 4 * jnp.finfo(values.dtype).eps * values[:, -1:]
-    values = jnp.where(values > floor, values, 0.0)
-    return jnp.where(finite[..., 0], values, jnp.nan)
+    return jnp.where(values > floor, values, 0.0)
 
 
 def for_stacks(on_cpu: EigenSolver, elsewhere: EigenSolver) -> EigenSolver:
@@ -125,9 +141,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _on_cpu(routine: str, portable: EigenSolver, matrices: Float[Array, "stack n n"]) -> Float[Array, "stack n"]:
+def _on_cpu(
+    routine: str, portable: EigenSolver, map_over: Map, matrices: Float[Array, "stack n n"]
+) -> Float[Array, "stack n"]:
     solve = _values_only(routine, portable, np.dtype(matrices.dtype))
-    values, info, *unused = unrolled_map(solve, matrices)
+    values, info, *unused = map_over(solve, matrices)
     # Results that nobody reads share their memory, above all the overwritten matrices, and thereby XLA runs the calls one
     # after another, on one core. Reading them (only where a call failed) prevents that: a refresh of ResNet-34 took 0.64 of
     # the time.
@@ -135,8 +153,8 @@ def _on_cpu(routine: str, portable: EigenSolver, matrices: Float[Array, "stack n
     return jnp.where((info == 0)[:, None], values, failed)
 
 
-def _triangular_on_cpu(matrices: Float[Array, "stack m n"]) -> Float[Array, "stack n n"]:
-    reflections, unused = unrolled_map(functools.partial(jnp.linalg.qr, mode="raw"), matrices)
+def _triangular_on_cpu(map_over: Map, matrices: Float[Array, "stack m n"]) -> Float[Array, "stack n n"]:
+    reflections, unused = map_over(functools.partial(jnp.linalg.qr, mode="raw"), matrices)
     triangles = jnp.triu(reflections.mT[:, : matrices.shape[2]])
     return triangles + jnp.where(jnp.isnan(triangles), unused[:, :1, None], 0.0)  # Read for the reason above.
 
@@ -151,9 +169,15 @@ def _on_accelerator(matrices: Float[Array, "*stack n n"]) -> Float[Array, "*stac
     return jax.lax.platform_dependent(matrices, cuda=by_qr, rocm=by_qr, default=_descending_singular_values)
 
 
-_eigenvalues = for_stacks(functools.partial(_on_cpu, "syevd_ffi", jnp.linalg.eigvalsh), jnp.linalg.eigvalsh)
-_singular_values = for_stacks(functools.partial(_on_cpu, "gesdd_ffi", _descending_singular_values), _on_accelerator)
-_triangular_factors = for_stacks(_triangular_on_cpu, functools.partial(jnp.linalg.qr, mode="r"))
+_eigenvalues = for_stacks(functools.partial(_on_cpu, "syevd_ffi", jnp.linalg.eigvalsh, unrolled_map), jnp.linalg.eigvalsh)
+_singular_values, _singular_values_in_turn = (
+    for_stacks(functools.partial(_on_cpu, "gesdd_ffi", _descending_singular_values, map_over), _on_accelerator)
+    for map_over in (unrolled_map, jax.lax.map)
+)
+_triangular_factors, _triangular_factors_in_turn = (
+    for_stacks(functools.partial(_triangular_on_cpu, map_over), functools.partial(jnp.linalg.qr, mode="r"))
+    for map_over in (unrolled_map, jax.lax.map)
+)
 
 
 @functools.cache

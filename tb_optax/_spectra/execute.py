@@ -13,7 +13,14 @@ from jaxtyping import Array, Float, Shaped
 from tb_optax._batching import any_over_batch
 from tb_optax._layers.layer import Path
 from tb_optax._spectra.blas import limit_blas_threads
-from tb_optax._spectra.eigenvalues import gram, squared_singular_values, symmetric_eigenvalues, triangular_factor
+from tb_optax._spectra.eigenvalues import (
+    gram,
+    squared_singular_values,
+    squared_singular_values_in_turn,
+    symmetric_eigenvalues,
+    triangular_factor,
+    triangular_factor_in_turn,
+)
 from tb_optax._spectra.lanczos import lanczos_spectrum
 from tb_optax._spectra.options import Lanczos
 from tb_optax._spectra.plan import Batch, Chunk, LayerMatrices, Route, SpectrumPlan
@@ -51,6 +58,7 @@ class SpectrumStack(NamedTuple):
 _ROUTES: dict[Route, tuple[Callable[..., Array], Callable[..., Array]]] = {
     "gram": (gram, symmetric_eigenvalues),
     "svd": (triangular_factor, squared_singular_values),
+    "svd in turn": (triangular_factor_in_turn, squared_singular_values_in_turn),
     "lanczos": (lambda matrices: matrices, lanczos_spectrum),
 }
 
@@ -62,13 +70,12 @@ def compute_spectra(plan: SpectrumPlan, leaves: Mapping[Path, Any]) -> list[Spec
         limit_blas_threads()
 
     def solve(kernels: Mapping[Path, Array]) -> list[Array]:
+        solve_by = lambda batch, route: _solve_batch(batch, route, plan, kernels)
+        values = _with_fallback(plan.batches, [solve_by(batch, batch.route) for batch in plan.batches], solve_by)
         rows = []
-        for batch in plan.batches:
-            values = _solve_batch(batch, batch.route, plan, kernels)
-            if batch.fallback is not None:
-                values = _where_unresolved(values, functools.partial(_solve_batch, batch, batch.fallback, plan, kernels))
+        for batch, own in zip(plan.batches, values, strict=True):
             ends = np.cumsum([sum(layer.count for layer in pool) for pool in batch.pools])[:-1]
-            rows += [_pool(pool[0], part) for pool, part in zip(batch.pools, jnp.split(values, ends), strict=True)]
+            rows += [_pool(pool[0], part) for pool, part in zip(batch.pools, jnp.split(own, ends), strict=True)]
         return rows
 
     paths = [layer.kernel for batch in plan.batches for layer in batch.layers]
@@ -77,17 +84,33 @@ def compute_spectra(plan: SpectrumPlan, leaves: Mapping[Path, Any]) -> list[Spec
     return [SpectrumStack(tuple(layer.name for layer in pool), own) for pool, own in zip(pools, rows, strict=True)]
 
 
-def _where_unresolved(
-    values: Float[Array, "stack n"], solve_again: Callable[[], Float[Array, "stack n"]]
-) -> Float[Array, "stack n"]:
-    """The eigenvalues from Gram products, and those of `solve_again` for matrices whose median a Gram product loses.
+def _with_fallback(
+    batches: Sequence[Batch], values: list[Float[Array, "_ _"]], solve_by: Callable[[Batch, Route], Float[Array, "_ _"]]
+) -> list[Float[Array, "_ _"]]:
+    """The eigenvalues of each batch; those of its fallback for matrices whose median a Gram product loses.
 
-    The second solver runs only if there is such a matrix.
+    A batch is solved again only if it has such a matrix. One `cond` around those of all batches lets XLA solve batches at the
+    same time where there is none: a refresh of ResNet-34 took 1.03 instead of 1.08 times as long as without a fallback.
     """
-    middle, largest = values[:, values.shape[1] // 2], values[:, -1]
-    unresolved = middle < _RESOLVED * largest
-    both = lambda: jnp.where(unresolved[:, None], solve_again(), values)
-    return jax.lax.cond(any_over_batch(jnp.any(unresolved)), both, lambda: values)
+    middle = lambda own: own[:, own.shape[1] // 2]
+    unresolved = [
+        middle(own) < _RESOLVED * own[:, -1] if batch.fallback else jnp.zeros(len(own), bool)
+        for batch, own in zip(batches, values, strict=True)
+    ]
+    if all(batch.fallback is None for batch in batches):
+        return values
+
+    def solve_lost(batch: Batch, fallback: Route, own: Array, lost: Array) -> Array:
+        both = lambda: jnp.where(lost[:, None], solve_by(batch, fallback), own)
+        return jax.lax.cond(any_over_batch(jnp.any(lost)), both, lambda: own)
+
+    def solve_again() -> list[Array]:
+        solved = []
+        for batch, own, lost in zip(batches, values, unresolved, strict=True):
+            solved.append(own if batch.fallback is None else solve_lost(batch, batch.fallback, own, lost))
+        return solved
+
+    return jax.lax.cond(any_over_batch(jnp.any(jnp.concatenate(unresolved))), solve_again, lambda: values)
 
 
 def _solve_batch(batch: Batch, route: Route, plan: SpectrumPlan, kernels: Mapping[Path, Array]) -> Float[Array, "stack n"]:

@@ -9,11 +9,11 @@ A plan says which matrices are solved together, by which route, in how many chun
   >>> params["dense"] = {"kernel": jnp.ones((64, 128))}
   >>> layers, leaves = resolve_layers(tb_optax.find_layers, params)
   >>> print(plan_spectra(layers, leaves, tb_optax.Exact(), gram=True, devices=4))
-  18 matrices of 32 x 64 by gram or svd, 5 for each of 4 devices: conv1, conv2
-  1 matrix of 64 x 128 by gram or svd, 1 for each of 4 devices: dense
+  18 matrices of 32 x 64 by gram or svd in turn, 5 for each of 4 devices: conv1, conv2
+  1 matrix of 64 x 128 by gram or svd in turn, 1 for each of 4 devices: dense
   >>> print(plan_spectra(layers, leaves, tb_optax.Exact(max_bytes=100_000), gram=True))
-  18 matrices of 32 x 64 by gram or svd, in 3 chunks of 6: conv1, conv2
-  1 matrix of 64 x 128 by gram or svd: dense
+  18 matrices of 32 x 64 by gram or svd in turn, in 3 chunks of 6: conv1, conv2
+  1 matrix of 64 x 128 by gram or svd in turn: dense
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from tb_optax._spectra.options import DEFAULT_SOLVER, Exact, Lanczos, Solver
 from tb_optax._spectra.windows import WindowGrid, Windows, window_grid
 
 Item = TypeVar("Item")
-Route: TypeAlias = Literal["gram", "svd", "lanczos"]
+Route: TypeAlias = Literal["gram", "svd", "svd in turn", "lanczos"]
 
 
 class LayerMatrices(NamedTuple):
@@ -198,7 +198,7 @@ def _plan_batch(layers: Sequence[LayerMatrices], exact: Exact, devices: int) -> 
     most = max(1, exact.max_bytes // max(layer.bytes_each(devices) for layer in layers))
     chunks = plan_chunks([sum(layer.count for layer in group) for group in groups], most, devices)
     route = layers[0].route
-    fallback: Route | None = "svd" if route == "gram" and exact.method == "auto" else None
+    fallback: Route | None = "svd in turn" if route == "gram" and exact.method == "auto" else None
     return Batch(route, fallback, in_pools, tuple(map(tuple, pools)), tuple(map(tuple, groups)), tuple(chunks))
 
 

@@ -131,7 +131,9 @@ def test_what_lapack_fails_at_is_nan(monkeypatch):
     """As far as can be told without a matrix that it fails at: a routine that says so of every second one."""
     failing = lambda matrix: (matrix[0], jnp.where(matrix[0, 0] < 0, 3, 0), matrix[1, :1])
     monkeypatch.setattr(module, "_values_only", lambda *_: failing)
-    values = module._on_cpu("syevd_ffi", jnp.linalg.eigvalsh, jnp.asarray([-np.eye(3), np.eye(3)], jnp.float32))
+    values = module._on_cpu(
+        "syevd_ffi", jnp.linalg.eigvalsh, module.unrolled_map, jnp.asarray([-np.eye(3), np.eye(3)], jnp.float32)
+    )
     assert np.isnan(values[0]).all() and np.isfinite(values[1]).all()
 
 
