@@ -74,7 +74,7 @@ class BalanceSettings:
 
     def refreshed_by_loop(self, steps: int) -> bool:
         """Whether scales are refreshed before each interval, and never within one."""
-        return self.refreshes(steps) == (steps, 0)
+        return self.update_interval is None and self.refreshes(steps) == (steps, 0)
 
     def check(self) -> None:
         """Raises UserError where a number is out of range."""

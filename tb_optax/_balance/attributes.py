@@ -45,3 +45,13 @@ def innermost(function: Any) -> Any:
     while isinstance(function, (functools.partial, _JITTED)):
         function = function.func if isinstance(function, functools.partial) else getattr(function, "__wrapped__", None)
     return function
+
+
+def any_part(function: Any, holds: Callable[[Any], bool]) -> bool:
+    """Whether something holds for a function, or for a function inside its `functools.partial` or `jax.jit`."""
+    if isinstance(function, functools.partial):
+        parts = (function.func, *function.args, *function.keywords.values())
+        return any(any_part(part, holds) for part in parts if callable(part))
+    if isinstance(function, _JITTED):
+        return any_part(getattr(function, "__wrapped__", None), holds)
+    return holds(function)

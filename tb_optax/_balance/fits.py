@@ -15,9 +15,10 @@ import numpy as np
 from jax import core
 from jaxtyping import Array, Bool, Float, Int
 
-from tb_optax._balance.attributes import declare, innermost
+from tb_optax._balance.attributes import any_part, declare, innermost
 from tb_optax._dtypes import at_least_float32
 from tb_optax._layers.layer import short_repr
+from tb_optax._spectra.options import Lanczos
 
 # Points of each tail that bound its KS distance from below. Memory is this many times the spectrum's length.
 _PLACES = 64
@@ -137,6 +138,18 @@ def fix_finger(eigenvalues: Float[Array, "*layers n"]) -> PowerLaw:
 def is_fit(function: Any) -> bool:
     """Whether a function is one of this module's fits, also inside `functools.partial` and `jax.jit`."""
     return innermost(function) in (median, goodness_of_fit, fix_finger)
+
+
+def check_fit_of_solver(argument_of: str, functions: Sequence[Any], solver: Any) -> None:
+    """Refuses fits whose `xmin` depends on single eigenvalues, for approximate spectra: alpha is up to four times too small."""
+    if not isinstance(solver, Lanczos):
+        return
+    for fit in (goodness_of_fit, fix_finger):
+        if any(any_part(function, lambda part, fit=fit: part is fit) for function in functions):
+            raise ValueError(
+                f"{argument_of}: solver={solver} is too inexact for tb_optax.fits.{fit.__name__}; give tb_optax.fits.median "
+                "or tb_optax.Exact()."
+            )
 
 
 def fit_spectra(fit: Callable[[Array], PowerLaw], spectra: Sequence[Float[np.ndarray, " n"]]) -> list[PowerLaw]:

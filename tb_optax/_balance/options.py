@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tb_optax._balance.assignments import Assignment, Bound
-from tb_optax._balance.fits import is_fit
+from tb_optax._balance.fits import check_fit_of_solver, is_fit
 from tb_optax._balance.metrics import Metric
 from tb_optax._checks import known_number
 from tb_optax._layers.layer import LayersOrFn
@@ -45,6 +45,7 @@ class BalanceOptions:
         self._check_bounds()
         check_solver(self.argument_of, self.solver)
         check_windows(self.argument_of, self.windows)
+        check_fit_of_solver(self.argument_of, [self.metric], self.solver)
 
     def _check_functions(self) -> None:
         for name, example in (("metric", "metrics.pl_alpha_hill"), ("assign", "assignments.linear")):

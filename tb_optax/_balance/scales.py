@@ -68,7 +68,7 @@ def scale_by_layer(updates: PyTree, layers: Layers, leaves: Mapping[Path, Any], 
         shape = kernel_shape(layer, leaves[layer.kernel].shape)
         owner |= {path: (scale[layer.name], shape) for path in (layer.kernel, *layer.follows)}
 
-    def scaled(path: Path, update: Array) -> Array:
+    def scaled(path: Path, update: Any) -> Any:
         if path not in owner:
             return update
         numbers, shape = owner[path]

@@ -17,6 +17,7 @@ class Findings:
       embeddings: parameters whose rows are looked up.
       unclear: for each parameter in a matrix product that is no kernel, the reason.
       data: the inputs that layers read, unlike running statistics and random keys.
+      reads: for each kernel that multiplies inputs of the network alone, which inputs.
       for_vectors: the matrices known to be applied to learned vectors and used for nothing else.
       recording: whether layers, uses and followers are recorded. They are not during the first interpretation, nor while a
         loop is repeated to find its carry.
@@ -26,6 +27,7 @@ class Findings:
         self.axes: dict[Path, KernelAxes] = {}
         self.uses: list[tuple[Path, ...]] = []
         self.embeddings: set[Path] = set()
+        self.reads: dict[Path, frozenset[Any]] = {}
         self.unclear: dict[Path, str] = {}
         self.data: set[Any] = set()
         self.for_vectors: frozenset[Path] = frozenset()
@@ -53,6 +55,11 @@ class Findings:
     def use(self, *kernels: Path) -> None:
         if self.recording:
             self.uses.append(kernels)
+
+    def read_data(self, kernel: Path, inputs: frozenset[Any]) -> None:
+        """A kernel multiplies inputs of the network that no layer has met before."""
+        if self.recording:
+            self.reads.setdefault(kernel, inputs)
 
     def use_together(self, first: int) -> None:
         """Merges all uses from index `first` on into one use."""

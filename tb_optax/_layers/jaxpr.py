@@ -159,6 +159,8 @@ class JaxprReader:
         if is_matrix(axes, self._shapes[weight.kernel]):
             self.found.use_otherwise(weight.paths)
         self.found.use(weight.kernel)
+        if isinstance(other, Input):
+            self.found.read_data(weight.kernel, other.inputs)
         self.found.layer(weight, weight.kernel, axes)
         return Signal(weight.kernel)
 

@@ -48,9 +48,9 @@ def trace_layers(
     A convolution whose stride is its window multiplies patches by one matrix, and is read as that. Of experts that are all
     given every token, each is a layer.
 
-    The first and the last layer are left out (Zhou et al., 2023, Section 4.1): the first and the last that read data, and
-    all kernels of a joined one. An embedding lookup counts as a first layer. A stack of layers that is scanned over is
-    neither, for it holds more than one layer.
+    The first and the last layer are left out (Zhou et al., 2023, Section 4.1): the first and the last that read data, with
+    all kernels that read the same data (the gates of an LSTM) or are joined to it. An embedding lookup counts as a first
+    layer. A stack of layers that is scanned over is neither, because it holds more than one layer.
 
     An NNX module is traced as it is: `trace_layers(model, x)` reads a copy of the model in evaluation mode. Its parameters
     are the state that `nnx.Optimizer` sees, `nnx.state(model, wrt)`.
@@ -136,7 +136,10 @@ def _balanced(
         else:
             left_out[path] = f"its dtype, {arrays[path].dtype}, is no real floating point"
     if not first_and_last:
-        for which, paths in zip(("first", "last"), found.uses[:1] + found.uses[-1:], strict=False):
+        first = set().union(*found.uses[:1])
+        inputs = {found.reads[path] for path in first if path in found.reads}
+        first |= {path for path, read in found.reads.items() if read in inputs}
+        for which, paths in zip(("first", "last"), [first, *found.uses[-1:]], strict=False):
             for path in paths:
                 if path in layers and not layers[path].layer_axes:
                     left_out[path] = f"the {which} layer"

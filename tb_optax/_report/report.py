@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import Float
 
 from tb_optax._balance.assignments import linear
-from tb_optax._balance.fits import Fit, PowerLaw, fit_spectra, median
+from tb_optax._balance.fits import Fit, PowerLaw, check_fit_of_solver, fit_spectra, median
 from tb_optax._layers.find import find_layers
-from tb_optax._layers.layer import Layer, LayersOrFn, Path, PyTree, kernel_shape, resolve_layers
+from tb_optax._layers.layer import Layer, LayersOrFn, Path, PyTree, kernel_shape, resolve_layers, split_path
 from tb_optax._report import formats
 from tb_optax._report.measure import spectra_in_turn
 from tb_optax._report.source import CheckpointError, Source, of_tree
-from tb_optax._report.weights import all_of, natural, weights_of
+from tb_optax._report.weights import all_of, natural, weights_of, with_gain
 from tb_optax._spectra.options import DEFAULT_SOLVER, Exact, Lanczos, check_solver
 from tb_optax._spectra.windows import Windows, check_windows
 
@@ -232,6 +232,7 @@ class Measuring:
                 f"report: min_scale={min_scale} and max_scale={max_scale}; give 0 or more, the smaller one first."
             )
         self._fits = _by_name(fits)
+        check_fit_of_solver("report", list(self._fits.values()), solver)
         self._assign = functools.partial(linear, min_scale=min_scale, max_scale=max_scale)
         self._source, self._solver, self._windows = source, solver, windows
         as_it_is = source.tree is not None and params is None
@@ -260,7 +261,9 @@ class Measuring:
         """Measures; yields each layer when it is done."""
         full_paths = self._weights.full_paths
         read = lambda path: self._source.read(full_paths[path])
-        results = spectra_in_turn(self.layers, self._weights.shapes, read, self._solver, self._windows)
+        gains = {layer.kernel: gain for layer in self.layers for gain in layer.follows if split_path(gain)[1].endswith("_g")}
+        weight = lambda path: with_gain(read(path), read(gains[path])) if path in gains else read(path)
+        results = spectra_in_turn(self.layers, self._weights.shapes, weight, self._solver, self._windows)
         with contextlib.closing(results):
             for layer, result in zip(self.layers, results, strict=True):
                 self._done.append((layer, result))

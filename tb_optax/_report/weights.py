@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from tb_optax._layers.layer import Path
 from tb_optax._report.source import CheckpointError, Source, printable
@@ -109,3 +110,11 @@ def _without_value(path: Path) -> Path:
 def natural(path: Path) -> list[tuple[int, str]]:
     """Sorts names with their numbers as numbers: `layer2` comes before `layer10`."""
     return [(int(part[:18]), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path)]
+
+
+def with_gain(direction: Any, gain: Any) -> Any:
+    """The weight `g v / |v|` that weight norm applies. The norm is over the axes along which the gain has one number."""
+    axes = tuple(axis for axis, size in enumerate(gain.shape) if size == 1)
+    wide = direction.astype(np.promote_types(direction.dtype, np.float32))
+    norm = (wide**2).sum(axis=axes, keepdims=True) ** 0.5
+    return wide * (gain.astype(wide.dtype) / norm)

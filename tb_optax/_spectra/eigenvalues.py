@@ -46,7 +46,7 @@ def squared_singular_values(matrices: Float[Array, "stack n n"]) -> Float[Array,
 
 @jax.jit
 def squared_singular_values_in_turn(matrices: Float[Array, "stack n n"]) -> Float[Array, "stack n"]:
-    """`squared_singular_values` of finite matrices, one after another on CPU: less to compile, for what is seldom computed."""
+    """`squared_singular_values` of finite matrices, one after another on CPU: less to compile for a solver of rare cases."""
     return _zero_within_rounding(_singular_values_in_turn(matrices)[:, ::-1]) ** 2
 
 

@@ -60,13 +60,16 @@ class Exact:
 class Lanczos:
     """Approximate spectra of large matrices, by stochastic Lanczos quadrature.
 
-    The method multiplies vectors by the weight and never forms `W Wᵀ`. It pays from about 1,000 rows on; alpha by the median
-    fit then has an error of about a percent. It does not resolve the smallest eigenvalues, so it does not suit `fix_finger`.
+    The method multiplies vectors by the weight and never forms `W Wᵀ`. It pays from about 1,000 rows on. Alpha by the median
+    fit was within 1.5% of the exact one for square random matrices of 1,024 and 2,048 rows with 0 to 128 learned directions,
+    and within 4.2% for 1,024 x 4,096. The method does not resolve single small eigenvalues: the fits `goodness_of_fit` and
+    `fix_finger` are refused.
 
     Attributes:
       min_size: matrices whose smaller side is at least this are approximated.
-      steps: products with each matrix, and with its transpose, for each probe. More steps give smaller errors.
-      probes: random vectors for each matrix. More probes give smaller errors.
+      steps: products with each matrix, and with its transpose, for each probe. Few steps give too small an alpha where a
+        weight has some tens of learned directions: with 32, up to 8%.
+      probes: random vectors for each matrix. More probes give less scatter, for matrices of a few hundred rows above all.
       seed: of the random vectors. The same seed gives the same spectra.
       below: how smaller matrices are solved; its `max_bytes` bounds the memory of both.
 
@@ -85,7 +88,7 @@ class Lanczos:
     """
 
     min_size: int = 2048
-    steps: int = 32
+    steps: int = 64
     probes: int = 8
     seed: int = 0
     below: Exact = Exact()

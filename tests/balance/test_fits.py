@@ -203,3 +203,81 @@ def test_metrics_follow_their_formulas():
     np.testing.assert_allclose(
         tb_optax.metrics.pl_alpha_hill(eigenvalues, fit=other), numpy_alpha(eigenvalues, N * 3 // 4), rtol=1e-5
     )
+
+
+FITS = [fits.median, fits.goodness_of_fit, fits.fix_finger]
+ANY_ORDER = np.random.default_rng(5).permutation(np.exp(np.random.default_rng(4).standard_normal(60)) * 10)
+
+
+@pytest.mark.parametrize("fit", FITS, ids=lambda fit: fit.__name__)
+@pytest.mark.parametrize("given", ["reversed", "any order", "list", "integers", "a stack"])
+def test_input_in_any_order_and_type_is_sorted_and_converted(fit, given):
+    ascending = np.sort(ANY_ORDER)
+    values = {
+        "reversed": ascending[::-1].copy(),
+        "any order": jnp.asarray(ANY_ORDER),
+        "list": ANY_ORDER.tolist(),
+        "integers": ANY_ORDER.astype(int),
+        "a stack": np.stack([ascending, ANY_ORDER]),
+    }[given]
+    expected = fit(jnp.asarray(np.sort(np.asarray(values), axis=-1), jnp.float32))
+    np.testing.assert_allclose(fit(values).alpha, expected.alpha, rtol=1e-6)
+    assert float(jnp.max(tb_optax.metrics.spectral_norm(values))) == pytest.approx(
+        float(np.max(np.asarray(values))), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ({"dense": np.ones(9)}, TypeError, r"eigenvalues is a dict with the keys \['dense'\]; give one of its arrays"),
+        (np.ones(9, np.complex64), TypeError, "eigenvalues of dtype complex64: give real numbers"),
+        ([1.0], ValueError, r"eigenvalues of shape \(1,\): give at least two"),
+    ],
+)
+def test_what_is_no_spectrum_is_an_error(given, error, says):
+    metrics = tb_optax.metrics
+    for function in (*FITS, metrics.pl_alpha_hill, metrics.alpha_weighted, metrics.spectral_norm):
+        with pytest.raises(error, match=says):
+            function(given)
+
+
+@pytest.mark.parametrize("fit", FITS, ids=lambda fit: fit.__name__)
+@pytest.mark.parametrize("place", [0, 5, 30, 59])
+def test_a_nan_anywhere_gives_nan(fit, place):
+    values = np.sort(ANY_ORDER)
+    values[place] = np.nan
+    assert all(np.isnan(number) for number in fit(values))
+    assert all(np.isnan(number) for number in jax.jit(fit)(values))
+
+
+def least_distance(values, index):
+    tail = values[index:]
+    alpha = numpy_alpha(values, index)
+    return np.abs(1 - (tail / tail[0]) ** (1 - alpha) - np.arange(len(tail)) / len(tail)).max()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e-4, 1.0, 1e30])
+def test_a_narrow_spectrum_keeps_its_digits_at_every_scale(scale):
+    narrow = (np.sort(1 + 1e-3 * np.random.default_rng(1).random(100)) * scale).astype(np.float32)
+    exact = narrow.astype(np.float64)
+    assert float(fits.median(narrow).alpha) == pytest.approx(numpy_alpha(exact), rel=5e-4)
+    best = min((least_distance(exact, index), index) for index in range(99))[1]
+    assert float(fits.goodness_of_fit(narrow).alpha) == pytest.approx(numpy_alpha(exact, best), rel=2e-3)
+
+
+@pytest.mark.slow
+def test_an_exact_power_law_of_half_a_million_values_finishes():
+    ranks = 1 - (np.arange(500_000) + 0.5) / 500_000
+    fit = fits.goodness_of_fit(jnp.asarray(ranks ** (-1 / 1.5), jnp.float32))
+    assert float(fit.alpha) == pytest.approx(2.5, abs=1e-4) and float(fit.ks_distance) < 1e-5
+
+
+def test_a_long_spectrum_has_the_fit_of_the_shorter_search():
+    """The two searches are exact, so one of each length agrees with a plain one in float64."""
+    values = np.sort(np.random.default_rng(3).lognormal(sigma=2, size=9000)).astype(np.float32)
+    fit = fits.goodness_of_fit(values)
+    index = int(np.searchsorted(values, float(fit.xmin)))
+    distance = least_distance(values.astype(np.float64), index)
+    others = [least_distance(values.astype(np.float64), other) for other in range(0, 8990, 90)]
+    assert float(fit.ks_distance) == pytest.approx(distance, abs=1e-4) and distance <= min(others) + 1e-4

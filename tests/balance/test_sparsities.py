@@ -62,3 +62,25 @@ def test_it_can_be_compiled_with_a_target_that_is_not_known():
 def test_what_is_out_of_range_is_named(settings, says):
     with pytest.raises(ValueError, match=says):
         tb_optax.sparsities(jnp.array([2.0, 3.0]), **settings)
+
+
+def test_lists_and_integers_are_taken():
+    expected = tb_optax.sparsities(jnp.array([2.0, 3.0, 4.0]), 0.5)
+    np.testing.assert_allclose(tb_optax.sparsities([2, 3, 4], np.float32(0.5), sizes=[1, 1, 1]), expected)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "target", "options", "says"),
+    [
+        ([2.0, 3.0], np.float32(3), {}, "sparsities: target=3.0 must be from 0 to 1"),
+        ([2.0, 3.0], jnp.float32(2), {}, "sparsities: target=2.0 must be from 0 to 1"),
+        ([2.0, 3.0], float("nan"), {}, "sparsities: target=nan must be from 0 to 1"),
+        ([2.0, 3.0], 0.5, {"sizes": [1.0]}, r"sparsities: sizes has shape \(1,\); give one for each of the 2 metrics"),
+        ([2.0, 3.0], 0.5, {"sizes": [1.0, -1.0]}, "sparsities: sizes has a negative number"),
+        ([[2.0, 3.0]], 0.5, {}, r"sparsities: metrics has shape \(1, 2\); give one number for each layer"),
+        ([], 0.5, {}, r"sparsities: metrics has shape \(0,\); give one number for each layer"),
+    ],
+)
+def test_what_cannot_be_is_an_error(metrics, target, options, says):
+    with pytest.raises(ValueError, match=says):
+        tb_optax.sparsities(metrics, target, **options)

@@ -419,3 +419,38 @@ def test_a_file_of_pytorch_is_read_outputs_first(tmp_path):
     matrices = lambda name, **options: tb_optax.report(tmp_path / f"{name}.safetensors", **options).records[0].matrices
     assert matrices("pt") == 15 and matrices("plain") == 72
     assert matrices("plain", layers=lambda params: find(params, layout="torch")) == 15
+
+
+@pytest.mark.parametrize("names", [("w_g", "w_v"), ("parametrizations.w.original0", "parametrizations.w.original1")])
+@pytest.mark.parametrize("shape", [(80, 1, 1), (1, 1, 9)])
+def test_the_report_measures_the_weight_that_weight_norm_applies(names, shape, tmp_path):
+    from safetensors.numpy import save_file
+
+    names = [name.replace("w", "weight", 1) if name.startswith("w") else name.replace(".w.", ".weight.") for name in names]
+    random = np.random.default_rng(0)
+    gain, direction = random.uniform(1, 9, shape).astype(np.float32), random.standard_normal((80, 64, 9)).astype(np.float32)
+    save_file({f"conv.{names[0]}": gain, f"conv.{names[1]}": direction}, tmp_path / "m.safetensors", {"format": "pt"})
+    axes = (1, 2) if shape[0] > 1 else (0, 1)
+    weight = gain * direction / np.linalg.norm(direction.astype(np.float64), axis=axes, keepdims=True)
+    (record,) = tb_optax.report(tmp_path / "m.safetensors").records
+    singular = [np.linalg.svd(weight[:, :, place], compute_uv=False) for place in range(9)]
+    expected = np.sort(0.5 * np.concatenate(singular) ** 2)
+    np.testing.assert_allclose(record.eigenvalues, expected, rtol=1e-3, atol=1e-5 * expected[-1])
+
+
+def test_all_gates_that_read_the_networks_input_are_its_first_layer():
+    from flax import linen as nn
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            cell = nn.RNN(nn.LSTMCell(64))
+            x = nn.RNN(nn.LSTMCell(64))(cell(x))
+            return nn.Dense(70)(x)
+
+    x = jnp.ones((2, 5, 60))
+    params = jax.eval_shape(Net().init, jax.random.key(0), x)["params"]
+    layers = tb_optax.trace_layers(lambda params, x: Net().apply({"params": params}, x), params, x)
+    first = {path for path, reason in layers.left_out.items() if reason == "the first layer"}
+    assert len(first) == 4 and len({path.rsplit("/", 2)[0] for path in first}) == 1
+    assert len(layers) == 12, "the hidden gates of both cells, and the input gates of the second"

@@ -130,3 +130,25 @@ def test_the_method_decides_the_routine_whatever_the_metric(method, routine):
         tx = tb_optax.tempbalance(1, metric=metric, solver=Exact(method=method))
         text = jax.jit(tx.update).lower(params, jax.eval_shape(tx.init, params), params).as_text()
         assert set(re.findall("syevd|gesdd", text)) == {routine}
+
+
+@pytest.mark.parametrize("fit", [tb_optax.fits.goodness_of_fit, tb_optax.fits.fix_finger])
+def test_fits_of_single_eigenvalues_are_refused_on_approximate_spectra(fit):
+    metric = functools.partial(tb_optax.metrics.pl_alpha_hill, fit=jax.jit(fit))
+    with pytest.raises(ValueError, match=rf"tempbalance: solver=Lanczos.* is too inexact for tb_optax.fits.{fit.__name__}"):
+        tb_optax.tempbalance(1, metric=metric, solver=Lanczos())
+    with pytest.raises(ValueError, match=r"report: solver=Lanczos.* is too inexact"):
+        tb_optax.report({"a": jnp.ones((60, 60))}, fits=(tb_optax.fits.median, fit), solver=Lanczos())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spikes", [0, 16, 32, 64])
+def test_alpha_is_within_two_percent_where_a_weight_has_learned_directions(spikes):
+    random = np.random.default_rng(7)
+    weight = random.standard_normal((1024, 1024)) / 32
+    if spikes:
+        left, right = (np.linalg.qr(random.standard_normal((1024, spikes)))[0] for _ in range(2))
+        weight += (left * np.linspace(3, 12, spikes)) @ right.T
+    params = {"a": jnp.asarray(weight, jnp.float32)}
+    alpha = [float(tb_optax.metrics.pl_alpha_hill(tb_optax.spectra(params, solver=s)["a"])) for s in (Exact(), Lanczos(512))]
+    assert alpha[1] == pytest.approx(alpha[0], rel=0.02)
