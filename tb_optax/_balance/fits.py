@@ -141,7 +141,7 @@ def is_fit(function: Any) -> bool:
 
 
 def check_fit_of_solver(argument_of: str, functions: Sequence[Any], solver: Any) -> None:
-    """Refuses fits whose `xmin` depends on single eigenvalues, for approximate spectra: alpha is up to four times too small."""
+    """Refuses, for approximate spectra, fits whose `xmin` depends on single eigenvalues: alpha is up to four times off."""
     if not isinstance(solver, Lanczos):
         return
     for fit in (goodness_of_fit, fix_finger):
