@@ -73,8 +73,9 @@ def test_importing_it_loads_nothing_but_what_it_needs():
 @pytest.mark.slow
 def test_a_users_type_checker_sees_the_types(tmp_path):
     (tmp_path / "user.py").write_text(
-        "import tb_optax\n"
+        "import optax, tb_optax\n"
         "reveal_type(tb_optax.tempbalance(390))\n"
+        "as_optax: optax.GradientTransformationExtraArgs = tb_optax.tempbalance(390)\n"
         "tb_optax.tempbalance('often')\n"
         "tb_optax.Exact(max_bytes=1.5)\n"
     )
@@ -82,6 +83,6 @@ def test_a_users_type_checker_sees_the_types(tmp_path):
         [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable, "user.py"],
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
-    assert "GradientTransformationExtraArgs" in ended.stdout
+    assert "BalancedTransformation" in ended.stdout
     errors = [line for line in ended.stdout.splitlines() if "error" in line and "user.py" in line]
-    assert [line.split(":")[1] for line in errors] == ["3", "4"]
+    assert [line.split(":")[1] for line in errors] == ["4", "5"]
