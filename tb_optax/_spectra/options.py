@@ -21,10 +21,12 @@ class Exact:
 
     Attributes:
       max_bytes: memory in bytes that a device may use for the matrices that it solves at once and for what is computed from
-        them. More matrices are solved in chunks. A matrix that needs more by itself is solved alone.
+        them. More matrices are solved in chunks. A matrix that needs more by itself is solved alone. The eigenvalues come on
+        top.
       method: `"gram"` computes eigenvalues of the Gram product `W Wᵀ`: fast, but eigenvalues below a millionth of the
         largest are inexact or zero. `"svd"` computes singular values of `W`: exact far below that, at twice the cost.
         `"auto"` takes `"gram"` in training if the metric declares that it tolerates it (`Metric.gram`), otherwise `"svd"`.
+        It solves again by singular values a matrix whose median eigenvalue is below 1e-5 of the largest, or below 1e-30.
       limit_blas_threads: on CPU, whether to set the BLAS library that JAX calls to one thread, for the whole process.
         OpenBLAS's threads wait by spinning: on a busy machine a refresh took up to 25 times as long with them. The change
         is logged once. It is not made where `OPENBLAS_NUM_THREADS`, `MKL_NUM_THREADS` or `OMP_NUM_THREADS` is set.

@@ -48,10 +48,12 @@ def test_a_limit_on_memory_holds_on_each_device(sharding):
 
 @pytest.mark.parametrize("sharding", SHARDINGS)
 def test_a_limit_on_memory_holds_for_windows_too(sharding):
-    """Windows are cut out of bands of rows, which every device holds."""
+    """Windows are cut out of bands of rows, which every device holds. Their eigenvalues, which are gathered, come on top:
+    by two routes, where a Gram product may lose them.
+    """
     windows, limit = tb_optax.Windows(32), 4 * MIB
     free, cut = (compiled_refresh(SMALL, sharding, windows=windows, solver=tb_optax.Exact(b)) for b in (2**30, limit))
-    assert cut.temporary_mib * MIB < 1.1 * limit < free.temporary_mib * MIB
+    assert (cut.temporary_mib - cut.gathered_mib) * MIB < 1.1 * limit < free.temporary_mib * MIB
     assert cut.gathered_mib * MIB < SHARE
 
 

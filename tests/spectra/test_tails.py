@@ -105,3 +105,37 @@ def test_a_weight_that_is_not_finite_is_unusable_beside_one_that_is_solved_again
     state = refreshed(params, layers=LAYERS)
     assert state.metric["b"] == 0 and state.scale["b"] == 1
     assert float(state.metric["a"]) == pytest.approx(numpy_alpha(numpy_spectrum(HEAVY["a"])), abs=1e-3)
+
+
+def test_weights_of_any_magnitude_have_their_alpha_or_none():
+    noise, heavy = RANDOM.standard_normal((64, 96)), spectral(np.geomspace(1, 1e-4, 64), 96)
+    right = {"noise": numpy_alpha(numpy_spectrum(noise)), "heavy": numpy_alpha(numpy_spectrum(heavy))}
+    magnitudes = [-10, -14, -15, -16, -17, -18, -18.5, -19, -19.5, -20, -21, -30, 10, 16, 18, 19]
+    params = {
+        f"{name} {power}": jnp.asarray(kernel * 10.0**power, jnp.float32)
+        for name, kernel in (("noise", noise), ("heavy", heavy))
+        for power in magnitudes
+    }
+    metric = refreshed(params, layers=[tb_optax.Layer(name, name) for name in params]).metric
+    wrong = {
+        name: float(alpha)
+        for name, alpha in metric.items()
+        if alpha != 0 and abs(alpha - right[name.split()[0]]) > 1e-3
+    }  # fmt: skip
+    assert not wrong
+    assert all(metric[f"{name} {power}"] > 0 for name in right for power in (-10, -14, -15, 10, 16))
+
+
+@pytest.mark.parametrize(
+    "shape", [(5, 5, 3, 16), (3, 3, 4, 64), (3, 3, 5, 8), (1, 1, 6, 96), (3, 3, 16, 16), (3, 3, 32, 64)]
+)
+def test_convolutions_of_rank_one_have_no_alpha(shape):
+    pairs = [
+        (RANDOM.standard_normal((*shape[:2], shape[2], 1)), RANDOM.standard_normal((*shape[:2], 1, shape[3])))
+        for _ in range(20)
+    ]
+    params = {f"conv{i}": {"kernel": jnp.asarray(left @ right, jnp.float32)} for i, (left, right) in enumerate(pairs)}
+    layers = tuple(tb_optax.Layer(name, f"{name}/kernel") for name in params)
+    for method in ("gram", "svd"):
+        metric = refreshed(params, layers=layers, solver=tb_optax.Exact(method=method)).metric
+        assert [float(alpha) for alpha in metric.values()] == [0] * 20, method
