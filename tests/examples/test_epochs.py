@@ -42,7 +42,7 @@ def test_gradient_norms_are_those_of_every_30th_step_and_the_mean_of_all_and_cop
     for _ in range(STEPS):
         copies.append(weights["convs"][1]["kernel"][...])
         weights, grads = step(weights)
-        kernels = {**{f"convs/{index}": grads["convs"][index] for index in range(3)}, "linear": grads["linear"]}
+        kernels = {**{f"convs/{index}": grads["convs"][index] for index in (1, 2)}, "linear": grads["linear"]}
         by_hand.append({name: np.linalg.norm(np.ravel(layer["kernel"][...])) for name, layer in kernels.items()})
 
     state = TrainState(params, batch_stats, tx.init(params), jnp.zeros((), jnp.int32), jnp.uint32(0))

@@ -230,11 +230,11 @@ _TELLS_WHAT_IT_READS = """
 import sys
 from tb_optax._report import command, report
 in_turn = report.spectra_in_turn
-def telling(layers, shapes, read, solver):
+def telling(layers, shapes, read, *options):
     def tell(path):
         print(path, file=sys.stderr, flush=True)
         return read(path)
-    return in_turn(layers, shapes, tell, solver)
+    return in_turn(layers, shapes, tell, *options)
 report.spectra_in_turn = telling
 command.run(sys.argv[1:])
 """
