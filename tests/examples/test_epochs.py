@@ -18,7 +18,9 @@ RATE, BATCH, STEPS = 0.05, 2, 65
 
 @pytest.mark.slow
 def test_gradient_norms_are_those_of_every_30th_step_and_the_mean_of_all_and_copies_of_their_steps():
-    """All images are black and of one class, so that neither their order nor their shifts make a difference."""
+    """All images are black and of one class, so that neither their order nor their shifts make a difference. The first
+    convolution reads one channel: it has no layer.
+    """
     model = create_small_network(num_classes=3, image_shape=(32, 32, 1), rngs=nnx.Rngs(0))
     graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
     network, tx = Network(graphdef), optax.sgd(RATE)
@@ -46,7 +48,7 @@ def test_gradient_norms_are_those_of_every_30th_step_and_the_mean_of_all_and_cop
         by_hand.append({name: np.linalg.norm(np.ravel(layer["kernel"][...])) for name, layer in kernels.items()})
 
     state = TrainState(params, batch_stats, tx.init(params), jnp.zeros((), jnp.int32), jnp.uint32(0))
-    epoch = jax.jit(lambda state, dataset: train_epoch(network, tx, layers, layers[1], BATCH, True, state, dataset))
+    epoch = jax.jit(lambda state, dataset: train_epoch(network, tx, layers, layers[0], BATCH, True, state, dataset))
     with jax.set_mesh(create_mesh(1, BATCH)):
         _, _, observed = epoch(state, dataset)
     assert set(observed.norms) == set(observed.norms_within) == set(by_hand[0])
