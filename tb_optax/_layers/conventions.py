@@ -50,6 +50,16 @@ class MatrixAxes(NamedTuple):
     output: Axes
 
 
+def sides_and_window(shape: Shape, *, outputs_first: bool) -> tuple[MatrixAxes, Shape]:
+    """Inputs and outputs of a dense kernel or a convolution, and the sizes of its window.
+
+    Outputs and inputs come first, in this order, or inputs and outputs come last.
+    """
+    if outputs_first:
+        return MatrixAxes((1,), (0,)), shape[2:]
+    return MatrixAxes((len(shape) - 2,), (len(shape) - 1,)), shape[:-2]
+
+
 def convolution_axes(shape: Shape, *, outputs_first: bool, said: bool = False) -> MatrixAxes | None:
     """The axes of a convolution's kernel; None if no part of it can be a window.
 
@@ -61,12 +71,9 @@ def convolution_axes(shape: Shape, *, outputs_first: bool, said: bool = False) -
       outputs_first: whether the name says that outputs come first.
       said: whether a name or a bias says that it is a convolution.
     """
-    in_front = MatrixAxes((len(shape) - 2,), (len(shape) - 1,))
-    at_end = MatrixAxes((1,), (0,))
-    order = (at_end, in_front) if outputs_first else (in_front, at_end)
-    for axes in order:
+    for first in (outputs_first, not outputs_first):
+        axes, window = sides_and_window(shape, outputs_first=first)
         sides = [shape[axis] for axis in (*axes.reduction, *axes.output)]
-        window = shape[:-2] if axes is in_front else shape[2:]
         if can_be_window(window, sides, said=said):
             return axes
     return None

@@ -277,7 +277,7 @@ class _Tree:
         return self._layout == "torch" or (self._layout is None and "weight" in split_path(kernel)[1])
 
     def _dense_axes(self, kernel: Path) -> MatrixAxes:
-        return MatrixAxes((1,), (0,)) if self._outputs_first(kernel) else MatrixAxes((0,), (1,))
+        return conventions.sides_and_window(self._shapes[kernel][-2:], outputs_first=self._outputs_first(kernel))[0]
 
     def _dense_or_convolution_axes(self, kernel: Path, stack: Axes, outputs: Shape) -> MatrixAxes | None:
         """The axes of a dense kernel or a convolution with a bias of these outputs; None if there are too few."""
@@ -293,11 +293,8 @@ class _Tree:
             candidates = min(2, len(shape) - 1)  # A convolution has inputs and outputs at one end.
             at_start, at_end = outputs[0] in shape[:candidates], outputs[0] in shape[-candidates:]
             outputs_first = outputs_first if at_start == at_end else at_start
-        if len(shape) == 2:
-            return MatrixAxes((1,), (0,)) if outputs_first else MatrixAxes((0,), (1,))
-        found = MatrixAxes((1,), (0,)) if outputs_first else MatrixAxes((len(shape) - 2,), (len(shape) - 1,))
-        window = shape[2:] if outputs_first else shape[:-2]
-        return found if conventions.can_be_window(window, [], said=True) else None
+        axes, window = conventions.sides_and_window(shape, outputs_first=outputs_first)
+        return axes if not window or conventions.can_be_window(window, [], said=True) else None
 
     def _stack_by_neighbours(self, kernel: Path) -> Axes:
         """The axes that stack a kernel without a bias: those it shares with all that is in the same stack.
@@ -308,16 +305,15 @@ class _Tree:
         scope, _ = split_path(kernel)
         while True:
             inside = [path for path in self._shapes if not scope or path.startswith((scope + "/", scope + "."))]
-            vectors = [_without_trailing_ones(self._shapes[path]) for path in inside if path in self._vectors]
+            vectors = [self._shapes[path] for path in inside if path in self._vectors]
             if vectors or not scope:
                 break
             scope, _ = split_path(scope)
         if not vectors:
             return ()
-        raw = [self._shapes[path] for path in inside if path in self._vectors]
-        if len(shape) > 2 and shape[1] == 1 and all(vector[1:2] == (1,) and vector[:1] != (1,) for vector in raw):
+        if len(shape) > 2 and shape[1] == 1 and all(vector[1:2] == (1,) and vector[:1] != (1,) for vector in vectors):
             return (1,)  # A stack of one layer along its second axis.
-        most = min([len(shape) - 2, *(len(vector) - 1 for vector in vectors)])
+        most = min([len(shape) - 2, *(len(_without_trailing_ones(vector)) - 1 for vector in vectors)])
         shared = lambda axis: (
             self._shapes[kernel][axis] > 1
             and all(_along(self._shapes[path], (axis,)) == shape[axis : axis + 1] for path in inside)

@@ -94,6 +94,8 @@ def _with_fallback(
     A batch is solved again only if it has such a matrix. One `cond` around those of all batches lets XLA solve batches at
     the same time where there is none: a refresh of ResNet-34 took 0.97 instead of 1.08 times as long as without a fallback.
     """
+    if all(batch.fallback is None for batch in batches):
+        return values
 
     def is_lost(own: Float[Array, "stack n"]) -> Bool[Array, " stack"]:
         middle, largest = own[:, own.shape[1] // 2], own[:, -1]
@@ -102,8 +104,6 @@ def _with_fallback(
     unresolved = [
         is_lost(own) if batch.fallback else jnp.zeros(len(own), bool) for batch, own in zip(batches, values, strict=True)
     ]
-    if all(batch.fallback is None for batch in batches):
-        return values
 
     def solve_lost(batch: Batch, fallback: Route, own: Array, lost: Array) -> Array:
         both = lambda: jnp.where(lost[:, None], solve_by(batch, fallback), own)
