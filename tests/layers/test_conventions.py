@@ -312,7 +312,7 @@ def test_an_nnx_module_is_traced_as_it_is():
     layers = tb_optax.trace_layers(model, jax.ShapeDtypeStruct((2, 60), jnp.float32))
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     forward = lambda params, x: nnx.merge(graph, params, rest, copy=True)(x)
-    assert layers == tb_optax.trace_layers(forward, params, jnp.ones((2, 60)))
+    assert layers == tb_optax.trace_layers(forward, params, jnp.ones((2, 60), jnp.float32))
     assert [layer.name for layer in layers] == [f"hidden/{i}" for i in range(3)]
     assert not model.dropout.deterministic, "the model itself stays in training mode"
     jax.tree.map(np.testing.assert_array_equal, before, nnx.state(model, nnx.BatchStat))
@@ -448,7 +448,7 @@ def test_all_gates_that_read_the_networks_input_are_its_first_layer():
             x = nn.RNN(nn.LSTMCell(64))(cell(x))
             return nn.Dense(70)(x)
 
-    x = jnp.ones((2, 5, 60))
+    x = jnp.ones((2, 5, 60), jnp.float32)
     params = jax.eval_shape(Net().init, jax.random.key(0), x)["params"]
     layers = tb_optax.trace_layers(lambda params, x: Net().apply({"params": params}, x), params, x)
     first = {path for path, reason in layers.left_out.items() if reason == "the first layer"}
