@@ -10,6 +10,7 @@ from tb_optax._balance import metrics as metrics
 from tb_optax._balance.assignments import Assignment as Assignment
 from tb_optax._balance.fits import Fit as Fit
 from tb_optax._balance.metrics import Metric as Metric
+from tb_optax._balance.scalars import scalars as scalars
 from tb_optax._balance.sparsities import sparsities as sparsities
 from tb_optax._layers.blocks import in_blocks as in_blocks
 from tb_optax._layers.find import find_layers as find_layers

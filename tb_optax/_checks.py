@@ -38,6 +38,15 @@ def check_params(argument_of: str, params: PyTree | None) -> None:
         )
 
 
+def check_one_iterate(argument_of: str, params: PyTree) -> None:
+    """Checks that params are not the two copies that `optax.lookahead` keeps."""
+    if getattr(params, "_fields", ()) == ("fast", "slow"):
+        raise ValueError(
+            f"{argument_of}: params has fast and slow weights, so it stands behind lookahead, where it would scale each of "
+            "them on its own; put it inside: lookahead(optax.chain(optimizer, " + argument_of + "(...)), ...)."
+        )
+
+
 def check_state(argument_of: str, names: Any, found: Layers) -> None:
     """Checks that a state has the layers of `found`, so that it belongs to the same parameters.
 

@@ -33,7 +33,7 @@ def test_every_dependency_has_a_licence_listed():
 
 
 PUBLIC = {
-    *("tempbalance", "TempBalanceState", "alphadecay", "AlphaDecayState", "sparsities", "baselines"),
+    *("tempbalance", "TempBalanceState", "alphadecay", "AlphaDecayState", "sparsities", "scalars", "baselines"),
     *("find_layers", "trace_layers", "Layer", "Layers", "in_blocks"),
     *("spectra", "Exact", "Lanczos", "Windows", "fits", "metrics", "assignments", "Fit", "Metric", "Assignment"),
     *("report", "Report", "LayerRecord", "CheckpointError"),

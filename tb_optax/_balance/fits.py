@@ -1,7 +1,7 @@
 """Power laws fitted to the tail of a spectrum.
 
-Each fit chooses a threshold, `xmin`, among the eigenvalues. The tail is the eigenvalues that are not below `xmin`, and
-`alpha` is its maximum-likelihood exponent, the Hill estimator. The three fits differ only in how they choose `xmin`.
+Each fit chooses a threshold, `xmin`, among the eigenvalues. The tail is the eigenvalues from `xmin` on, in ascending order,
+and `alpha` is its maximum-likelihood exponent, the Hill estimator. The three fits differ only in how they choose `xmin`.
 `alpha` does not depend on the scale of the eigenvalues.
 """
 
@@ -31,7 +31,9 @@ _ROUNDING = 1e-9
 
 
 class PowerLaw(NamedTuple):
-    """A density `p(λ) ∝ λ^-alpha` fitted to the eigenvalues `λ >= xmin`.
+    """A density `p(λ) ∝ λ^-alpha` fitted to the eigenvalues from `xmin` on.
+
+    Equal eigenvalues each have their own place in the order, so a tail may begin in the middle of them.
 
     Attributes:
       alpha: the exponent, above 1. NaN if there is no fit: the spectrum holds a NaN, or no `xmin` above zero has a tail
@@ -92,7 +94,8 @@ def median(eigenvalues: Float[Array, "*layers n"], *, tail_fraction: float = 0.5
 def goodness_of_fit(eigenvalues: Float[Array, "*layers n"]) -> PowerLaw:
     """Fits the tail whose `xmin` gives the smallest Kolmogorov-Smirnov distance (Clauset et al., 2009).
 
-    The fit tries every eigenvalue except the largest as `xmin`.
+    The fit tries every eigenvalue except the largest as `xmin`. Where eigenvalues are equal, it tries each of their places,
+    as WeightWatcher does. The package `powerlaw` takes equal values as one.
 
     Args:
       eigenvalues: ascending along the last axis; any floating dtype.

@@ -53,7 +53,7 @@ class OwnStates:
         leaves = leaves_by_path(params)
         replaced = {}
         for state in own:
-            plain = _plain(state)
+            plain = plain_state(state)
             layers = self._layers_of(plain, leaves, params)
             metric, scale = function(plain, layers, leaves)
             replaced[id(state)] = state._replace(metric=_refilled(state.metric, metric), scale=_refilled(state.scale, scale))
@@ -66,7 +66,7 @@ class OwnStates:
                 f"{argument_of}.refresh: opt_state has no {name}; give the state of an optimizer that contains this "
                 "transformation. If it was restored as plain dicts, restore it again into the structure that init returns."
             )
-        remembered = [state for state in states if _signature(_plain(state)) in self._remembered]
+        remembered = [state for state in states if _signature(plain_state(state)) in self._remembered]
         if len(states) > 1 and not remembered:
             raise ValueError(
                 f"{argument_of}.refresh: opt_state has {len(states)} states of type {name}, and this transformation made "
@@ -88,7 +88,7 @@ def _signature(state: Any) -> Signature:
     return frozenset((name, tuple(number.shape)) for name, number in state.scale.items())
 
 
-def _plain(state: Any) -> Any:
+def plain_state(state: Any) -> Any:
     """The state with arrays in place of what wraps them: NNX boxes each array of an optimizer's state in a variable."""
     unboxed = lambda numbers: {name: _only_leaf(number) for name, number in numbers.items()}
     return state._replace(count=_only_leaf(state.count), metric=unboxed(state.metric), scale=unboxed(state.scale))

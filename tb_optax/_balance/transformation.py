@@ -4,6 +4,7 @@
 update every `update_interval` updates, and outside it when `refresh` is called.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -17,7 +18,7 @@ from tb_optax._balance.options import BalanceOptions
 from tb_optax._balance.own_states import OwnStates
 from tb_optax._balance.scales import LayerNumbers, metrics_and_scales
 from tb_optax._batching import any_over_batch
-from tb_optax._checks import check_balance_state, check_params, check_updates
+from tb_optax._checks import check_balance_state, check_one_iterate, check_params, check_updates
 from tb_optax._compat import is_placeholder
 from tb_optax._dtypes import at_least_float32
 from tb_optax._layers.blocks import group_ids
@@ -105,6 +106,7 @@ def balanced_transformation(
         if is_placeholder(params):  # Optax asks which parts of the state are parameters: none is.
             names = own_states.names()
             return state_class(count, *(jnp.zeros(()) if names is None else dict.fromkeys(names, 0.0) for _ in range(2)))
+        check_one_iterate(argument_of, params)
         layers, leaves = resolve_layers(options.layers, params)
         shapes = {layer.name: kernel_shape(layer, leaves[layer.kernel].shape) for layer in layers}
         _check_enough(argument_of, layers, shapes)
@@ -117,6 +119,7 @@ def balanced_transformation(
     def update_fn(updates: PyTree, state: Any, params: PyTree | None = None, **extra_args: object) -> tuple[PyTree, State]:
         del extra_args
         check_params(argument_of, params)
+        check_one_iterate(argument_of, params)
         layers, leaves = resolve_layers(options.layers, params)
         check_balance_state(argument_of, state, layers, leaves)
         own_states.remember(state, layers, leaves)
@@ -184,13 +187,20 @@ def _as_int32(number: Any) -> Int[Array, ""]:
 
 
 def _check_enough(argument_of: str, layers: Layers, shapes: Mapping[str, KernelShape]) -> None:
+    """Raises if fewer than two layers are balanced, and warns if fewer than five."""
     number = len(set(group_ids(layers, shapes).tolist()))
+    blocks = any(layer.block for layer in layers)
     if number < 2:
         reasons = [f"  {path}: {reason}" for path, reason in layers.left_out.items()]
-        blocks = any(layer.block for layer in layers)
         raise ValueError(
             f"{argument_of} balances {'blocks of ' * blocks}layers against each other, and found {number} to balance "
             f"({', '.join(layer.name for layer in layers) or 'none'}). Left out:\n"
             + ("\n".join(reasons) or "  nothing: params has no other weight of two or more axes")
             + "\nGive other layers=, a smaller min_eigenvalues or fewer exclude patterns."
+        )
+    if number < 5:
+        warnings.warn(
+            f"{argument_of} balances only {number} {'blocks' if blocks else 'layers'} against each other. The smallest "
+            "metric and the largest get the two extreme scales, even if they differ by chance: give it five or more.",
+            stacklevel=4,
         )

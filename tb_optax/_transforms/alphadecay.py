@@ -87,12 +87,12 @@ def alphadecay(
 
     Example:
       >>> import jax, optax, tb_optax
-      >>> keys = jax.random.split(jax.random.key(0), 3)
+      >>> keys = jax.random.split(jax.random.key(0), 6)
       >>> params = {f"dense{i}": {"kernel": jax.random.normal(key, (64, 64))} for i, key in enumerate(keys)}
       >>> tx = optax.chain(optax.scale_by_adam(), tb_optax.alphadecay(0.1, 500), optax.scale_by_learning_rate(1e-3))
       >>> updates, state = tx.update(params, tx.init(params), params)
       >>> {name: round(float(scale), 2) for name, scale in state[1].scale.items()}
-      {'dense0': 2.4, 'dense1': 0.67, 'dense2': 5.0}
+      {'dense0': 2.3, 'dense1': 1.93, 'dense2': 2.84, 'dense3': 5.0, 'dense4': 4.39, 'dense5': 0.67}
     """
     if not callable(weight_decay):
         check_not_negative("alphadecay", _STATIC, weight_decay=weight_decay)

@@ -105,13 +105,13 @@ def tempbalance(
 
     Example:
       >>> import jax, optax, tb_optax
-      >>> keys = jax.random.split(jax.random.key(0), 3)
+      >>> keys = jax.random.split(jax.random.key(0), 6)
       >>> params = {f"dense{i}": {"kernel": jax.random.normal(key, (64, 64))} for i, key in enumerate(keys)}
       >>> tx = optax.chain(optax.sgd(0.1, momentum=0.9), tb_optax.tempbalance(update_interval=100))
       >>> state = tx.init(params)
       >>> updates, state = tx.update(params, state, params)
       >>> {name: round(float(scale), 2) for name, scale in state[1].scale.items()}
-      {'dense0': 0.9, 'dense1': 0.5, 'dense2': 1.5}
+      {'dense0': 0.88, 'dense1': 0.79, 'dense2': 1.0, 'dense3': 1.5, 'dense4': 1.36, 'dense5': 0.5}
     """
     options = BalanceOptions(
         "tempbalance",

@@ -52,6 +52,19 @@ def on_an_edge(eigenvalues: np.ndarray) -> bool:
     return bool((np.abs(bins - np.round(bins))[1:-1] < 1e-3).any())
 
 
+@pytest.mark.parametrize("seed", [1, 4, 8])
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
+def test_equal_eigenvalues_each_have_their_own_place(seed):
+    """As in WeightWatcher's fit: a tail may begin in the middle of them. `powerlaw` takes equal values as one."""
+    eigenvalues = np.sort(np.random.default_rng(seed).zipf(2.2, 150)).astype(np.float64)
+    ours = fits.goodness_of_fit(jnp.asarray(eigenvalues, jnp.float32))
+    distances = np.nan_to_num([numpy_distance(eigenvalues, index) for index in range(len(eigenvalues) - 1)], nan=1.0)
+    index = int(np.argmin(distances))
+    np.testing.assert_allclose(ours.alpha, numpy_alpha(eigenvalues, index), rtol=1e-4)
+    np.testing.assert_allclose(ours.xmin, eigenvalues[index], rtol=1e-6)
+    assert eigenvalues[index] in eigenvalues[:index], "the best tail leaves some of the equal values out"
+
+
 @every_fit
 @given(eigenvalues=spectra)
 def test_fit_is_the_formula(fit, eigenvalues):
