@@ -34,7 +34,7 @@ GENERIC = re.compile(r"^(kernel|kernels|weights?|w|W|value|values|vars|\d+)$")
 EXPERTS = re.compile(r"expert|moe", re.IGNORECASE)
 CONVOLUTION = re.compile(r"conv", re.IGNORECASE)
 ATTENTION_INPUT = re.compile(r"^(w?(q|k|v|kv|qkv)(_(proj|einsum|kernel|linear|a|b))?|query|key|value|c_attn|in_proj)$")
-ATTENTION_OUTPUT = re.compile(r"^(w?o|out|attn_vec)(_(proj|einsum|kernel|linear))?$")
+ATTENTION_OUTPUT = re.compile(r"^((w?o|out|attn_vec)(_(proj|einsum|kernel|linear))?|c_proj)$")
 
 # The largest window of a convolution: a side in two and three dimensions; in one, if something says that it is a
 # convolution.
