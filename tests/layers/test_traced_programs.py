@@ -1,13 +1,10 @@
-"""Forward passes of the programs in `test_programs.py`: `trace_layers` reads each kernel as its program multiplies with it.
+"""`trace_layers` reads each kernel as its program multiplies with it, in the forward passes of `forward_passes.py`."""
 
-Each forward pass is a short one of our own, which uses every parameter in the product in which the program uses it.
-"""
-
+import forward_passes as passes
 import jax
 import jax.numpy as jnp
 import pytest
-from flax import linen as nn
-from jax import lax
+from jax.experimental import pallas
 from test_programs import PROGRAMS, tree
 
 import tb_optax
@@ -15,258 +12,30 @@ from tb_optax._layers.layer import kernel_shape
 
 TOKENS = jax.ShapeDtypeStruct((2, 8), jnp.int32)
 
-
-# What several programs have in common
-
-
-def rms_norm(x, scale):
-    return x * lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6) * scale
-
-
-def layer_norm(x, scale, bias):
-    x = x - x.mean(-1, keepdims=True)
-    return x * lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-5) * scale + bias
-
-
-def rotate(x):
-    """Rotary positions, for `(batch, length, heads, head_dim)`."""
-    half = x.shape[-1] // 2
-    angles = jnp.arange(x.shape[1])[:, None, None] / 10_000 ** (jnp.arange(half) / half)
-    first, second = jnp.split(x, 2, -1)
-    return jnp.concatenate(
-        [first * jnp.cos(angles) - second * jnp.sin(angles), second * jnp.cos(angles) + first * jnp.sin(angles)], -1
-    )
-
-
-def attend(query, key, value):
-    """Causal softmax attention, in which several query heads may share a key head."""
-    batch, length, heads, size = query.shape
-    query = query.reshape(batch, length, key.shape[2], -1, size) * size**-0.5
-    scores = jnp.einsum("btkgh,bskh->bkgts", query, key)
-    scores = jnp.where(jnp.tril(jnp.ones((length, length), bool)), scores, -1e30)
-    return jnp.einsum("bkgts,bskh->btkgh", jax.nn.softmax(scores), value).reshape(batch, length, heads, -1)
-
-
-def gated(x, gate, up, down, act=jax.nn.silu):
-    return (act(x @ gate) * (x @ up)) @ down
-
-
-# Gemma and Tunix: a list of blocks
-
-
-def gemma(p, tokens):
-    x = p["embedder"]["input_embedding"][(tokens,)] * 8.0
-    for block in p["layers"].values():
-        attn, mlp = block["attn"], block["mlp"]
-        y = rms_norm(x, 1 + block["pre_attention_norm"]["scale"])
-        if "qkv_einsum" in attn:
-            query, key, value = jnp.einsum("BTD,SNDH->SBTNH", y, attn["qkv_einsum"]["w"])
-        else:
-            query = jnp.einsum("BTD,NDH->BTNH", y, attn["q_einsum"]["w"])
-            key, value = jnp.einsum("BSD,CKDH->CBSKH", y, attn["kv_einsum"]["w"])
-        y = attend(rotate(query), rotate(key), value)
-        x = x + jnp.einsum("BTNH,NHD->BTD", y, attn["attn_vec_einsum"]["w"])
-        y = rms_norm(x, 1 + block["pre_ffw_norm"]["scale"])
-        x = x + gated(y, *(mlp[f"{name}_proj"]["kernel"] for name in ("gate", "up", "down")), jax.nn.gelu)
-    logits = rms_norm(x, 1 + p["final_norm"]["scale"]) @ p["embedder"]["input_embedding"].T
-    return jnp.tanh(logits / 30.0) * 30.0
-
-
-def tunix(p, tokens):
-    x = p["embedder"]["input_embedding"][(tokens,)]
-    for block in p["layers"].values():
-        attn, mlp = block["attn"], block["mlp"]
-        y = rms_norm(x, block["input_layernorm"]["w"])
-        query, key, value = (jnp.einsum("BTD,DNH->BTNH", y, attn[f"{name}_proj"]["w"]) for name in "qkv")
-        x = x + jnp.einsum("BTNH,NHD->BTD", attend(rotate(query), rotate(key), value), attn["o_proj"]["w"])
-        y = rms_norm(x, block["post_attention_layernorm"]["w"])
-        x = x + gated(y, *(mlp[f"{name}_proj"]["kernel"] for name in ("gate", "up", "down")))
-    return jnp.einsum("BTD,DV->BTV", rms_norm(x, p["final_norm"]["w"]), p["lm_head"]["w"])
-
-
-# lm1b: Linen modules, whose names are the tree's
-
-
-class MlpBlock(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        x = nn.relu(nn.Dense(256)(x))
-        return nn.Dense(64)(nn.Dropout(0.1)(x, deterministic=True))
-
-
-class Block(nn.Module):
-    @nn.compact
-    def __call__(self, x, mask):
-        x = x + nn.MultiHeadDotProductAttention(4, use_bias=False)(nn.LayerNorm()(x), mask=mask)
-        return x + MlpBlock()(nn.LayerNorm()(x))
-
-
-class Decoder(nn.Module):
-    @nn.compact
-    def __call__(self, tokens):
-        x = nn.Embed(300, 64)(tokens) + jnp.sin(jnp.arange(8)[:, None] / jnp.arange(1, 65))
-        x = Block(name="encoderdecoderblock_0")(x, nn.make_causal_mask(tokens))
-        return nn.Dense(300, name="logitdense")(nn.LayerNorm(name="encoderdecoder_norm")(x))
-
-
-def lm1b(p, tokens):
-    return Decoder().apply({"params": p["decoder"]}, tokens)
-
-
-# MaxText: a scan over the second axis of each parameter
-
-
-def scanned(block, x, layers):
-    in_front = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), layers)
-    return lax.scan(lambda x, layer: (jax.checkpoint(block)(layer, x), None), x, in_front)[0]
-
-
-def maxtext_decoder(p, tokens, run):
-    x = run(p["decoder"], p["token_embedder"]["embedding"][tokens])
-    return rms_norm(x, p["decoder"]["decoder_norm"]["scale"]) @ p["decoder"]["logits_dense"]["kernel"]
-
-
-def general(x, kernel, axes=1):
-    """A product over the last axes of the inputs and the first ones of the kernel."""
-    return lax.dot_general(x, kernel, ((tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes))), ((), ())))
-
-
-def attention(p, x):
-    query, key, value = (general(x, p[name]["kernel"]) for name in ("query", "key", "value"))
-    return general(attend(rotate(query), rotate(key), value), p["out"]["kernel"], 2)
-
-
-def latent_attention(p, x):
-    """Low-rank queries, and keys and values; a part of each head, the same for all key heads, is rotated."""
-    query = general(rms_norm(general(x, p["wq_a"]["kernel"]), p["q_norm"]["scale"]), p["wq_b"]["kernel"])
-    low_rank, rotated = jnp.split(general(x, p["wkv_a"]["kernel"]), [512], -1)
-    key, value = jnp.split(general(rms_norm(low_rank, p["kv_norm"]["scale"]), p["wkv_b"]["kernel"]), 2, -1)
-    plain, own = jnp.split(query, 2, -1)
-    rotated = jnp.broadcast_to(rotate(rotated[:, :, None]), key.shape)
-    y = attend(jnp.concatenate([plain, rotate(own)], -1), jnp.concatenate([key, rotated], -1), value)
-    return general(y, p["out"]["kernel"], 2)
-
-
-def mlp(p, x):
-    return gated(x, *(p[name]["kernel"] for name in ("wi_0", "wi_1", "wo")))
-
-
-def every_expert(p, x, weights, chosen):
-    h = jax.nn.silu(jnp.einsum("BSM,EMH->BSEH", x, p["wi_0"])) * jnp.einsum("BSM,EMH->BSEH", x, p["wi_1"])
-    share = (jax.nn.one_hot(chosen, 4) * weights[..., None]).sum(2)
-    return jnp.einsum("BSEM,BSE->BSM", jnp.einsum("BSEH,EHM->BSEM", h, p["wo"]), share)
-
-
-def experts_with_capacity(p, x, weights, chosen, capacity=6):
-    mask = jax.nn.one_hot(chosen, 4)  # (B, S, K, E)
-    place = jnp.cumsum(mask.reshape(2, -1, 4), 1).reshape(mask.shape) * mask
-    dispatch = mask[..., None] * jax.nn.one_hot(place.astype(int) - 1, capacity)  # (B, S, K, E, C)
-    sent = jnp.einsum("BSM,BSEC->EBCM", x, dispatch.sum(2))
-    h = jax.nn.silu(jnp.einsum("EBCM,EMH->EBCH", sent, p["wi_0"])) * jnp.einsum("EBCM,EMH->EBCH", sent, p["wi_1"])
-    y = jnp.einsum("EBCH,EHM->EBCM", h, p["wo"])
-    return jnp.einsum("EBCM,BSEC->BSM", y, (dispatch * weights[..., None, None]).sum(2))
-
-
-def sorted_experts(p, x, weights, chosen):
-    tokens, flat = x.reshape(-1, 64), chosen.ravel()
-    order, sizes = jnp.argsort(flat), jnp.bincount(flat, length=4)
-    rows = tokens[order // 2]
-    h = jax.nn.silu(lax.ragged_dot(rows, p["wi_0"], sizes)) * lax.ragged_dot(rows, p["wi_1"], sizes)
-    y = lax.ragged_dot(h, p["wo"], sizes)[jnp.argsort(order)]
-    return jnp.einsum("TKM,TK->TM", y.reshape(-1, 2, 64), weights.reshape(-1, 2)).reshape(x.shape)
-
-
-def gathered_experts(p, x, weights, chosen):
-    wi_0, wi_1, wo = (p[name][chosen] for name in ("wi_0", "wi_1", "wo"))  # (B, S, K, M, H)
-    h = jax.nn.silu(jnp.einsum("BSM,BSKMH->BSKH", x, wi_0)) * jnp.einsum("BSM,BSKMH->BSKH", x, wi_1)
-    return jnp.einsum("BSKM,BSK->BSM", jnp.einsum("BSKH,BSKHM->BSKM", h, wo), weights)
-
-
-def experts(p, x, route):
-    logits = general(x, p["gate"]["kernel"])
-    if "bias" not in p["gate"]:
-        weights, chosen = lax.top_k(logits, 2)
-        return route(p, x, jax.nn.softmax(weights), chosen)
-    scores = jax.nn.sigmoid(logits)  # DeepSeek's bias decides which experts are chosen, and not their weights.
-    _, chosen = lax.top_k(scores + p["gate"]["bias"], 2)
-    weights = jnp.take_along_axis(scores, chosen, -1)
-    return route(p, x, weights / weights.sum(-1, keepdims=True), chosen)
-
-
-def block_of(attention, feed_forward):
-    def block(p, x):
-        x = x + attention(p["self_attention"], rms_norm(x, p["pre_self_attention_layer_norm"]["scale"]))
-        return x + feed_forward(p, rms_norm(x, p["post_self_attention_layer_norm"]["scale"]))
-
-    return block
-
-
-def maxtext_llama(p, tokens):
-    block = block_of(attention, lambda p, x: mlp(p["mlp"], x))
-    return maxtext_decoder(p, tokens, lambda p, x: scanned(block, x, p["layers"]))
-
-
-def maxtext_experts(route):
-    block = block_of(attention, lambda p, x: experts(p["MoeBlock_0"], x, route))
-    return lambda p, tokens: maxtext_decoder(p, tokens, lambda p, x: scanned(block, x, p["layers"]))
-
-
-def maxtext_deepseek(route):
-    def routed_and_shared(p, x):
-        both = p["DeepSeekMoeBlock_0"]
-        return experts(both["MoeBlock_0"], x, route) + mlp(both["shared_experts"], x)
-
-    def run(p, x):
-        x = scanned(block_of(latent_attention, lambda p, x: mlp(p["mlp"], x)), x, p["dense_layers"])
-        return scanned(block_of(latent_attention, routed_and_shared), x, p["moe_layers"])
-
-    return lambda p, tokens: maxtext_decoder(p, tokens, run)
-
-
-# Levanter: a scan over blocks of named arrays
-
-
-def levanter(p, tokens):
-    p = jax.tree.map(lambda named: named.array, p, is_leaf=lambda node: hasattr(node, "array"))
-    affine = lambda p, x, axes=1: general(x, p["weight"], axes) + p["bias"]
-    norm = lambda p, x: layer_norm(x, p["weight"], p["bias"])
-
-    @jax.checkpoint
-    def block(x, p):
-        query, key, value = jnp.unstack(affine(p["attn"]["c_attn"], norm(p["ln_1"], x)), axis=2)
-        x = x + affine(p["attn"]["c_proj"], attend(query, key, value), 2)
-        return x + affine(p["mlp"]["c_proj"], jax.nn.gelu(affine(p["mlp"]["c_fc"], norm(p["ln_2"], x)))), None
-
-    embedding = p["embeddings"]["token_embeddings"]["weight"]
-    x = embedding[tokens] + p["embeddings"]["position_embeddings"]["weight"][: tokens.shape[1]]
-    x, _ = lax.scan(block, x, p["transformer"]["blocks"]["stacked"])
-    return jnp.einsum("BSD,VD->BSV", norm(p["transformer"]["ln_f"], x), embedding)
-
-
-ROUTES = (every_expert, experts_with_capacity, sorted_experts, gathered_experts)
+ROUTES = (passes.every_expert, passes.experts_with_capacity, passes.sorted_experts, passes.gathered_experts)
 EMBEDDING = "an embedding"
 MAXTEXT_ENDS = {"token_embedder/embedding": EMBEDDING, "decoder/logits_dense/kernel": "the last layer"}
 # For each forward pass: the program, and what is left out of it.
 FORWARD_PASSES = {
-    "Gemma": (gemma, "Flax Gemma", {"embedder/input_embedding": "the first layer"}),
-    "Gemma, all heads": (gemma, "Flax Gemma, as many heads of keys", {"embedder/input_embedding": "the first layer"}),
+    "Gemma": (passes.gemma, "Flax Gemma", {"embedder/input_embedding": "the first layer"}),
+    "Gemma, all heads": (passes.gemma, "Flax Gemma, as many heads of keys", {"embedder/input_embedding": "the first layer"}),
     "lm1b": (
-        lm1b,
+        passes.lm1b,
         "Flax lm1b",
         {"decoder/Embed_0/embedding": EMBEDDING, "decoder/logitdense/kernel": "the last layer"},
     ),
-    "MaxText Llama": (maxtext_llama, "MaxText Llama", MAXTEXT_ENDS),
+    "MaxText Llama": (passes.maxtext_llama, "MaxText Llama", MAXTEXT_ENDS),
     **{
-        f"MaxText {route.__name__}": (maxtext_experts(route), "MaxText mixture of experts", MAXTEXT_ENDS)
+        f"MaxText {route.__name__}": (passes.maxtext_experts(route), "MaxText mixture of experts", MAXTEXT_ENDS)
         for route in ROUTES
     },
     **{
-        f"DeepSeek {route.__name__}": (maxtext_deepseek(route), "MaxText DeepSeek, one dense layer", MAXTEXT_ENDS)
+        f"DeepSeek {route.__name__}": (passes.maxtext_deepseek(route), "MaxText DeepSeek, one dense layer", MAXTEXT_ENDS)
         for route in ROUTES
     },
-    "Tunix": (tunix, "Tunix Llama 3", {"embedder/input_embedding": EMBEDDING, "lm_head/w": "the last layer"}),
+    "Tunix": (passes.tunix, "Tunix Llama 3", {"embedder/input_embedding": EMBEDDING, "lm_head/w": "the last layer"}),
     "Levanter": (
-        levanter,
+        passes.levanter,
         "Levanter GPT-2, named arrays",
         {
             "embeddings/token_embeddings/weight": "the first layer",
@@ -276,14 +45,59 @@ FORWARD_PASSES = {
 }
 
 
+FOLLOWERS = (
+    *(f"{layer}/bias" for layer in ("Dense_0", "Dense_1", "c_attn", "c_fc", "c_proj")),
+    "q_norm/scale",
+    "kv_norm/scale",
+)
+
+
+def trace(forward, program, **options):
+    written, box = PROGRAMS[program]
+    params = tree({path: entry[0] for path, entry in written.items()}, box or (lambda array: array))
+    return tb_optax.trace_layers(forward, params, TOKENS, min_eigenvalues=2, **options)
+
+
+def readings(layers):
+    found = {layer.kernel: kernel_shape(layer, layers.shapes[layer.kernel]) for layer in layers}
+    return {path: (each.stack, each.matrices, each.rows, each.columns) for path, each in found.items()}
+
+
+def expected_readings(program):
+    written, _ = PROGRAMS[program]
+    return {path: (entry[1], 1, *entry[2:]) for path, entry in written.items() if len(entry) > 1}
+
+
 @pytest.mark.parametrize("name", FORWARD_PASSES)
 def test_every_kernel_is_read_as_its_program_multiplies_with_it(name):
     forward, program, left_out = FORWARD_PASSES[name]
-    written, box = PROGRAMS[program]
-    params = tree({path: entry[0] for path, entry in written.items()}, box or (lambda array: array))
-    layers = tb_optax.trace_layers(forward, params, TOKENS, min_eigenvalues=2)
-    found = {layer.kernel: kernel_shape(layer, layers.shapes[layer.kernel]) for layer in layers}
-    assert {path: (each.stack, each.matrices, each.rows, each.columns) for path, each in found.items()} == {
-        path: (entry[1], 1, *entry[2:]) for path, entry in written.items() if len(entry) > 1 and path not in left_out
-    }
+    layers = trace(forward, program)
+    expected = expected_readings(program)
+    assert readings(layers) == {path: reading for path, reading in expected.items() if path not in left_out}
     assert layers.left_out == left_out
+    written, _ = PROGRAMS[program]
+    assert {path for layer in layers for path in layer.follows} == {path for path in written if path.endswith(FOLLOWERS)}
+
+
+@pytest.mark.parametrize(("name", "embedding"), [("Gemma", (64, 512)), ("Levanter", (64, 128)), ("lm1b", None)])
+def test_the_last_layer_is_read_too_if_it_is_asked_for(name, embedding):
+    forward, program, left_out = FORWARD_PASSES[name]
+    tied = {next(iter(left_out)): ((), 1, *embedding)} if embedding else {}
+    assert readings(trace(forward, program, first_and_last=True)) == expected_readings(program) | tied
+
+
+def test_experts_in_a_pallas_kernel_are_left_out_with_that_reason():
+    layers = trace(passes.maxtext_experts(passes.experts_in_pallas), "MaxText mixture of experts")
+    reason = "it is an operand of pallas_call, which cannot be read; if it is a layer, describe it in a Layer"
+    experts = {f"decoder/layers/MoeBlock_0/{name}": reason for name in ("wi_0", "wi_1", "wo")}
+    assert layers.left_out == experts | MAXTEXT_ENDS
+    assert len(layers) == 5
+
+
+def test_a_pallas_kernel_may_be_the_first_layer_or_the_last():
+    product = pallas.pallas_call(lambda *refs: None, out_shape=jax.ShapeDtypeStruct((8, 64), jnp.float32))
+    params = {name: jax.ShapeDtypeStruct((64, 64), jnp.float32) for name in ("w1", "w2", "w3")}
+    forward = lambda p, x: product(product(x, p["w1"]) @ p["w2"], p["w3"])
+    layers = tb_optax.trace_layers(forward, params, jax.ShapeDtypeStruct((8, 64), jnp.float32))
+    assert [layer.name for layer in layers] == ["w2"]
+    assert list(layers.left_out) == ["w1", "w3"]
