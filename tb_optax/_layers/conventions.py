@@ -22,6 +22,7 @@ Layout: TypeAlias = Literal["torch", "jax"]
 
 # Biases and norms; stacked, they have two axes and more.
 VECTOR = re.compile(r"(^|_)(bias|biases|scale|offset|gamma|beta|mean|var)(_|\d|$)|[Nn]orm_?\d*$")
+NORM = re.compile(r"[Nn]orm_?\d*$|^ln(_?[\da-z])?$")  # a module
 FACTOR_OR_BIAS = re.compile(r"^b(_|\d|$)")  # a bias, or the second factor of a low-rank update (LoRA)
 EMBEDDING = re.compile(r"embed|(^|_)emb(_|\d|$)|^wte$|^wpe$|^shared$", re.IGNORECASE)
 # Learned tables and fixed arrays, which no data is multiplied with as with a weight.

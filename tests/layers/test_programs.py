@@ -179,3 +179,12 @@ def test_every_kernel_of_a_program_is_read_as_the_program_multiplies_with_it(pro
     assert {path: (each.stack, each.matrices, each.rows, each.columns) for path, each in found.items()} == {
         path: (entry[1], 1, *entry[2:]) for path, entry in written.items() if len(entry) > 1
     }
+
+
+@pytest.mark.parametrize("norm", ["input_layernorm", "ln_1", "q_norm", "norm1"])
+def test_a_stack_of_norms_without_biases_is_no_kernel_and_tells_the_stack(norm):
+    blocks = "transformer/layers/stacked"
+    shapes = {f"{blocks}/{norm}/weight": (60, 64), f"{blocks}/mlp/up_proj/weight": (60, 128, 64)}
+    layers = tb_optax.find_layers(tree(shapes, Named))
+    assert [(layer.kernel, layer.layer_axes) for layer in layers] == [(f"{blocks}/mlp/up_proj/weight", (0,))]
+    assert layers.left_out == {f"{blocks}/{norm}/weight": "a bias or normalization"}
