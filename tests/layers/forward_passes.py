@@ -177,7 +177,7 @@ def gathered_experts(p, x, weights, chosen):
 
 
 def experts_in_pallas(p, x, weights, chosen):
-    """MaxText's default on TPUs, but for what the kernel computes, which no jaxpr shows."""
+    """MaxText's default route, without what its kernel computes, which no jaxpr shows."""
     run = pallas.pallas_call(lambda *refs: None, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype))
     return run(x, p["wi_0"], p["wi_1"], p["wo"], chosen) * weights.sum(-1, keepdims=True)
 
