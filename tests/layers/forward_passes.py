@@ -112,7 +112,8 @@ def lm1b(p, tokens):
 
 def scanned(block, x, layers):
     in_front = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), layers)
-    return lax.scan(lambda x, layer: (jax.checkpoint(block)(layer, x), None), x, in_front)[0]
+    step = lambda x, layer: (jax.checkpoint(block)(layer, x).astype(x.dtype), None)
+    return lax.scan(step, x, in_front)[0]
 
 
 def maxtext_decoder(p, tokens, run):
