@@ -22,6 +22,7 @@ Layout: TypeAlias = Literal["torch", "jax"]
 
 # Biases and norms; stacked, they have two axes and more.
 VECTOR = re.compile(r"(^|_)(bias|biases|scale|offset|gamma|beta|mean|var)(_|\d|$)|[Nn]orm_?\d*$")
+NORM = re.compile(r"[Nn]orm_?\d*$|^ln(_?[\da-z])?$")  # a module
 FACTOR_OR_BIAS = re.compile(r"^b(_|\d|$)")  # a bias, or the second factor of a low-rank update (LoRA)
 EMBEDDING = re.compile(r"embed|(^|_)emb(_|\d|$)|^wte$|^wpe$|^shared$", re.IGNORECASE)
 # Learned tables and fixed arrays, which no data is multiplied with as with a weight.
@@ -34,7 +35,7 @@ GENERIC = re.compile(r"^(kernel|kernels|weights?|w|W|value|values|vars|\d+)$")
 EXPERTS = re.compile(r"expert|moe", re.IGNORECASE)
 CONVOLUTION = re.compile(r"conv", re.IGNORECASE)
 ATTENTION_INPUT = re.compile(r"^(w?(q|k|v|kv|qkv)(_(proj|einsum|kernel|linear|a|b))?|query|key|value|c_attn|in_proj)$")
-ATTENTION_OUTPUT = re.compile(r"^(w?o|out|attn_vec)(_(proj|einsum|kernel|linear))?$")
+ATTENTION_OUTPUT = re.compile(r"^((w?o|out|attn_vec)(_(proj|einsum|kernel|linear))?|c_proj)$")
 
 # The largest window of a convolution: a side in two and three dimensions; in one, if something says that it is a
 # convolution.

@@ -162,6 +162,8 @@ class _Tree:
     def _is_vector_by_name(self, path: Path) -> bool:
         """Whether its name is a bias's or norm's; `b` with two axes is one only if stacked as another array beside it is."""
         name, (*stack, _) = split_path(path)[1], self._shapes[path] or (1,)
+        if len(stack) == 1 and name in ("weight", "w") and conventions.NORM.search(_role(path)[1]):
+            return True  # A stack of norms without biases.
         if not conventions.FACTOR_OR_BIAS.search(name):
             return conventions.VECTOR.search(name) is not None
         stacked = [

@@ -54,6 +54,8 @@ _ARITHMETIC = frozenset({"add", "sub", "mul", "div", "add_any"})
 _WITHIN_NORMALIZATION = frozenset({"neg", "square", "integer_pow", "abs", "psum", "psum_invariant", "reduce_scatter"})
 _REDUCTIONS = frozenset({"reduce_sum", "reduce_max", "reduce_min"})
 _JOINS = frozenset({"concatenate", "stack"})
+# Code that is not in the jaxpr, such as Pallas kernels.
+_UNREADABLE = frozenset({"pallas_call", "ffi_call", "pure_callback", "io_callback"})
 
 
 class JaxprReader:
@@ -91,6 +93,8 @@ class JaxprReader:
         if name == "cond":
             branches = [self._run(branch, values[1:]) for branch in cond_branches(equation)]
             return [one_of(*alternatives) for alternatives in zip(*branches, strict=True)]
+        if name in _UNREADABLE and (matrices := self._matrices_beside_data(values)):
+            return [self._unreadable(name, matrices, values)] * outputs
         called = called_jaxpr(equation)
         if called is not None:
             return self._run(called, values)
@@ -215,6 +219,18 @@ class JaxprReader:
         self.found.note_unclear(weight, reason)
         self.found.use()
         return Signal()
+
+    def _matrices_beside_data(self, values: Sequence[Value]) -> list[Weight]:
+        """The weights of several axes among these values, if any other value is computed from data."""
+        parts = [part for value in values for part in parts_of(value)]
+        has_data = bool(inputs_of(parts)) or any(isinstance(part, Signal) for part in parts)
+        return [part for part in parts if has_data and isinstance(part, Weight) and len(self.found.running(part)) > 1]
+
+    def _unreadable(self, name: str, matrices: Sequence[Weight], values: Sequence[Value]) -> Signal:
+        self.found.data |= inputs_of(values)
+        self.found.use_otherwise(together(matrices).paths)
+        reason = f"it is an operand of {name}, which cannot be read; if it is a layer, describe it in a Layer"
+        return self._unclear_layer(together(matrices), reason)
 
     def _of_weights(self, equation: Any, values: list[Value]) -> Value:
         """A value computed from weights, inputs and constants, without any layer."""

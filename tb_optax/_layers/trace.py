@@ -46,7 +46,8 @@ def trace_layers(
     multiplied with nothing else. Two matrices are left out, for either may be the layer, or none (a low-rank adapter).
 
     A convolution whose stride is its window multiplies patches by one matrix, and is read as that. Of experts that are all
-    given every token, each is a layer.
+    given every token, each is a layer. Matrices that a Pallas kernel or a callback takes are left out: a jaxpr does not show
+    what is done with them.
 
     The first and the last layer are left out (Zhou et al., 2023, Section 4.1): the first and the last that read data, with
     all kernels that read the same data (the gates of an LSTM) or are joined to it. An embedding lookup counts as a first
