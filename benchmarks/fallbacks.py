@@ -1,7 +1,7 @@
 """How often a refresh needs singular values in a real run: `python -m benchmarks.fallbacks --epochs 200`.
 
-Trains the network of `examples/digits.py`. Before each epoch, it counts the layers whose median eigenvalue lies so far below the
-largest that a Gram product cannot resolve it: for these a refresh computes singular values.
+Trains the network of `examples/digits.py`. Before each epoch, it counts the layers whose median eigenvalue is so far below
+the largest that a Gram product cannot resolve it: for these a refresh computes singular values.
 """
 
 import dataclasses
