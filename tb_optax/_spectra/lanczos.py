@@ -24,9 +24,11 @@ def lanczos_spectrum(
     weights `τ_j²` are the squared first entries of its eigenvectors (Golub and Meurant, "Matrices, Moments and Quadrature
     with Applications", 2010; Ubaru, Chen and Saad, "Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature", 2017).
 
-    The true cumulative weight at `θ_j` lies between the sums of `τ²` without and with the `j`-th. The quantile function
-    takes the middle of the two, and `log λ` is linear between nodes. The value of rank `i` is this function at
-    `(i + 1/2) / n`, its logarithm averaged over the probes. (Nodes of all probes in one measure, each repeated by its
+    The true cumulative weight at `θ_j` lies between the sums of `τ²` without and with the `j`-th: node `j` stands for these
+    quantiles. Within them `log λ` is linear and is `log θ_j` in the middle; its slope is the smaller one of those to the two
+    neighbours (the minmod limiter of van Leer, "Towards the ultimate conservative difference scheme V", 1979). So no value
+    lies in the gap between a bulk and a few larger eigenvalues, as it would if nodes were joined by lines: that made alpha
+    up to 10% too small. The value of rank `i` is this function at `(i + 1/2) / n`, its logarithm averaged over the probes. (Nodes of all probes in one measure, each repeated by its
     weight, are many times less accurate with few steps: the nodes of different probes lie close together, so they resolve
     no more than the nodes of one probe.)
 
@@ -132,15 +134,28 @@ _quadratures = for_stacks(functools.partial(jax.lax.map, _quadrature), _quadratu
 
 
 def _quantiles(nodes: Float[Array, "probes k"], weights: Float[Array, "probes k"], count: int) -> Float[Array, " count"]:
-    """`count` equally spaced quantiles of the measure: their logarithms are interpolated for each probe, then averaged."""
+    """`count` equally spaced quantiles of the measure: their logarithms are computed for each probe, then averaged."""
     largest = nodes.max()
     positive = nodes > max(16, math.sqrt(count) / 4) * jnp.finfo(nodes.dtype).eps * largest
     # A probe's zeros get the logarithm of its smallest node above zero, so nothing is interpolated towards zero.
     least = jnp.where(positive, nodes, largest).min(axis=1, keepdims=True)
     logs = jnp.log(jnp.where(positive, nodes, least))
-    middles = jnp.cumsum(weights, axis=1) - weights / 2
     ranks = (jnp.arange(count, dtype=nodes.dtype) + 0.5) / count
-    values = jnp.exp(jax.vmap(functools.partial(jnp.interp, ranks))(middles, logs).mean(axis=0))
+    values = jnp.exp(jax.vmap(functools.partial(_quantile_function, ranks))(logs, weights).mean(axis=0))
     zero = jnp.where(positive, 0.0, weights).sum(axis=1).mean()
     values = jnp.where((ranks < zero) | (largest <= 0), 0.0, values)
     return values.at[-1].set(jnp.maximum(largest, 0.0))
+
+
+def _quantile_function(
+    ranks: Float[Array, " n"], values: Float[Array, " k"], weights: Float[Array, " k"]
+) -> Float[Array, " n"]:
+    """The quantile function of a measure with these nodes: linear over the weight of each node, and never across a gap."""
+    ends = jnp.cumsum(weights)
+    middles = ends - weights / 2
+    apart = jnp.diff(middles)
+    # A node without a weight has no quantiles.
+    slopes = jnp.where(apart > 0, jnp.diff(values) / jnp.where(apart > 0, apart, 1.0), jnp.inf)
+    slope = jnp.minimum(jnp.append(slopes, 0.0), jnp.append(0.0, slopes))
+    node = jnp.minimum(jnp.searchsorted(ends, ranks), len(values) - 1)
+    return values[node] + slope[node] * (ranks - middles[node])
