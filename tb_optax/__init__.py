@@ -23,7 +23,9 @@ from tb_optax._spectra.spectra import spectra as spectra
 from tb_optax._spectra.windows import Windows as Windows
 from tb_optax._transforms.alphadecay import AlphaDecayState as AlphaDecayState
 from tb_optax._transforms.alphadecay import alphadecay as alphadecay
+from tb_optax._transforms.llr import llr as llr
 from tb_optax._transforms.tempbalance import TempBalanceState as TempBalanceState
+from tb_optax._transforms.tempbalance import TempBalanceTransitionState as TempBalanceTransitionState
 from tb_optax._transforms.tempbalance import tempbalance as tempbalance
 
 if TYPE_CHECKING:

@@ -76,8 +76,8 @@ def check_balance_state(argument_of: str, state: Any, found: Layers, leaves: Map
             f"{argument_of}: state is a dict with the keys {short_repr(list(state))}, not its state; the arguments are "
             "tx.update(updates, state, params)."
         )
-    for numbers in (getattr(state, "scale", state), getattr(state, "metric", state)):
-        check_state(argument_of, numbers, found)
+    check_state(argument_of, getattr(state, "scale", state), found)
+    check_state(argument_of, getattr(state, "metric", state), found.measured)
     stacks = {layer.name: kernel_shape(layer, leaves[layer.kernel].shape).stack for layer in found}
     shapes = {name: jnp.shape(number) for name, number in state.scale.items()}
     batched = [shape[: len(shape) - len(stacks[name])] for name, shape in shapes.items()]

@@ -33,7 +33,17 @@ def test_every_dependency_has_a_licence_listed():
 
 
 PUBLIC = {
-    *("tempbalance", "TempBalanceState", "alphadecay", "AlphaDecayState", "sparsities", "scalars", "baselines"),
+    *(
+        "tempbalance",
+        "TempBalanceState",
+        "TempBalanceTransitionState",
+        "llr",
+        "alphadecay",
+        "AlphaDecayState",
+        "sparsities",
+        "scalars",
+        "baselines",
+    ),
     *("find_layers", "trace_layers", "Layer", "Layers", "in_blocks"),
     *("spectra", "Exact", "Lanczos", "Windows", "fits", "metrics", "assignments", "Fit", "Metric", "Assignment"),
     *("report", "Report", "LayerRecord", "CheckpointError"),

@@ -37,6 +37,8 @@ class BalanceOptions:
     start_step: Any
     solver: Solver
     windows: Windows | None
+    stop_step: Any = None
+    transition_steps: Any = None
 
     def __post_init__(self):
         """Checks what is known now. A number that is being traced (under `inject_hyperparams`) is not."""
@@ -64,9 +66,9 @@ class BalanceOptions:
             )
 
     def _check_schedule(self) -> None:
-        for name, least in (("update_interval", 1), ("start_step", 0)):
+        for name, least in (("update_interval", 1), ("start_step", 0), ("stop_step", 0), ("transition_steps", 1)):
             number = getattr(self, name)
-            if name == "update_interval" and number is None:
+            if name != "start_step" and number is None:
                 continue
             value = known_number(self.argument_of, name, number, STATIC_ARGS)
             if value is None:
@@ -84,6 +86,11 @@ class BalanceOptions:
             raise ValueError(
                 f"{self.argument_of}: start_step={self.start_step!r} has no effect with update_interval=None; call refresh "
                 "from that step on instead."
+            )
+        if self.update_interval is None and self.stop_step is not None:
+            raise ValueError(
+                f"{self.argument_of}: stop_step={self.stop_step!r} has no effect with update_interval=None; call refresh "
+                "up to that step instead."
             )
 
     def _check_bounds(self) -> None:

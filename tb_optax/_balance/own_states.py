@@ -6,12 +6,11 @@ from typing import Any, TypeAlias
 import jax
 
 from tb_optax._balance.options import BalanceOptions
-from tb_optax._balance.scales import LayerNumbers
 from tb_optax._checks import check_balance_state
 from tb_optax._layers.layer import Layers, Path, PyTree, leaves_by_path, resolve_layers, short_repr
 
 Signature: TypeAlias = frozenset[tuple[str, tuple[int, ...]]]
-Refresh: TypeAlias = Callable[[Any, Layers, Mapping[Path, Any]], tuple[LayerNumbers, LayerNumbers]]
+Refresh: TypeAlias = Callable[[Any, Layers, Mapping[Path, Any]], Any]
 
 
 class OwnStates:
@@ -31,18 +30,19 @@ class OwnStates:
         shapes = {layer.kernel: tuple(leaves[layer.kernel].shape) for layer in layers}
         self._remembered[_signature(state)] = layers, shapes
 
-    def names(self) -> list[str] | None:
-        """The names of the layers in every state of this transformation, as far as it knows: None if they differ.
+    def names(self) -> dict[str, bool] | None:
+        """The names of the layers in every state of this transformation, and which are measured: None if they differ.
 
         Before the first `init`, only a sequence of layers tells them.
         """
-        known = {tuple(sorted(name for name, _ in signature)) for signature in self._remembered}
+        known = [layers for layers, _ in self._remembered.values()]
         if not known and not callable(self._options.layers):
-            known = {tuple(sorted(layer.name for layer in self._options.layers))}
-        return list(known.pop()) if len(known) == 1 else None
+            known = [self._options.layers]
+        named = [{layer.name: layer.measured for layer in layers} for layers in known]
+        return named[0] if named and all(other == named[0] for other in named) else None
 
     def map(self, function: Refresh, opt_state: PyTree, params: PyTree) -> PyTree:
-        """The optimizer's state with the metrics and scales that `function` gives for each state of this transformation.
+        """The optimizer's state with what `function` makes of each state of this transformation.
 
         Raises:
           ValueError: there is no such state, it is not of these parameters, or several transformations' states look alike.
@@ -55,8 +55,8 @@ class OwnStates:
         for state in own:
             plain = plain_state(state)
             layers = self._layers_of(plain, leaves, params)
-            metric, scale = function(plain, layers, leaves)
-            replaced[id(state)] = state._replace(metric=_refilled(state.metric, metric), scale=_refilled(state.scale, scale))
+            after = function(plain, layers, leaves)
+            replaced[id(state)] = jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(after))
         return jax.tree.unflatten(structure, [replaced.get(id(node), node) for node in nodes])
 
     def _own(self, states: list[Any]) -> list[Any]:
@@ -90,8 +90,10 @@ def _signature(state: Any) -> Signature:
 
 def plain_state(state: Any) -> Any:
     """The state with arrays in place of what wraps them: NNX boxes each array of an optimizer's state in a variable."""
-    unboxed = lambda numbers: {name: _only_leaf(number) for name, number in numbers.items()}
-    return state._replace(count=_only_leaf(state.count), metric=unboxed(state.metric), scale=unboxed(state.scale))
+    unboxed = lambda field: (
+        {name: _only_leaf(number) for name, number in field.items()} if isinstance(field, Mapping) else _only_leaf(field)
+    )
+    return type(state)(*map(unboxed, state))
 
 
 def _only_leaf(boxed: Any) -> Any:
@@ -99,8 +101,3 @@ def _only_leaf(boxed: Any) -> Any:
     if len(leaves) != 1:
         raise ValueError(f"refresh: opt_state holds {short_repr(boxed)} where its state has one array.")
     return leaves[0]
-
-
-def _refilled(boxed: Mapping[str, Any], numbers: LayerNumbers) -> Any:
-    """The boxes with other arrays in them."""
-    return jax.tree.unflatten(jax.tree.structure(boxed), jax.tree.leaves(numbers))

@@ -62,7 +62,8 @@ def scalars(opt_state: PyTree) -> dict[str, float]:
             "scalars: opt_state is being traced; call scalars outside of jit, on the state that the step returns."
         )
     numbers = jax.device_get([{"metric": state.metric, "scale": state.scale} for state in plain])
-    prefixes = _prefixes([type(state).__name__.removesuffix("State").lower() for state in plain])
+    classes = [type(state).__name__.removesuffix("State").removesuffix("Transition") for state in plain]
+    prefixes = _prefixes([name.lower() for name in classes])
     return {
         f"{prefix}/{kind}/{name}{index}": value
         for prefix, fields in zip(prefixes, numbers, strict=True)

@@ -34,8 +34,11 @@ def metrics_and_scales(
     """The metrics and scales of all layers, from their weights.
 
     A layer whose spectrum is unusable keeps its number in `metric` and in `scale`, and takes no part in the others' scales.
-    A layer in a block has the scale of its block. Where no refresh is due, every layer keeps its numbers.
+    A layer in a block has the scale of its block. A layer that is not measured has the greatest scale of those that are.
+    Where no refresh is due, every layer keeps its numbers.
     """
+    others = [layer.name for layer in layers if not layer.measured]
+    layers = layers.measured
     names = [layer.name for layer in layers]
     groups = group_ids(layers, {layer.name: kernel_shape(layer, kernels[layer.kernel].shape) for layer in layers})
     with in_mesh(mesh_of(kernels.values())):
@@ -58,7 +61,9 @@ def metrics_and_scales(
     usable &= due
     metrics = jnp.where(usable & jnp.isfinite(metrics), metrics.astype(old_metrics.dtype), old_metrics)
     scales = jnp.where(usable, scales.astype(old_scales.dtype), old_scales)
-    return _unflatten(metrics, metric, names), _unflatten(scales, scale, names)
+    greatest, any_usable = scales.max(), usable.any()
+    unmeasured = {name: jnp.where(any_usable, greatest.astype(scale[name].dtype), scale[name]) for name in others}
+    return _unflatten(metrics, metric, names), _unflatten(scales, scale, names) | unmeasured
 
 
 def scale_by_layer(updates: PyTree, layers: Layers, leaves: Mapping[Path, Any], scale: LayerNumbers) -> PyTree:

@@ -14,6 +14,7 @@ import optax
 from jax.sharding import AxisType
 from jaxtyping import Array, Bool, Int
 
+from tb_optax._balance import transitions
 from tb_optax._balance.options import BalanceOptions
 from tb_optax._balance.own_states import OwnStates
 from tb_optax._balance.scales import LayerNumbers, metrics_and_scales
@@ -28,7 +29,11 @@ from tb_optax._spectra.sharding import in_mesh, mesh_of, replicated
 
 @runtime_checkable
 class BalanceState(Protocol):
-    """A NamedTuple of these arrays; each dict has one entry for each layer, with the sizes of its layer axes."""
+    """A NamedTuple of these arrays; each dict has one entry for each layer, with the sizes of its layer axes.
+
+    `metric` has no entry for a layer that is not measured. With transitions, a state has `target` and `remaining` too
+    (`transitions`).
+    """
 
     @property
     def count(self) -> Any: ...
@@ -36,6 +41,7 @@ class BalanceState(Protocol):
     def metric(self) -> Any: ...
     @property
     def scale(self) -> Any: ...
+    def _replace(self, **fields: Any) -> Any: ...
 
 
 State = TypeVar("State", bound=BalanceState)
@@ -72,7 +78,7 @@ class BalancedTransformation(optax.GradientTransformationExtraArgs):
 
 def balanced_transformation(
     options: BalanceOptions,
-    state_class: Callable[..., State],
+    state_class: Any,
     apply: Callable[[PyTree, State, BalancedParams], PyTree],
 ) -> BalancedTransformation:
     """The transformation with these options.
@@ -86,11 +92,12 @@ def balanced_transformation(
     own_states = OwnStates(options, state_class)
 
     def compute(layers: Layers, state: State, kernels: Mapping[Path, Any]) -> tuple[LayerNumbers, LayerNumbers]:
-        return metrics_and_scales(options, layers, kernels, state.metric, state.scale)
+        return metrics_and_scales(options, layers, kernels, state.metric, transitions.target_of(state))
 
-    def compute_if_due(layers: Layers, state: State, kernels: Mapping[Path, Any]) -> tuple[LayerNumbers, LayerNumbers]:
-        due = is_due(state.count, options.update_interval, options.start_step)
-        old = state.metric, state.scale
+    def compute_if_due(
+        layers: Layers, state: State, kernels: Mapping[Path, Any], due: Bool[Array, ""]
+    ) -> tuple[LayerNumbers, LayerNumbers]:
+        old = state.metric, transitions.target_of(state)
 
         def refreshed(kernels: Mapping[Path, Any]) -> tuple[LayerNumbers, LayerNumbers]:
             # Under vmap this branch runs if any element of the batch is due: `due` says which ones are.
@@ -102,17 +109,16 @@ def balanced_transformation(
     compute, compute_if_due = jax.jit(compute, static_argnums=0), jax.jit(compute_if_due, static_argnums=0)
 
     def init_fn(params: PyTree) -> State:
-        count = jnp.zeros((), jnp.int32)
         if is_placeholder(params):  # Optax asks which parts of the state are parameters: none is.
-            names = own_states.names()
-            return state_class(count, *(jnp.zeros(()) if names is None else dict.fromkeys(names, 0.0) for _ in range(2)))
+            return _placeholder_state(state_class, own_states.names())
         check_one_iterate(argument_of, params)
         layers, leaves = resolve_layers(options.layers, params)
         shapes = {layer.name: kernel_shape(layer, leaves[layer.kernel].shape) for layer in layers}
-        _check_enough(argument_of, layers, shapes)
+        _check_enough(argument_of, layers.measured, shapes)
         check_share(argument_of, layers)
         dtype = at_least_float32(*(leaves[layer.kernel].dtype for layer in layers))
-        state = initial_state(state_class, shapes, dtype, [leaves[layer.kernel] for layer in layers])
+        measured = [layer.name for layer in layers.measured]
+        state = initial_state(state_class, shapes, measured, dtype, [leaves[layer.kernel] for layer in layers])
         own_states.remember(state, layers, leaves)
         return state
 
@@ -122,41 +128,57 @@ def balanced_transformation(
         check_one_iterate(argument_of, params)
         layers, leaves = resolve_layers(options.layers, params)
         check_balance_state(argument_of, state, layers, leaves)
+        transitions.check_fields(argument_of, state, state_class)
         own_states.remember(state, layers, leaves)
-        metric, scale = state.metric, state.scale
+        after = state
         if options.update_interval is not None:
-            metric, scale = compute_if_due(layers, state, _kernels(layers, leaves))
+            due = is_due(state.count, options.update_interval, options.start_step, options.stop_step)
+            metric, target = compute_if_due(layers, state, _kernels(layers, leaves), due)
+            after = transitions.refreshed(state, metric, target, options.transition_steps, due)
+        after = transitions.moved(after)
         check_updates(argument_of, updates, layers, leaves)
-        updates = apply(updates, state, BalancedParams(params, layers, leaves, scale))
-        return updates, state_class(jnp.asarray(optax.safe_increment(state.count)), metric, scale)
+        updates = apply(updates, state, BalancedParams(params, layers, leaves, after.scale))
+        return updates, after._replace(count=jnp.asarray(optax.safe_increment(state.count)))
 
     def refresh(opt_state: PyTree, params: PyTree) -> PyTree:
         check_params(f"{argument_of}.refresh", params)
 
-        def refreshed(state: State, layers: Layers, leaves: Mapping[Path, Any]) -> tuple[LayerNumbers, LayerNumbers]:
-            return compute(layers, state, _kernels(layers, leaves))
+        def refreshed(state: State, layers: Layers, leaves: Mapping[Path, Any]) -> State:
+            transitions.check_fields(f"{argument_of}.refresh", state, state_class)
+            metric, target = compute(layers, state, _kernels(layers, leaves))
+            return transitions.refreshed(state, metric, target, options.transition_steps)
 
         return own_states.map(refreshed, opt_state, params)
 
     return BalancedTransformation(init_fn, update_fn, refresh)
 
 
-def is_due(count: Int[Array, ""], interval: Any, start: Any) -> Bool[Array, ""]:
-    """Whether an update refreshes: the update of number `start`, and every `interval` updates from then on."""
+def is_due(count: Int[Array, ""], interval: Any, start: Any, stop: Any = None) -> Bool[Array, ""]:
+    """Whether an update refreshes: the update of number `start`, and every `interval` updates from then on, up to `stop`."""
     interval, start = _as_int32(interval), _as_int32(start)
     since = count - start
-    return (start >= 0) & (since >= 0) & (interval >= 1) & (since % jnp.maximum(interval, 1) == 0)
+    due = (start >= 0) & (since >= 0) & (interval >= 1) & (since % jnp.maximum(interval, 1) == 0)
+    return due if stop is None else due & (count <= _as_int32(stop))
 
 
 def initial_state(
-    state_class: Callable[..., State], shapes: Mapping[str, KernelShape], dtype: Any, kernels: Sequence[Any]
-) -> State:
+    state_class: Any,
+    shapes: Mapping[str, KernelShape],
+    measured: Sequence[str],
+    dtype: Any,
+    kernels: Sequence[Any],
+) -> BalanceState:
     """The state before the first update: metrics of 0 and scales of 1."""
 
-    def create() -> State:
-        metric = {name: jnp.zeros(shape.stack, dtype) for name, shape in shapes.items()}
-        scale = {name: jnp.ones(shape.stack, dtype) for name, shape in shapes.items()}
-        return state_class(jnp.zeros((), jnp.int32), metric, scale)
+    def create() -> BalanceState:
+        numbers = dict(
+            count=jnp.zeros((), jnp.int32),
+            metric={name: jnp.zeros(shapes[name].stack, dtype) for name in measured},
+            scale={name: jnp.ones(shape.stack, dtype) for name, shape in shapes.items()},
+            target={name: jnp.ones(shape.stack, dtype) for name, shape in shapes.items()},
+            remaining=jnp.zeros((), jnp.int32),
+        )
+        return state_class(**{name: numbers[name] for name in state_class._fields})
 
     mesh = mesh_of(kernels)
     if AxisType.Explicit not in mesh.axis_types or not jax.sharding.get_abstract_mesh().empty:
@@ -172,7 +194,16 @@ def initial_state(
 
 
 def _kernels(layers: Layers, leaves: Mapping[Path, Any]) -> Mapping[Path, Any]:
-    return jax.lax.stop_gradient({layer.kernel: leaves[layer.kernel] for layer in layers})
+    return jax.lax.stop_gradient({layer.kernel: leaves[layer.kernel] for layer in layers.measured})
+
+
+def _placeholder_state(state_class: Any, measured: Mapping[str, bool] | None) -> BalanceState:
+    """A state whose metrics and scales are no parameters, for `optax.tree_map_params`."""
+    of_all = jnp.zeros(()) if measured is None else dict.fromkeys(measured, 0.0)
+    metric = of_all if measured is None else {name: 0.0 for name, has_metric in measured.items() if has_metric}
+    number = jnp.zeros((), jnp.int32)
+    fields = {"count": number, "metric": metric, "scale": of_all, "target": of_all, "remaining": number}
+    return state_class(**{name: fields[name] for name in state_class._fields})
 
 
 def _as_int32(number: Any) -> Int[Array, ""]:

@@ -15,6 +15,8 @@ Example:
   KernelAxes(reduction=(1,), output=(2,), layer=(0,))
 """
 
+import dataclasses
+import fnmatch
 import functools
 import itertools
 import re
@@ -33,6 +35,7 @@ from tb_optax._layers.layer import (
     Layers,
     Path,
     PyTree,
+    check_patterns,
     layer_names,
     leaf_paths,
     leaves_by_path,
@@ -46,7 +49,12 @@ _WEIGHT_TO_BIAS = (("kernel", "bias"), ("weights", "biases"), ("weight", "bias")
 
 
 def find_layers(
-    params: PyTree, *, exclude: Sequence[str] = (), min_eigenvalues: int = 50, layout: Layout | None = None
+    params: PyTree,
+    *,
+    exclude: Sequence[str] = (),
+    min_eigenvalues: int = 50,
+    layout: Layout | None = None,
+    unmeasured: Sequence[str] = (),
 ) -> Layers:
     """Finds the balanced layers of a network in its parameter tree.
 
@@ -79,6 +87,9 @@ def find_layers(
       min_eigenvalues: layers with fewer eigenvalues are left out: too few for a fit.
       layout: whether convolutions have their outputs first (`"torch"`) or their window (`"jax"`), where sizes allow both; by
         default, the name tells (`weight`: outputs first).
+      unmeasured: patterns like those of `exclude`, of arrays that get the greatest scale and no metric (`Layer.measured`),
+        embeddings among them: `("*embed*", "lm_head")` for `llr`. They match a layer's name, or the path of an array that
+        would be left out.
 
     Returns:
       The layers, in the order of the tree, with the reasons for what was left out. Print them to see how each was read.
@@ -114,7 +125,21 @@ def find_layers(
                 axes[path] = found
     names = layer_names(axes)
     layers = [Layer(names[path], path, tree.follows(path), *axes[path]) for path in axes]
+    layers = _not_measured(layers, left_out, unmeasured)
     return select_layers(layers, tree.leaves, left_out, exclude, min_eigenvalues, "find_layers")
+
+
+def _not_measured(layers: list[Layer], left_out: dict[Path, str], patterns: Sequence[str]) -> list[Layer]:
+    """The layers, of which those that match a pattern are not measured; arrays of `left_out` that match one are layers."""
+    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    tables = [Layer(path, path, measured=False) for path in left_out]
+    names = [layer.name for layer in (*layers, *tables)]
+    check_patterns("find_layers", "unmeasured", patterns, names)
+    matches = lambda layer: any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in patterns)
+    added = [table for table in tables if matches(table)]
+    for table in added:
+        del left_out[table.kernel]
+    return [dataclasses.replace(layer, measured=not matches(layer)) for layer in layers] + added
 
 
 find_all_layers = functools.partial(find_layers, min_eigenvalues=2)

@@ -58,6 +58,8 @@ class Layer:
       layer_axes: likewise.
       block: layers with the same one share the mean of their metrics, and one scale (`in_blocks` finds them); a layer
         without one has its own.
+      measured: whether the layer has a spectrum and a metric. A layer that is not measured gets the greatest scale of all
+        others at each refresh: so LLR treats the token embedding and the output layer.
 
     Raises:
       TypeError: a field that is to be a tuple is a string or a number.
@@ -66,7 +68,7 @@ class Layer:
       >>> import tb_optax
       >>> tb_optax.Layer("dense", "dense/kernel", follows=("dense/bias",))
       Layer(name='dense', kernel='dense/kernel', follows=('dense/bias',), reduction_axes=(-2,), output_axes=(-1,), \
-layer_axes=(), block='')
+layer_axes=(), block='', measured=True)
     """
 
     name: str
@@ -76,6 +78,7 @@ layer_axes=(), block='')
     output_axes: tuple[int, ...] = (-1,)
     layer_axes: tuple[int, ...] = ()
     block: str = ""
+    measured: bool = True
 
     def __post_init__(self):
         for field in ("follows", "reduction_axes", "output_axes", "layer_axes"):
@@ -110,11 +113,18 @@ class Layers(tuple[Layer, ...]):
         self.shapes = dict(shapes or {})
         return self
 
+    @property
+    def measured(self) -> "Layers":
+        """The layers that have a spectrum and a metric."""
+        return Layers([layer for layer in self if layer.measured], self.left_out, self.shapes)
+
     def __str__(self) -> str:
         lines = []
         for layer in self:
             parts = [self._with_shape(layer.kernel)]
-            if layer.kernel in self.shapes:
+            if not layer.measured:
+                parts.append("not measured, with the greatest scale")
+            elif layer.kernel in self.shapes:
                 parts.append(kernel_shape(layer, self.shapes[layer.kernel]).describe())
             follows = " ".join(f"+ {path}" for path in layer.follows)
             parts += [follows] * bool(follows) + [f"in block {layer.block}"] * bool(layer.block)
@@ -324,12 +334,7 @@ def select_layers(
     candidates = tuple(candidates)
     patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     names = [layer.name for layer in candidates] + list(left_out)
-    for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            raise ValueError(
-                f"{argument_of}: exclude={pattern!r} matches no layer. Patterns are shell-style and match a layer's "
-                f"whole name (`*` crosses `/`); the layers are: {', '.join(names) or 'none'}."
-            )
+    check_patterns(argument_of, "exclude", patterns, names)
     kept, reasons = [], dict(left_out)
     for layer in candidates:
         shape = kernel_shape(layer, leaves[layer.kernel].shape)
@@ -337,16 +342,25 @@ def select_layers(
         matched = [pattern for pattern in patterns if fnmatch.fnmatchcase(layer.name, pattern)]
         if matched:
             reasons[layer.kernel] = f"excluded by {matched[0]!r}"
-        elif min(shape.rows, shape.columns) == 1:
+        elif layer.measured and min(shape.rows, shape.columns) == 1:
             which = "its one matrix is" if shape.matrices == 1 else f"each of its {shape.matrices} matrices is"
             reasons[layer.kernel] = f"{which} a vector, which has no spectrum"
-        elif count < min_eigenvalues:
+        elif layer.measured and count < min_eigenvalues:
             reasons[layer.kernel] = f"{count} eigenvalues, fewer than min_eigenvalues={min_eigenvalues}"
         else:
             kept.append(layer)
     following = {path for layer in kept for path in layer.follows}
     left_out = {path: reason for path, reason in reasons.items() if path not in following}
     return Layers(kept, left_out, shapes_of(leaves))
+
+
+def check_patterns(argument_of: str, argument: str, patterns: Sequence[str], names: Sequence[str]) -> None:
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"{argument_of}: {argument}={pattern!r} matches no layer. Patterns are shell-style and match a layer's "
+                f"whole name (`*` crosses `/`); the layers are: {', '.join(names) or 'none'}."
+            )
 
 
 def shapes_of(leaves: Mapping[Path, Any]) -> dict[Path, tuple[int, ...]]:
@@ -423,7 +437,7 @@ def _check_layer(layer: Layer, leaves: Mapping[Path, Any]) -> None:
         if not is_float_array(leaves[path]):
             raise InvalidLayersError(f"Layer {layer.name!r}: {path!r} is not an array of real floating-point numbers.")
     shape = kernel_shape(layer, leaves[layer.kernel].shape)
-    if shape.eigenvalues < 2:
+    if layer.measured and shape.eigenvalues < 2:
         raise ValueError(
             f"Layer {layer.name!r}: {layer.kernel!r} of shape {leaves[layer.kernel].shape} has {shape.eigenvalues} "
             "eigenvalues; a spectrum needs at least 2."

@@ -1,8 +1,9 @@
 """Reads the layers off the forward pass: their axes, their order, and what follows them."""
 
+import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -30,7 +31,7 @@ def trace_layers(
     wrt: Any = None,
     exclude: Sequence[str] = (),
     min_eigenvalues: int = 50,
-    first_and_last: bool = False,
+    first_and_last: bool | Literal["unmeasured"] = False,
 ) -> Layers:
     """Finds the balanced layers of a network in its forward pass.
 
@@ -65,15 +66,17 @@ def trace_layers(
       wrt: of a module, which of its variables are parameters, as in `nnx.Optimizer`; by default `nnx.Param`.
       exclude: shell-style patterns (`fnmatch`) of the names of further layers to leave out.
       min_eigenvalues: layers with fewer eigenvalues are left out.
-      first_and_last: balance the first and the last layer too. Give it if `params` is only a part of the network, such as
-        LoRA's factors: its first and last layer are not the network's.
+      first_and_last: `True` to balance the first and the last layer too. Give it if `params` is only a part of the network,
+        such as LoRA's factors: its first and last layer are not the network's. `"unmeasured"` to return embeddings, the
+        first and the last layer with `Layer.measured=False`: they have no metric, and the greatest scale (see `llr`).
 
     Returns:
       The layers in the order in which `fn` first uses them, with the reasons for what was left out. Stacks of biases and
       scales are not among that, though they have two axes and more.
 
     Raises:
-      ValueError: a pattern of `exclude` matches nothing, `min_eigenvalues < 2`, or two paths of `params` read alike.
+      ValueError: a pattern of `exclude` matches nothing, `min_eigenvalues < 2`, `first_and_last` is unknown, or two paths of
+        `params` read alike.
 
     Example:
       >>> import jax, jax.numpy as jnp, tb_optax
@@ -88,6 +91,8 @@ def trace_layers(
       left out: head/w (64, 64): the last layer
       1 layer, with 33% of the parameters
     """
+    if first_and_last not in (False, True, "unmeasured"):
+        raise ValueError(f"trace_layers: first_and_last={first_and_last!r} is unknown; give False, True or 'unmeasured'.")
     fn, params, args = _function_of_params(fn, args, wrt)
     leaves = leaves_by_path(params)
     arrays = {path: leaf for path, leaf in leaves.items() if hasattr(leaf, "shape")}
@@ -122,30 +127,45 @@ def _function_of_params(
 
 
 def _balanced(
-    found: Findings, arrays: dict[Path, Any], exclude: Sequence[str], min_eigenvalues: int, first_and_last: bool
+    found: Findings,
+    arrays: dict[Path, Any],
+    exclude: Sequence[str],
+    min_eigenvalues: int,
+    first_and_last: bool | Literal["unmeasured"],
 ) -> Layers:
     left_out: dict[Path, str] = {}
+    unmeasured = first_and_last == "unmeasured"
+    tables = [path for path in found.embeddings if unmeasured and is_float_array(arrays[path])]
     for path, leaf in arrays.items():
         if len(leaf.shape) >= 2 and path not in found.axes and not found.is_vector(path):
             known = "an embedding" if path in found.embeddings else found.unclear.get(path)
             left_out[path] = known or "no matrix product with it in the forward pass"
-    names = layer_names(found.axes)
-    layers = {}
+    names = layer_names(dict.fromkeys([*sorted(tables), *found.axes]))
+    layers = {path: Layer(names[path], path, measured=False) for path in sorted(tables)}
+    left_out = {path: reason for path, reason in left_out.items() if path not in layers}
     for path, axes in _experts_apart(found.axes, arrays).items():
-        if is_float_array(arrays[path]):
+        if path in layers:  # A tied embedding is a table first.
+            layers[path] = dataclasses.replace(layers[path], follows=found.followers(path))
+        elif is_float_array(arrays[path]):
             layers[path] = Layer(names[path], path, found.followers(path), *axes)
         else:
             left_out[path] = f"its dtype, {arrays[path].dtype}, is no real floating point"
-    if not first_and_last:
-        first = set().union(*found.uses[:1])
-        inputs = {found.reads[path] for path in first if path in found.reads}
-        first |= {path for path, read in found.reads.items() if read in inputs}
-        for which, paths in zip(("first", "last"), [first, *found.uses[-1:]], strict=False):
-            for path in paths:
-                if path in layers and not layers[path].layer_axes:
-                    left_out[path] = f"the {which} layer"
-                    del layers[path]
+    for path, which in ({} if first_and_last is True else _ends(found)).items():
+        if path in layers and unmeasured:
+            layers[path] = dataclasses.replace(layers[path], measured=bool(layers[path].layer_axes))
+        elif path in layers and not layers[path].layer_axes:
+            left_out[path] = f"the {which} layer"
+            del layers[path]
     return select_layers(layers.values(), arrays, left_out, exclude, min_eigenvalues, "trace_layers")
+
+
+def _ends(found: Findings) -> dict[Path, str]:
+    """The kernels of the first and of the last layer."""
+    first = set().union(*found.uses[:1])
+    inputs = {found.reads[path] for path in first if path in found.reads}
+    first |= {path for path, read in found.reads.items() if read in inputs}
+    last = {path for paths in found.uses[-1:] for path in paths} - first
+    return dict.fromkeys(sorted(first), "first") | dict.fromkeys(sorted(last), "last")
 
 
 def _experts_apart(found: Mapping[Path, KernelAxes], arrays: Mapping[Path, Any]) -> dict[Path, KernelAxes]:

@@ -238,6 +238,7 @@ class Measuring:
         as_it_is = source.tree is not None and params is None
         self._weights = all_of(source) if as_it_is else weights_of(source, params)
         found, _ = resolve_layers(layers, source.tree if as_it_is else self._weights.shapes)
+        found = found.measured
         # A tree has no order, so names give one.
         ordered = sorted(found, key=lambda layer: natural(layer.kernel)) if callable(layers) else found
         self.layers, too_large = _within_memory(ordered, self._weights.shapes)

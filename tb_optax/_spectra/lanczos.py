@@ -28,9 +28,9 @@ def lanczos_spectrum(
     quantiles. Within them `log λ` is linear and is `log θ_j` in the middle; its slope is the smaller one of those to the two
     neighbours (the minmod limiter of van Leer, "Towards the ultimate conservative difference scheme V", 1979). So no value
     lies in the gap between a bulk and a few larger eigenvalues, as it would if nodes were joined by lines: that made alpha
-    up to 10% too small. The value of rank `i` is this function at `(i + 1/2) / n`, its logarithm averaged over the probes. (Nodes of all probes in one measure, each repeated by its
-    weight, are many times less accurate with few steps: the nodes of different probes lie close together, so they resolve
-    no more than the nodes of one probe.)
+    up to 10% too small. The value of rank `i` is this function at `(i + 1/2) / n`, its logarithm averaged over the probes.
+    (Nodes of all probes in one measure, each repeated by its weight, are many times less accurate with few steps: the nodes
+    of different probes lie close together, so they resolve no more than the nodes of one probe.)
 
     The cost is `2 steps` products of each matrix with `probes` vectors at once, and memory for `probes` bases of `steps`
     vectors of length `n`. The largest value is the largest node of all probes. It is accurate to rounding after few steps

@@ -58,6 +58,7 @@ def spectra(
     check_solver("spectra", solver)
     check_windows("spectra", windows)
     found, leaves = resolve_layers(layers, params)
+    found = found.measured
     by_name = _by_name({layer.kernel: leaves[layer.kernel] for layer in found}, found, solver, windows)
     return {layer.name: by_name[layer.name] for layer in found}
 

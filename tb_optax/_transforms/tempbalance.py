@@ -32,6 +32,24 @@ class TempBalanceState(NamedTuple):
     scale: dict[str, Float[Array, "*stack"]]
 
 
+class TempBalanceTransitionState(NamedTuple):
+    """State of `tempbalance` with `transition_steps`.
+
+    Attributes:
+      count: updates made.
+      metric: each layer's metric when it was last usable; 0 before the first refresh.
+      scale: the scale that the last update applied to each layer; 1 before the first refresh.
+      target: the scales of the last refresh.
+      remaining: updates until `scale` is `target`.
+    """
+
+    count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
+    metric: dict[str, Float[Array, "*stack"]]
+    scale: dict[str, Float[Array, "*stack"]]
+    target: dict[str, Float[Array, "*stack"]]
+    remaining: Int[Array, ""]
+
+
 def tempbalance(
     update_interval: int | Int[Array, ""] | None,
     *,
@@ -41,6 +59,8 @@ def tempbalance(
     assign: Assignment = linear,
     layers: LayersOrFn = find_layers,
     start_step: int | Int[Array, ""] = 0,
+    stop_step: int | Int[Array, ""] | None = None,
+    transition_steps: int | Int[Array, ""] | None = None,
     solver: Exact | Lanczos = DEFAULT_SOLVER,
     windows: Windows | None = None,
 ) -> BalancedTransformation:
@@ -86,6 +106,10 @@ def tempbalance(
         leaves out small layers only: name the first and the last layer in `exclude`, or use `trace_layers`, which knows
         them.
       start_step: the update of the first refresh.
+      stop_step: the last update that may refresh. Then the last scales stay. `None` to refresh until the end.
+      transition_steps: how many updates a scale takes to its new value, in equal steps. The update that refreshes makes the
+        first of them. A refresh in between starts from the scale as it is then. `None`, like 1, to apply new scales at once.
+        With a number, the state is a `TempBalanceTransitionState`.
       solver: how spectra are computed: how much memory a refresh may use, and whether large matrices are approximated.
       windows: windows to take from every matrix, so that spectra do not depend on its aspect ratio; `None` for whole
         matrices.
@@ -122,12 +146,15 @@ def tempbalance(
         assign=assign,
         layers=layers,
         start_step=start_step,
+        stop_step=stop_step,
+        transition_steps=transition_steps,
         solver=solver,
         windows=windows,
     )
 
-    def scale_steps(updates: PyTree, state: TempBalanceState, now: BalancedParams) -> PyTree:
+    def scale_steps(updates: PyTree, state: TempBalanceState | TempBalanceTransitionState, now: BalancedParams) -> PyTree:
         del state
         return scale_by_layer(updates, now.layers, now.leaves, now.scale)
 
-    return balanced_transformation(options, TempBalanceState, scale_steps)
+    state_class = TempBalanceState if transition_steps is None else TempBalanceTransitionState
+    return balanced_transformation(options, state_class, scale_steps)

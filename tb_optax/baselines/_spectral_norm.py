@@ -94,6 +94,7 @@ def spectral_norm_regularization(
         if is_placeholder(params):  # The state holds no parameters.
             return SpectralNormRegularizationState(jnp.zeros(()))  # pyright: ignore[reportArgumentType]
         found, leaves = resolve_layers(layers, params)
+        found = found.measured
         if not found:
             raise ValueError(
                 "spectral_norm_regularization found no layers to regularize; give others as layers=. Left out: "
@@ -116,6 +117,7 @@ def spectral_norm_regularization(
         del extra_args
         check_params("spectral_norm_regularization", params)
         found, leaves = resolve_layers(layers, params)
+        found = found.measured
         check_state("spectral_norm_regularization", getattr(state, "left_singular_vectors", state), found)
         check_updates("spectral_norm_regularization", updates, found, leaves)
         kernels = {layer.kernel: leaves[layer.kernel] for layer in found}

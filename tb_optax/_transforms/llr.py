@@ -1,0 +1,78 @@
+"""LLR: TempBalance for the pre-training of language models."""
+
+from jaxtyping import Array, Int
+
+from tb_optax._balance.assignments import Bound
+from tb_optax._balance.transformation import BalancedTransformation
+from tb_optax._layers.layer import LayersOrFn
+from tb_optax._spectra.options import DEFAULT_SOLVER, Exact, Lanczos
+from tb_optax._transforms.tempbalance import tempbalance
+
+
+def llr(
+    total_updates: int,
+    *,
+    layers: LayersOrFn,
+    update_interval: int | Int[Array, ""] = 40,
+    max_scale: Bound = 3.0,
+    transition_steps: int | Int[Array, ""] = 20,
+    solver: Exact | Lanczos = DEFAULT_SOLVER,
+) -> BalancedTransformation:
+    """Layer-wise learning rates for language-model pre-training: `tempbalance` with scales from 1 to `max_scale`.
+
+    He et al., "One LR Doesn't Fit All: Heavy-Tail Guided Layerwise Learning Rates for LLMs", ICML 2026. It differs from
+    TempBalance's default in four ways:
+
+    - No layer learns more slowly than the base rate: scales are linear in PL_Alpha_Hill from 1 to `max_scale`.
+    - All linear layers of the blocks are measured. The token embedding and the output layer are not measured and have the
+      greatest scale. Norms keep the base rate.
+    - After a refresh, scales move to their new values in equal steps over `transition_steps` updates.
+    - Scales are refreshed in the first fifth of the training only.
+
+    The defaults are those of the paper's runs of 60 to 350 million parameters. Its run of 1 billion had `max_scale=5`,
+    `update_interval=100` and `transition_steps=50`. All had AdamW with the base rate 6e-4 (5e-4 for 1 billion), betas 0.9
+    and 0.95, weight decay 0.1, a warm-up over a tenth of the updates and a cosine to a tenth of the rate.
+
+    Args:
+      total_updates: updates in the whole training.
+      layers: the layers, with the embedding and the output layer among them: `trace_layers(forward, params, x,
+        first_and_last="unmeasured")`, or `functools.partial(find_layers, unmeasured=("*embed*", "lm_head"))`.
+      update_interval: updates between refreshes.
+      max_scale: the scale of the layer with the greatest alpha, of the embedding and of the output layer.
+      transition_steps: updates that a scale takes to its new value.
+      solver: how spectra are computed.
+
+    Returns:
+      A transformation to put after AdamW. Its state is a `TempBalanceTransitionState`.
+
+    Raises:
+      ValueError: `total_updates` is below 1; otherwise as in `tempbalance`.
+      TypeError: `total_updates` is not a whole number; otherwise as in `tempbalance`.
+
+    Example:
+      >>> import functools, jax, optax, tb_optax
+      >>> keys = jax.random.split(jax.random.key(0), 6)
+      >>> params = {f"block{i}": {"kernel": jax.random.normal(key, (64, 64))} for i, key in enumerate(keys)}
+      >>> params["embed"] = {"embedding": jax.random.normal(jax.random.key(1), (256, 64))}
+      >>> layers = functools.partial(tb_optax.find_layers, unmeasured="embed*")
+      >>> tx = optax.chain(optax.adamw(6e-4, b2=0.95, weight_decay=0.1), tb_optax.llr(3200, layers=layers))
+      >>> state = tx.init(params)
+      >>> for _ in range(20):
+      ...     updates, state = tx.update(params, state, params)
+      >>> scale = state[1].scale
+      >>> [round(float(number), 2) for number in (min(scale.values()), max(scale.values()), scale["embed/embedding"])]
+      [1.0, 3.0, 3.0]
+    """
+    if isinstance(total_updates, bool) or not isinstance(total_updates, int):
+        raise TypeError(f"llr: total_updates={total_updates!r} must be a whole number: the updates of the whole training.")
+    if total_updates < 1:
+        raise ValueError(f"llr: total_updates={total_updates} must be at least 1: the updates of the whole training.")
+    return tempbalance(
+        update_interval,
+        min_scale=1.0,
+        max_scale=max_scale,
+        layers=layers,
+        stop_step=(total_updates - 1) // 5,
+        transition_steps=transition_steps,
+        solver=solver,
+    )
