@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
+import warnings
 from typing import Any
 
 import numpy as np
 
-from tb_optax._balance.assignments import Assignment, Bound
+from tb_optax._balance.assignments import Assignment, Bound, linear, step
+from tb_optax._balance.attributes import innermost
 from tb_optax._balance.fits import check_fit_of_solver, is_fit
-from tb_optax._balance.metrics import Metric
+from tb_optax._balance.metrics import Metric, is_relative
 from tb_optax._checks import known_number
 from tb_optax._layers.layer import LayersOrFn
 from tb_optax._spectra.options import Solver, check_solver
@@ -57,6 +59,13 @@ class BalanceOptions:
                     f"{self.argument_of}: {name}={function!r} is not a function; give one such as tb_optax.{example}. "
                     f"(Under optax.inject_hyperparams, give static_args={STATIC_ARGS}: it takes functions for schedules.)"
                 )
+        if is_relative(self.metric) and innermost(self.assign) in (linear, step):
+            warnings.warn(
+                f"{self.argument_of}: metric is relative to noise, and assign={innermost(self.assign).__name__} stretches "
+                "what chance makes of it to the whole range from min_scale to max_scale; give tb_optax.assignments.sqrt or "
+                "sigmoid.",
+                stacklevel=6,
+            )
         if is_fit(self.metric):
             fit = getattr(self.metric, "__name__", None)
             spelled = f"tb_optax.fits.{fit}" if fit else repr(self.metric)

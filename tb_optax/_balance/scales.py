@@ -119,7 +119,7 @@ def _metrics_of_shapes(options: BalanceOptions, plan: SpectrumPlan, names: Seque
     """The metrics of all layers in the order of `names`, from the spectra of noise alone: nothing is solved."""
     found = {}
     for layer in (layer for batch in plan.batches for layer in batch.layers):
-        noise = noise_spectrum(layer.grid.rows, layer.grid.columns, layer.pooled * layer.grid.rows)
+        noise = noise_spectrum(layer.grid.rows, layer.grid.columns, 1024)
         value = options.metric(jnp.asarray(noise, layer.dtype))
         what = f"number for the spectrum of noise of shape {noise.shape}"
         check_shape(options.argument_of, "metric", options.metric, what, value, ())

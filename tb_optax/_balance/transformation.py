@@ -91,22 +91,23 @@ def balanced_transformation(
     argument_of = options.argument_of
     own_states = OwnStates(options, state_class)
 
-    def compute(layers: Layers, state: State, kernels: Mapping[Path, Any]) -> tuple[LayerNumbers, LayerNumbers]:
-        return metrics_and_scales(options, layers, kernels, state.metric, transitions.target_of(state))
+    def refreshed(layers: Layers, state: State, kernels: Mapping[Path, Any]) -> State:
+        metric, target = metrics_and_scales(options, layers, kernels, state.metric, transitions.target_of(state))
+        return transitions.refreshed(state, metric, target, options.transition_steps)
 
-    def compute_if_due(
-        layers: Layers, state: State, kernels: Mapping[Path, Any], due: Bool[Array, ""]
-    ) -> tuple[LayerNumbers, LayerNumbers]:
+    def refreshed_if_due(layers: Layers, state: State, kernels: Mapping[Path, Any]) -> State:
+        due = is_due(state.count, options.update_interval, options.start_step, options.stop_step)
         old = state.metric, transitions.target_of(state)
 
-        def refreshed(kernels: Mapping[Path, Any]) -> tuple[LayerNumbers, LayerNumbers]:
+        def solved(kernels: Mapping[Path, Any]) -> tuple[LayerNumbers, LayerNumbers]:
             # Under vmap this branch runs if any element of the batch is due: `due` says which ones are.
             return metrics_and_scales(options, layers, kernels, *old, due)
 
-        return jax.lax.cond(any_over_batch(due), refreshed, lambda _: old, kernels)
+        metric, target = jax.lax.cond(any_over_batch(due), solved, lambda _: old, kernels)
+        return transitions.refreshed(state, metric, target, options.transition_steps, due)
 
     # Jitted, so that each is one program, compiled once, where nothing around it is jitted.
-    compute, compute_if_due = jax.jit(compute, static_argnums=0), jax.jit(compute_if_due, static_argnums=0)
+    refreshed, refreshed_if_due = (jax.jit(function, static_argnums=0) for function in (refreshed, refreshed_if_due))
 
     def init_fn(params: PyTree) -> State:
         if is_placeholder(params):  # Optax asks which parts of the state are parameters: none is.
@@ -132,9 +133,7 @@ def balanced_transformation(
         own_states.remember(state, layers, leaves)
         after = state
         if options.update_interval is not None:
-            due = is_due(state.count, options.update_interval, options.start_step, options.stop_step)
-            metric, target = compute_if_due(layers, state, _kernels(layers, leaves), due)
-            after = transitions.refreshed(state, metric, target, options.transition_steps, due)
+            after = refreshed_if_due(layers, state, _kernels(layers, leaves))
         after = transitions.moved(after)
         check_updates(argument_of, updates, layers, leaves)
         updates = apply(updates, state, BalancedParams(params, layers, leaves, after.scale))
@@ -143,12 +142,10 @@ def balanced_transformation(
     def refresh(opt_state: PyTree, params: PyTree) -> PyTree:
         check_params(f"{argument_of}.refresh", params)
 
-        def refreshed(state: State, layers: Layers, leaves: Mapping[Path, Any]) -> State:
-            transitions.check_fields(f"{argument_of}.refresh", state, state_class)
-            metric, target = compute(layers, state, _kernels(layers, leaves))
-            return transitions.refreshed(state, metric, target, options.transition_steps)
+        def after(state: State, layers: Layers, leaves: Mapping[Path, Any]) -> State:
+            return refreshed(layers, state, _kernels(layers, leaves))
 
-        return own_states.map(refreshed, opt_state, params)
+        return own_states.map(after, opt_state, params)
 
     return BalancedTransformation(init_fn, update_fn, refresh)
 
@@ -167,10 +164,10 @@ def initial_state(
     measured: Sequence[str],
     dtype: Any,
     kernels: Sequence[Any],
-) -> BalanceState:
+) -> Any:
     """The state before the first update: metrics of 0 and scales of 1."""
 
-    def create() -> BalanceState:
+    def create() -> Any:
         numbers = dict(
             count=jnp.zeros((), jnp.int32),
             metric={name: jnp.zeros(shapes[name].stack, dtype) for name in measured},
@@ -184,7 +181,7 @@ def initial_state(
     if AxisType.Explicit not in mesh.axis_types or not jax.sharding.get_abstract_mesh().empty:
         return create()
 
-    def create_in_mesh(kernels: Sequence[Any]) -> State:
+    def create_in_mesh(kernels: Sequence[Any]) -> Any:
         del kernels  # They say on which devices this runs.
         with in_mesh(mesh):
             return jax.tree.map(replicated, create())
@@ -197,7 +194,7 @@ def _kernels(layers: Layers, leaves: Mapping[Path, Any]) -> Mapping[Path, Any]:
     return jax.lax.stop_gradient({layer.kernel: leaves[layer.kernel] for layer in layers.measured})
 
 
-def _placeholder_state(state_class: Any, measured: Mapping[str, bool] | None) -> BalanceState:
+def _placeholder_state(state_class: Any, measured: Mapping[str, bool] | None) -> Any:
     """A state whose metrics and scales are no parameters, for `optax.tree_map_params`."""
     of_all = jnp.zeros(()) if measured is None else dict.fromkeys(measured, 0.0)
     metric = of_all if measured is None else {name: 0.0 for name, has_metric in measured.items() if has_metric}

@@ -7,6 +7,7 @@ from jaxtyping import Float
 
 # Points of the numerical integral. With four times as many, no quantile moves by more than 1e-6 of its value.
 _POINTS = 2**14
+_BEYOND_EDGE = 0.01
 
 
 @functools.lru_cache(maxsize=4096)
@@ -35,3 +36,23 @@ def noise_spectrum(rows: int, columns: int, count: int) -> Float[np.ndarray, " c
     ranks = (np.arange(count) + 0.5) / count
     found = np.interp(ranks, cumulative / cumulative[-1], angle)
     return 1 + ratio - 2 * np.sqrt(ratio) * np.cos(found)
+
+
+def noise_edge(rows: int, columns: int, matrices: int = 1) -> float:
+    """The value that the largest eigenvalue of noise exceeds with probability 1%, in units of the mean eigenvalue.
+
+    The largest eigenvalue of `W Wᵀ`, centred at `(√(rows - 1) + √columns)²` and divided by
+    `(√(rows - 1) + √columns) (1 / √(rows - 1) + 1 / √columns)^(1/3)`, follows the law of Tracy and Widom of order 1
+    (Johnstone, "On the distribution of the largest eigenvalue in principal components analysis", 2001). Its upper tail is
+    `exp(-2/3 s^(3/2)) / (4 √π s^(3/4))`. Of several matrices, each exceeds the edge with its share of the 1%.
+
+    Args:
+      rows: the smaller side of the matrices.
+      columns: the larger side.
+      matrices: how many matrices there are.
+    """
+    deviations = np.linspace(0.5, 12, 2**12)
+    tail = np.exp(-2 / 3 * deviations**1.5) / (4 * np.sqrt(np.pi) * deviations**0.75)
+    deviation = np.interp(np.log(_BEYOND_EDGE / matrices), np.log(tail[::-1]), deviations[::-1])
+    first, second = np.sqrt(max(rows - 1, 1)), np.sqrt(columns)
+    return float((first + second) ** 2 + deviation * (first + second) * (1 / first + 1 / second) ** (1 / 3)) / columns
