@@ -85,8 +85,6 @@ def median(eigenvalues: Float[Array, "*layers n"], *, tail_fraction: float = 0.5
       (2.443, 1.0)
     """
     eigenvalues = as_spectra(eigenvalues)
-    if not 0 < tail_fraction <= 1:
-        raise ValueError(f"tail_fraction={tail_fraction} must be above 0 and at most 1: the share of the spectrum to fit.")
     return _over_layers(_fit_at, eigenvalues, jnp.asarray(_tail_start(eigenvalues.shape[-1], tail_fraction)))
 
 
@@ -189,6 +187,12 @@ def fit_spectra(fit: Callable[[Array], PowerLaw], spectra: Sequence[Float[np.nda
 
 def _tail_start(n: int, tail_fraction: float = 0.5) -> int:
     """The index at which the tail of `n` eigenvalues begins."""
+    known = isinstance(tail_fraction, (int, float, np.number, jax.Array)) and not isinstance(tail_fraction, core.Tracer)
+    if not known or not 0 < tail_fraction <= 1:
+        raise ValueError(
+            f"tail_fraction={short_repr(tail_fraction)} must be above 0 and at most 1: the share of the spectrum to fit. "
+            "(It cannot be a traced number.)"
+        )
     return min(int(n * (1 - tail_fraction) + _ROUNDING), n - 2)
 
 
