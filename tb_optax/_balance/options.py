@@ -53,8 +53,8 @@ class BalanceOptions:
             if not callable(function):
                 raise TypeError(
                     f"{self.argument_of}: {name}={short_repr(function)} is not a function; give one such as "
-                    f"tb_optax.{example}. (Under optax.inject_hyperparams, give static_args={STATIC_ARGS}: it takes functions "
-                    "for schedules.)"
+                    f"tb_optax.{example}. (Under optax.inject_hyperparams, give static_args={STATIC_ARGS}: it takes "
+                    "functions for schedules.)"
                 )
         if is_fit(self.metric):
             fit = getattr(self.metric, "__name__", None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 from jax import core
 from jaxtyping import Array, Float
@@ -62,8 +63,11 @@ def sparsities(
     sizes = jnp.ones_like(metrics) if sizes is None else jnp.asarray(sizes).astype(metrics.dtype)
     if sizes.shape != metrics.shape:
         raise ValueError(f"sparsities: sizes has shape {sizes.shape}; give one for each of the {metrics.size} metrics.")
-    if not isinstance(sizes, core.Tracer) and not bool((sizes >= 0).all()):
-        raise ValueError("sparsities: sizes has a negative number; give how many parameters each layer has.")
+    if not isinstance(sizes, core.Tracer):
+        with jax.ensure_compile_time_eval():  # In a trace, JAX would trace known sizes too.
+            are_sizes = bool((sizes >= 0).all())
+        if not are_sizes:
+            raise ValueError("sparsities: sizes has a negative number; give how many parameters each layer has.")
     ratios = linear(jnp.where(jnp.isfinite(metrics), metrics, jnp.nan), min_ratio, max_ratio)
     known = ~jnp.isnan(ratios)
     weights = jnp.where(known, sizes, 0.0)
