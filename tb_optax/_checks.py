@@ -8,7 +8,6 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from tb_optax._dtypes import is_float_array
 from tb_optax._layers.layer import Layers, Path, PyTree, kernel_shape, leaves_by_path, short_repr
@@ -47,16 +46,29 @@ def check_one_iterate(argument_of: str, params: PyTree) -> None:
         )
 
 
-def check_state(argument_of: str, names: Any, found: Layers) -> None:
-    """Checks that a state has the layers of `found`, so that it belongs to the same parameters.
-
-    If `names` is not a mapping by layer name, the state is another transformation's.
-    """
-    if not isinstance(names, Mapping):
+def check_state_class(argument_of: str, state: Any, state_class: Any) -> None:
+    """Checks that a state is of the NamedTuple class that the transformation's `init` returns."""
+    if isinstance(state, state_class):
+        return
+    if not isinstance(state, Mapping):
         raise TypeError(
-            f"{argument_of}: state={short_repr(names)} is not its state; give what its own init returned. A chain's state "
+            f"{argument_of}: state={short_repr(state)} is not its state; give what its own init returned. A chain's state "
             "holds one for each of its transformations, which the chain's own update takes apart."
         )
+    if set(state_class._fields) <= set(state):
+        fields = " and ".join(", ".join(state_class._fields).rsplit(", ", 1))
+        raise TypeError(
+            f"{argument_of}: state is a plain dict of {fields}, as from a checkpoint that was restored without a target; "
+            "restore it into the structure that init returns."
+        )
+    raise TypeError(
+        f"{argument_of}: state is a dict with the keys {short_repr(list(state))}, not its state; the arguments are "
+        "tx.update(updates, state, params)."
+    )
+
+
+def check_state_layers(argument_of: str, names: Mapping[str, Any], found: Layers) -> None:
+    """Checks that a state has the layers of `found`, so that it belongs to the same parameters."""
     if {layer.name for layer in found} != set(names):
         raise ValueError(
             f"{argument_of}: state has the layers {sorted(names)}, but params has "
@@ -66,18 +78,13 @@ def check_state(argument_of: str, names: Any, found: Layers) -> None:
 
 def check_balance_state(argument_of: str, state: Any, found: Layers, leaves: Mapping[Path, Any]) -> None:
     """Checks that a state of `count`, `metric` and `scale` belongs to these layers: their names and their stacks."""
-    if isinstance(state, Mapping):
-        if {"count", "metric", "scale"} <= set(state):
-            raise TypeError(
-                f"{argument_of}: state is a plain dict of count, metric and scale, as from a checkpoint that was restored "
-                "without a target; restore it into the structure that init returns."
-            )
+    check_state_layers(argument_of, state.scale, found)
+    check_state_layers(argument_of, state.metric, found.measured)
+    if not jnp.issubdtype(jnp.result_type(state.count), jnp.integer):
         raise TypeError(
-            f"{argument_of}: state is a dict with the keys {short_repr(list(state))}, not its state; the arguments are "
-            "tx.update(updates, state, params)."
+            f"{argument_of}: state has a count of dtype {jnp.result_type(state.count)}, which stops counting early; leave "
+            "it an integer where you cast a state."
         )
-    check_state(argument_of, getattr(state, "scale", state), found)
-    check_state(argument_of, getattr(state, "metric", state), found.measured)
     stacks = {layer.name: kernel_shape(layer, leaves[layer.kernel].shape).stack for layer in found}
     shapes = {name: jnp.shape(number) for name, number in state.scale.items()}
     batched = [shape[: len(shape) - len(stacks[name])] for name, shape in shapes.items()]
@@ -127,23 +134,46 @@ def check_updates(argument_of: str, updates: PyTree, found: Layers, leaves: Mapp
 
 
 def known_number(argument_of: str, name: str, number: Any, static_args: tuple[str, ...]) -> float | None:
-    """The value of an argument, after a check that it is one number; None if it is traced."""
+    """The value of an argument, after a check that it is one real number; None if it is traced."""
     if isinstance(number, jax.core.Tracer):
         return None
-    if isinstance(number, bool) or not isinstance(number, (int, float, np.number, np.ndarray, jax.Array)):
+    is_number = isinstance(number, (int, float, np.number, np.ndarray, jax.Array)) and not isinstance(number, bool)
+    if not is_number or np.iscomplexobj(number):
         raise TypeError(
-            f"{argument_of}: {name}={number!r} is not a number; give one, or a schedule of them through "
-            f"optax.inject_hyperparams({argument_of}, static_args={static_args})."
+            f"{argument_of}: {name}={short_repr(number)} is not a {'real ' * is_number}number; give one, or a "
+            f"schedule of them through optax.inject_hyperparams({argument_of}, static_args={static_args})."
         )
     if np.ndim(number) > 0:
         raise TypeError(f"{argument_of}: {name} has shape {np.shape(number)}; give one number.")
-    return float(number)
+    try:
+        return float(number)
+    except OverflowError:
+        raise ValueError(
+            f"{argument_of}: {name}={short_repr(number)} is above the largest float; give a smaller number."
+        ) from None
 
 
-def check_shape(argument_of: str, name: str, function: Any, what: str, result: Array, shape: tuple[int, ...]) -> None:
-    """Checks the shape of the array that a user's metric or assignment returned."""
+def call_checked(
+    argument_of: str, name: str, function: Any, arrays: tuple[Any, ...], what: str, shape: tuple[int, ...]
+) -> Any:
+    """What a user's metric or assignment returns for these arrays, after a check that it is real numbers of this shape."""
+    try:
+        result = function(*arrays)
+    except TypeError as error:  # Another number of arguments, or NumPy and `if` in a trace.
+        kind = {"metric": "Metric", "assign": "Assignment"}[name]
+        raise TypeError(
+            f"{argument_of}: {name}={short_repr(function)} failed on arrays of shapes {[*map(jnp.shape, arrays)]} "
+            f"({str(error).splitlines()[0]}); give a function as tb_optax.{kind} describes it, which computes with "
+            "jax.numpy."
+        ) from error
+    if not isinstance(result, (int, float, np.number, np.ndarray, jax.Array)) or jnp.iscomplexobj(result):
+        raise TypeError(
+            f"{argument_of}: {name}={short_repr(function)} returned {short_repr(result)}; it must return an array of real "
+            f"numbers of shape {shape}."
+        )
     if jnp.shape(result) != shape:
         raise ValueError(
-            f"{argument_of}: {name}={function} returned an array of shape {jnp.shape(result)}; it must return one {what}: "
-            f"shape {shape}."
+            f"{argument_of}: {name}={short_repr(function)} returned an array of shape {jnp.shape(result)}; it must "
+            f"return one {what}: shape {shape}."
         )
+    return result

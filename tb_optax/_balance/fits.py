@@ -85,8 +85,6 @@ def median(eigenvalues: Float[Array, "*layers n"], *, tail_fraction: float = 0.5
       (2.443, 1.0)
     """
     eigenvalues = as_spectra(eigenvalues)
-    if not 0 < tail_fraction <= 1:
-        raise ValueError(f"tail_fraction={tail_fraction} must be above 0 and at most 1: the share of the spectrum to fit.")
     return _over_layers(_fit_at, eigenvalues, jnp.asarray(_tail_start(eigenvalues.shape[-1], tail_fraction)))
 
 
@@ -189,6 +187,12 @@ def fit_spectra(fit: Callable[[Array], PowerLaw], spectra: Sequence[Float[np.nda
 
 def _tail_start(n: int, tail_fraction: float = 0.5) -> int:
     """The index at which the tail of `n` eigenvalues begins."""
+    known = isinstance(tail_fraction, (int, float, np.number, jax.Array)) and not isinstance(tail_fraction, core.Tracer)
+    if not known or not 0 < tail_fraction <= 1:
+        raise ValueError(
+            f"tail_fraction={short_repr(tail_fraction)} must be above 0 and at most 1: the share of the spectrum to fit. "
+            "(It cannot be a traced number.)"
+        )
     return min(int(n * (1 - tail_fraction) + _ROUNDING), n - 2)
 
 
@@ -209,6 +213,16 @@ def as_spectra(eigenvalues: Any) -> Float[Array, "*layers n"]:
             f"eigenvalues is a dict with the keys {short_repr(list(eigenvalues))}; give one of its arrays: a fit takes the "
             "spectra of one length."
         )
+    # The order of traced eigenvalues cannot be seen: spectra of this library are ascending.
+    if any(isinstance(each, core.Tracer) for each in jax.tree.leaves(eigenvalues)):
+        return _as_floats(eigenvalues)
+    with jax.ensure_compile_time_eval():  # In a trace, JAX would trace known eigenvalues too.
+        eigenvalues = _as_floats(eigenvalues)
+        is_unsorted = bool((eigenvalues[..., 1:] < eigenvalues[..., :-1]).any())
+        return jnp.sort(eigenvalues, axis=-1) if is_unsorted else eigenvalues
+
+
+def _as_floats(eigenvalues: Any) -> Float[Array, "*layers n"]:
     eigenvalues = jnp.asarray(eigenvalues)
     if eigenvalues.ndim < 1 or eigenvalues.shape[-1] < 2:
         raise ValueError(
@@ -219,9 +233,6 @@ def as_spectra(eigenvalues: Any) -> Float[Array, "*layers n"]:
         raise TypeError(f"eigenvalues of dtype {eigenvalues.dtype}: give real numbers.")
     if not jnp.issubdtype(eigenvalues.dtype, jnp.floating):
         eigenvalues = eigenvalues.astype(jnp.float32)
-    # In a trace, their order cannot be seen: spectra of this library are ascending.
-    if not isinstance(eigenvalues, core.Tracer) and bool((eigenvalues[..., 1:] < eigenvalues[..., :-1]).any()):
-        eigenvalues = jnp.sort(eigenvalues, axis=-1)
     return eigenvalues
 
 

@@ -12,7 +12,7 @@ from tb_optax._balance.attributes import innermost
 from tb_optax._balance.fits import check_fit_of_solver, is_fit
 from tb_optax._balance.metrics import Metric, is_relative
 from tb_optax._checks import known_number
-from tb_optax._layers.layer import LayersOrFn
+from tb_optax._layers.layer import LayersOrFn, short_repr
 from tb_optax._spectra.options import Solver, check_solver
 from tb_optax._spectra.windows import Windows, check_windows
 
@@ -56,8 +56,9 @@ class BalanceOptions:
             function = getattr(self, name)
             if not callable(function):
                 raise TypeError(
-                    f"{self.argument_of}: {name}={function!r} is not a function; give one such as tb_optax.{example}. "
-                    f"(Under optax.inject_hyperparams, give static_args={STATIC_ARGS}: it takes functions for schedules.)"
+                    f"{self.argument_of}: {name}={short_repr(function)} is not a function; give one such as "
+                    f"tb_optax.{example}. (Under optax.inject_hyperparams, give static_args={STATIC_ARGS}: it takes "
+                    "functions for schedules.)"
                 )
         if is_relative(self.metric) and innermost(self.assign) in (linear, step):
             warnings.warn(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tb_optax._balance.attributes import all_declare, declares
 from tb_optax._balance.options import BalanceOptions
-from tb_optax._checks import check_shape
+from tb_optax._checks import call_checked
 from tb_optax._dtypes import at_least_float32
 from tb_optax._layers.blocks import group_ids
 from tb_optax._layers.layer import KernelShape, Layers, Path, PyTree, kernel_shape, map_by_path
@@ -50,8 +50,8 @@ def metrics_and_scales(
             metrics = _metrics_of_shapes(options, plan, names)
     low, high = (jnp.asarray(bound).astype(metrics.dtype) for bound in (options.min_scale, options.max_scale))
     shared = _group_means(metrics, groups)
-    scales = options.assign(shared, low, high)
-    check_shape(options.argument_of, "assign", options.assign, "number for each metric", scales, shared.shape)
+    arrays = shared, low, high
+    scales = call_checked(options.argument_of, "assign", options.assign, arrays, "number for each metric", shared.shape)
     bounds_are_valid = (low >= 0) & (low <= high) & jnp.isfinite(high)
     usable = jnp.isfinite(shared) & jnp.isfinite(scales) & bounds_are_valid
     scales = jnp.clip(scales, low, high)
@@ -103,9 +103,8 @@ def _metrics(
         rows = jnp.concatenate([stack.spectra for stack in group])
         sides = noise.get(group[0].names[0])
         given = () if sides is None else (jnp.asarray(noise_spectrum(*sides, rows.shape[1]), rows.dtype),)
-        values = options.metric(rows, *given)
         what = f"number for each spectrum of shape {rows.shape}"
-        check_shape(options.argument_of, "metric", options.metric, what, values, rows.shape[:1])
+        values = call_checked(options.argument_of, "metric", options.metric, (rows, *given), what, rows.shape[:1])
         found.append(jnp.where(jnp.isfinite(values) & (rows[:, -1] > 0), values, jnp.nan))
         for stack in group:
             slices = len(stack.spectra) // len(stack.names)
@@ -120,9 +119,8 @@ def _metrics_of_shapes(options: BalanceOptions, plan: SpectrumPlan, names: Seque
     found = {}
     for layer in (layer for batch in plan.batches for layer in batch.layers):
         noise = noise_spectrum(layer.grid.rows, layer.grid.columns, 1024)
-        value = options.metric(jnp.asarray(noise, layer.dtype))
-        what = f"number for the spectrum of noise of shape {noise.shape}"
-        check_shape(options.argument_of, "metric", options.metric, what, value, ())
+        what, noises = f"number for the spectrum of noise of shape {noise.shape}", (jnp.asarray(noise, layer.dtype),)
+        value = call_checked(options.argument_of, "metric", options.metric, noises, what, ())
         found[layer.name] = jnp.full(math.prod(layer.shape.stack), value)
     return jnp.concatenate([found[name] for name in names])
 

@@ -1,11 +1,15 @@
 """Layer-wise sparsities for pruning, computed from metrics so that their mean is a target."""
 
+from collections.abc import Mapping
+
+import jax
 import jax.numpy as jnp
 from jax import core
 from jaxtyping import Array, Float
 
 from tb_optax._balance.assignments import linear
 from tb_optax._dtypes import at_least_float32, is_float_array
+from tb_optax._layers.layer import short_repr
 
 
 def sparsities(
@@ -24,8 +28,8 @@ def sparsities(
     more.
 
     Args:
-      metrics: the metrics of all layers, such as `pl_alpha_hill` of their spectra. A layer whose metric is NaN gets the
-        target as its sparsity.
+      metrics: the metrics of all layers, such as `pl_alpha_hill` of their spectra. A layer whose metric is NaN or
+        infinite gets the target as its sparsity.
       target: the share of all parameters to prune, from 0 to 1.
       sizes: the number of parameters of each layer; equal by default.
       min_ratio: the paper's `s1`: the sparsity at the smallest metric, before `η`; above 0.
@@ -36,6 +40,7 @@ def sparsities(
 
     Raises:
       ValueError: the ratios are out of range, or `target` is a Python number out of range.
+      TypeError: `metrics` is a dict.
 
     Example:
       >>> import jax.numpy as jnp, tb_optax
@@ -44,6 +49,11 @@ def sparsities(
     """
     if not 0 < min_ratio <= max_ratio:
         raise ValueError(f"sparsities: min_ratio={min_ratio}, max_ratio={max_ratio}; give 0 < min_ratio <= max_ratio.")
+    if isinstance(metrics, Mapping):
+        raise TypeError(
+            f"sparsities: metrics is a dict with the keys {short_repr(list(metrics))}; give its numbers as one array, one "
+            "for each layer."
+        )
     metrics = jnp.asarray(metrics)
     metrics = metrics.astype(at_least_float32(metrics.dtype) if is_float_array(metrics) else jnp.float32)
     if metrics.ndim != 1 or metrics.size == 0:
@@ -53,9 +63,12 @@ def sparsities(
     sizes = jnp.ones_like(metrics) if sizes is None else jnp.asarray(sizes).astype(metrics.dtype)
     if sizes.shape != metrics.shape:
         raise ValueError(f"sparsities: sizes has shape {sizes.shape}; give one for each of the {metrics.size} metrics.")
-    if not isinstance(sizes, core.Tracer) and not bool((sizes >= 0).all()):
-        raise ValueError("sparsities: sizes has a negative number; give how many parameters each layer has.")
-    ratios = linear(metrics, min_ratio, max_ratio)
+    if not isinstance(sizes, core.Tracer):
+        with jax.ensure_compile_time_eval():  # In a trace, JAX would trace known sizes too.
+            are_sizes = bool((sizes >= 0).all())
+        if not are_sizes:
+            raise ValueError("sparsities: sizes has a negative number; give how many parameters each layer has.")
+    ratios = linear(jnp.where(jnp.isfinite(metrics), metrics, jnp.nan), min_ratio, max_ratio)
     known = ~jnp.isnan(ratios)
     weights = jnp.where(known, sizes, 0.0)
     found = jnp.minimum(_factor(jnp.where(known, ratios, 0.0), weights, target) * ratios, 1.0)

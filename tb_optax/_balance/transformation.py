@@ -19,7 +19,7 @@ from tb_optax._balance.options import BalanceOptions
 from tb_optax._balance.own_states import OwnStates
 from tb_optax._balance.scales import LayerNumbers, metrics_and_scales
 from tb_optax._batching import any_over_batch
-from tb_optax._checks import check_balance_state, check_one_iterate, check_params, check_updates
+from tb_optax._checks import check_balance_state, check_one_iterate, check_params, check_state_class, check_updates
 from tb_optax._compat import is_placeholder
 from tb_optax._dtypes import at_least_float32
 from tb_optax._layers.blocks import group_ids
@@ -127,9 +127,10 @@ def balanced_transformation(
         del extra_args
         check_params(argument_of, params)
         check_one_iterate(argument_of, params)
+        transitions.check_fields(argument_of, state, state_class)
+        check_state_class(argument_of, state, state_class)
         layers, leaves = resolve_layers(options.layers, params)
         check_balance_state(argument_of, state, layers, leaves)
-        transitions.check_fields(argument_of, state, state_class)
         own_states.remember(state, layers, leaves)
         after = state
         if options.update_interval is not None:

@@ -46,8 +46,9 @@ def moved(state: State) -> State:
 
 def check_fields(argument_of: str, state: Any, state_class: type) -> None:
     """Checks that a state has a target if this transformation has transitions, and none otherwise."""
-    has, needs = ("target" in fields for fields in (getattr(state, "_fields", ()), state_class._fields))
-    if has != needs:
+    fields = getattr(state, "_fields", ())
+    has, needs = "target" in fields, "target" in state_class._fields
+    if {"count", "metric", "scale"} <= set(fields) and has != needs:
         was = "with" if has else "without"
         raise ValueError(
             f"{argument_of}: state={short_repr(state)} was made {was} transition_steps; make a state by init, and give it "

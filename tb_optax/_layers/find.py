@@ -40,6 +40,7 @@ from tb_optax._layers.layer import (
     leaf_paths,
     leaves_by_path,
     select_layers,
+    short_repr,
     split_path,
 )
 
@@ -95,7 +96,9 @@ def find_layers(
       The layers, in the order of the tree, with the reasons for what was left out. Print them to see how each was read.
 
     Raises:
-      ValueError: a pattern matches nothing, `min_eigenvalues < 2`, `layout` is unknown, or two paths of `params` read alike.
+      ValueError: a pattern matches nothing, `min_eigenvalues < 2`, `layout` is unknown, `params` is no tree, or two of its
+        paths read alike.
+      TypeError: `exclude` is not a sequence of strings.
 
     Example:
       >>> import jax.numpy as jnp, tb_optax
@@ -105,6 +108,11 @@ def find_layers(
       left out: head/kernel (128, 10): 10 eigenvalues, fewer than min_eigenvalues=50
       1 layer, with 87% of the parameters
     """
+    if params is None or (jax.tree_util.all_leaves([params]) and not hasattr(params, "shape")):
+        raise ValueError(
+            f"find_layers: params={short_repr(params)} is not a tree of named weights; give a network's parameters. (Only "
+            "tb_optax.report takes the path of a checkpoint.)"
+        )
     if hasattr(params, "shape"):
         raise ValueError(
             f"find_layers: params is a single array of shape {params.shape}, not a tree of named weights. (Under "

@@ -8,10 +8,12 @@ import collections
 import dataclasses
 import fnmatch
 import math
+import numbers
 import re
 import reprlib
+import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -62,7 +64,7 @@ class Layer:
         others at each refresh: so LLR treats the token embedding and the output layer.
 
     Raises:
-      TypeError: a field that is to be a tuple is a string or a number.
+      TypeError: a name or a path is not a string, an axis is not a whole number, or a field that is to be a tuple is none.
 
     Example:
       >>> import tb_optax
@@ -81,10 +83,20 @@ layer_axes=(), block='', measured=True)
     measured: bool = True
 
     def __post_init__(self):
+        for field, example in {"name": "dense", "kernel": "dense/kernel", "block": "h_3"}.items():
+            value = getattr(self, field)
+            if not isinstance(value, str):
+                raise InvalidLayersError(f"Layer {self.name!r}: {field}={value!r} must be a string, such as {example!r}.")
         for field in ("follows", "reduction_axes", "output_axes", "layer_axes"):
             value = getattr(self, field)
-            if isinstance(value, str) or not isinstance(value, Sequence):
-                raise InvalidLayersError(f"Layer {self.name!r}: {field}={value!r} must be a tuple, such as ({value!r},).")
+            what, of, example = (
+                ("paths", str, "dense/bias") if field == "follows" else ("whole numbers", numbers.Integral, -1)
+            )
+            if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(each, of) for each in value):
+                example = value if isinstance(value, of) else example
+                raise InvalidLayersError(
+                    f"Layer {self.name!r}: {field}={value!r} must be a tuple of {what}, such as ({example!r},)."
+                )
             object.__setattr__(self, field, tuple(value))
 
 
@@ -247,8 +259,8 @@ def kernel_shape(layer: Layer, shape: Sequence[int]) -> KernelShape:
 
 
 def short_repr(value: Any) -> str:
-    """What an error says of a value that may be a whole network: a line."""
-    return " ".join(reprlib.repr(value).split())
+    """What an error says of a value that may be a whole network: the beginning of a line."""
+    return textwrap.shorten(reprlib.repr(value), 120, placeholder=" ...")
 
 
 def path_name(key_path: tuple[Any, ...]) -> Path:
@@ -329,10 +341,17 @@ def select_layers(
     argument_of: str,
 ) -> Layers:
     """Keeps the layers with enough eigenvalues whose names match no pattern of `exclude` (as `fnmatch` has them)."""
-    if min_eigenvalues < 2:
-        raise ValueError(f"{argument_of}: min_eigenvalues={min_eigenvalues}; a spectrum needs at least 2.")
+    if not isinstance(min_eigenvalues, numbers.Real) or min_eigenvalues < 2:
+        raise ValueError(
+            f"{argument_of}: min_eigenvalues={min_eigenvalues!r}; give a number of at least 2, as a spectrum needs."
+        )
     candidates = tuple(candidates)
-    patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    patterns = (exclude,) if isinstance(exclude, str) else exclude
+    if not isinstance(patterns, Collection) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise InvalidLayersError(
+            f"{argument_of}: exclude={short_repr(exclude)} must be a sequence of patterns, such as ('head',); to exclude "
+            "nothing, give ()."
+        )
     names = [layer.name for layer in candidates] + list(left_out)
     check_patterns(argument_of, "exclude", patterns, names)
     kept, reasons = [], dict(left_out)
@@ -441,6 +460,12 @@ def _check_layer(layer: Layer, leaves: Mapping[Path, Any]) -> None:
         raise ValueError(
             f"Layer {layer.name!r}: {layer.kernel!r} of shape {leaves[layer.kernel].shape} has {shape.eigenvalues} "
             "eigenvalues; a spectrum needs at least 2."
+        )
+    if layer.measured and min(shape.rows, shape.columns) == 1:
+        raise ValueError(
+            f"Layer {layer.name!r}: {layer.kernel!r} of shape {leaves[layer.kernel].shape} is read as {shape.matrices} "
+            f"vectors, which have no spectrum; give other reduction_axes={layer.reduction_axes} and "
+            f"output_axes={layer.output_axes}."
         )
     for path in layer.follows:
         follower = leaves[path].shape

@@ -77,6 +77,7 @@ def trace_layers(
     Raises:
       ValueError: a pattern of `exclude` matches nothing, `min_eigenvalues < 2`, `first_and_last` is unknown, or two paths of
         `params` read alike.
+      TypeError: `fn` is not a function, or `exclude` is not a sequence of strings.
 
     Example:
       >>> import jax, jax.numpy as jnp, tb_optax
@@ -118,6 +119,11 @@ def _function_of_params(
             raise ValueError(f"trace_layers: wrt={wrt!r} is for an NNX module, which fn={short_repr(fn)} is not.")
         if not args:
             raise TypeError("trace_layers: params is missing; give trace_layers(fn, params, *data), or an NNX module.")
+        if not callable(fn):
+            raise TypeError(
+                f"trace_layers: fn={short_repr(fn)} is not a function; give trace_layers(fn, params, *data), or an NNX "
+                "module."
+            )
         return fn, args[0], args[1:]
     model = nnx.clone(fn)
     model.eval()

@@ -53,6 +53,8 @@ def weights_of(source: Source, params: str | None = None) -> Weights:
         full_paths[_without_value(_cut(path, _root(source.shapes, prefix)))] = path
     if not full_paths:
         roots = sorted({keys[0] for keys in map(_keys, source.shapes)})
+        if not roots:
+            raise CheckpointError(source.name, "it holds no arrays", "give a network's parameters or a checkpoint of them")
         raise CheckpointError(
             source.name,
             f"nothing in it is below params={params!r}" if params is not None else "it holds an optimizer's state alone",

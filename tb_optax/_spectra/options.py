@@ -1,6 +1,7 @@
 """Options for how spectra are computed: `Exact` or `Lanczos`."""
 
 import dataclasses
+import numbers
 from typing import Any, Literal, TypeAlias, get_args
 
 Method: TypeAlias = Literal["auto", "gram", "svd"]
@@ -9,10 +10,12 @@ Method: TypeAlias = Literal["auto", "gram", "svd"]
 def _check_whole(argument_of: str, options: Any, **least: int) -> None:
     for name, bound in least.items():
         value = getattr(options, name)
-        if isinstance(value, bool) or not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise TypeError(f"{argument_of}: {name}={value!r} must be a whole number.")
         if value < bound:
             raise ValueError(f"{argument_of}: {name}={value} must be at least {bound}.")
+        if name == "seed" and value >= 2**32:
+            raise ValueError(f"{argument_of}: seed={value} must be below 2**32.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Windows: submatrices of one aspect ratio, whose eigenvalues are pooled into one spectrum for each layer (FARMS)."""
 
 import dataclasses
+import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -46,11 +47,11 @@ class Windows:
     def __post_init__(self):
         for name, least in (("size", 2), ("grid", 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral):
                 raise TypeError(f"Windows: {name}={value!r} must be a whole number.")
             if value < least:
                 raise ValueError(f"Windows: {name}={value} must be at least {least}.")
-        if isinstance(self.ratio, bool) or not isinstance(self.ratio, (int, float)):
+        if isinstance(self.ratio, bool) or not isinstance(self.ratio, numbers.Real):
             raise TypeError(f"Windows: ratio={self.ratio!r} must be a number.")
         if not 1 <= self.ratio < np.inf:
             raise ValueError(f"Windows: ratio={self.ratio} must be at least 1: columns divided by rows.")

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -16,7 +17,7 @@ from tb_optax._balance.transformation import BalancedParams, BalancedTransformat
 from tb_optax._checks import check_not_negative
 from tb_optax._dtypes import at_least_float32, is_float
 from tb_optax._layers.find import find_layers
-from tb_optax._layers.layer import LayersOrFn, PyTree
+from tb_optax._layers.layer import LayersOrFn, PyTree, short_repr
 from tb_optax._spectra.options import DEFAULT_SOLVER, Exact, Lanczos
 from tb_optax._spectra.windows import Windows
 
@@ -83,7 +84,7 @@ def alphadecay(
 
     Raises:
       ValueError: `weight_decay` is negative or not finite; otherwise as in `tempbalance`.
-      TypeError: as in `tempbalance`.
+      TypeError: `mask` is neither a tree of booleans nor a function; otherwise as in `tempbalance`.
 
     Example:
       >>> import jax, optax, tb_optax
@@ -96,6 +97,10 @@ def alphadecay(
     """
     if not callable(weight_decay):
         check_not_negative("alphadecay", _STATIC, weight_decay=weight_decay)
+    if not callable(mask) and not all(isinstance(leaf, (bool, np.bool_, jax.Array)) for leaf in jax.tree.leaves(mask)):
+        raise TypeError(
+            f"alphadecay: mask={short_repr(mask)} must be a tree of True and False, or a function of params that gives one."
+        )
     options = BalanceOptions(
         "alphadecay",
         update_interval=update_interval,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from tb_optax._checks import check_below_one, check_not_negative, check_params, check_updates
+from tb_optax._checks import check_below_one, check_not_negative, check_params, check_state_class, check_updates
 from tb_optax._compat import is_placeholder
 from tb_optax._dtypes import at_least_float32, is_float
 from tb_optax._layers.find import find_all_layers
@@ -65,7 +65,8 @@ def sgdp(
     Raises:
       ValueError: a number is out of range; from `init`, layers that do not fit the parameters; from `update`, no
         `params`.
-      TypeError: a numeric argument is not a number, or `layers` is not layers.
+      TypeError: a numeric argument is not a number, or `layers` is not layers; from `update`, another transformation's
+        state.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, tb_optax
@@ -87,6 +88,7 @@ def sgdp(
     project = _projected(
         "sgdp",
         optax.trace(momentum, nesterov),
+        optax.TraceState,
         weight_decay=weight_decay,
         decay_scale=1 / (1 - momentum),
         weight_decay_ratio=weight_decay_ratio,
@@ -134,7 +136,8 @@ def adamp(
     Raises:
       ValueError: a number is out of range; from `init`, layers that do not fit the parameters; from `update`, no
         `params`.
-      TypeError: a numeric argument is not a number, or `layers` is not layers.
+      TypeError: a numeric argument is not a number, or `layers` is not layers; from `update`, another transformation's
+        state.
 
     Example:
       >>> import jax.numpy as jnp, optax, tb_optax
@@ -152,6 +155,7 @@ def adamp(
     project = _projected(
         "adamp",
         optax.scale_by_adam(b1, b2, eps, nesterov=nesterov),
+        optax.ScaleByAdamState,
         weight_decay=weight_decay,
         decay_scale=1.0,
         weight_decay_ratio=weight_decay_ratio,
@@ -184,6 +188,7 @@ def _check_learning_rate(argument_of: str, learning_rate: Any) -> None:
 def _projected(
     argument_of: str,
     inner: optax.GradientTransformation,
+    state_class: type,
     *,
     weight_decay: Any,
     decay_scale: Any,
@@ -192,7 +197,9 @@ def _projected(
     eps: Any,
     layers: LayersOrFn,
 ) -> optax.GradientTransformationExtraArgs:
-    """The direction of `inner` without its part along scale-invariant weights, plus weight decay. The state is `inner`'s."""
+    """The direction of `inner` without its part along scale-invariant weights, plus weight decay. The state is `inner`'s,
+    of the class `state_class`.
+    """
     numbers = dict(weight_decay=weight_decay, weight_decay_ratio=weight_decay_ratio, delta=delta)
     check_not_negative(argument_of, _STATIC, **numbers)
 
@@ -204,6 +211,7 @@ def _projected(
     def update_fn(updates: PyTree, state: Any, params: PyTree | None = None, **extra_args: Any) -> tuple[PyTree, Any]:
         del extra_args
         check_params(argument_of, params)
+        check_state_class(argument_of, state, state_class)
         found, weights = resolve_layers(layers, params)
         shapes = {layer.kernel: kernel_shape(layer, weights[layer.kernel].shape) for layer in found}
         gradients = check_updates(argument_of, updates, found, weights)

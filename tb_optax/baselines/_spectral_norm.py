@@ -9,11 +9,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from tb_optax._checks import check_not_negative, check_params, check_state, check_updates
+from tb_optax._checks import check_not_negative, check_params, check_state_class, check_state_layers, check_updates
 from tb_optax._compat import is_placeholder
 from tb_optax._dtypes import at_least_float32
 from tb_optax._layers.find import find_all_layers
-from tb_optax._layers.layer import Layers, LayersOrFn, Path, PyTree, kernel_shape, map_by_path, resolve_layers
+from tb_optax._layers.layer import KernelShape, Layers, LayersOrFn, Path, PyTree, kernel_shape, map_by_path, resolve_layers
 from tb_optax._spectra.sharding import replicated
 
 _STATIC = ("power_iterations", "layers", "seed")
@@ -66,8 +66,9 @@ def spectral_norm_regularization(
 
     Raises:
       ValueError: a number is out of range; from `init`, no layers, or layers that do not fit the parameters; from
-        `update`, no `params`.
-      TypeError: a numeric argument is not a number, or `layers` is not layers.
+        `update`, no `params`, or a state that does not fit them.
+      TypeError: a numeric argument is not a number, or `layers` is not layers; from `update`, another transformation's
+        state.
 
     Example:
       >>> import jax.numpy as jnp, tb_optax
@@ -87,8 +88,9 @@ def spectral_norm_regularization(
                 f"spectral_norm_regularization: {name}={number!r} must be a whole number. (Under optax.inject_hyperparams, "
                 f"give static_args={_STATIC}.)"
             )
-    if power_iterations < 1:
-        raise ValueError(f"spectral_norm_regularization: power_iterations={power_iterations} must be at least 1.")
+    for name, number, least in (("power_iterations", power_iterations, 1), ("seed", seed, 0)):
+        if number < least:
+            raise ValueError(f"spectral_norm_regularization: {name}={number} must be at least {least}.")
 
     def init_fn(params: PyTree) -> SpectralNormRegularizationState:
         if is_placeholder(params):  # The state holds no parameters.
@@ -104,9 +106,8 @@ def spectral_norm_regularization(
         for index, layer in enumerate(found):
             kernel = leaves[layer.kernel]
             shape = kernel_shape(layer, kernel.shape)
-            sizes = [1 if axis in shape.input_axes else size for axis, size in enumerate(kernel.shape)]
             # Drawn by NumPy: JAX would need half a second to compile each shape.
-            start = np.random.default_rng((seed, index)).standard_normal(sizes)
+            start = np.random.default_rng((seed, index)).standard_normal(_vectors_shape(shape, kernel))
             start /= np.sqrt(np.sum(start**2, axis=shape.output_axes, keepdims=True))
             vectors[layer.name] = replicated(jnp.asarray(start, at_least_float32(kernel.dtype)))
         return SpectralNormRegularizationState(vectors)
@@ -116,9 +117,18 @@ def spectral_norm_regularization(
     ) -> tuple[PyTree, SpectralNormRegularizationState]:
         del extra_args
         check_params("spectral_norm_regularization", params)
+        check_state_class("spectral_norm_regularization", state, SpectralNormRegularizationState)
         found, leaves = resolve_layers(layers, params)
         found = found.measured
-        check_state("spectral_norm_regularization", getattr(state, "left_singular_vectors", state), found)
+        check_state_layers("spectral_norm_regularization", state.left_singular_vectors, found)
+        for layer in found:
+            own, kernel = jnp.shape(state.left_singular_vectors[layer.name]), leaves[layer.kernel]
+            expected = _vectors_shape(kernel_shape(layer, kernel.shape), kernel)
+            if own != expected:
+                raise ValueError(
+                    f"spectral_norm_regularization: state has the layer {layer.name!r} with vectors of shape {own}, but "
+                    f"params needs {expected}; call init with these parameters."
+                )
         check_updates("spectral_norm_regularization", updates, found, leaves)
         kernels = {layer.kernel: leaves[layer.kernel] for layer in found}
         gradients, vectors = _power_iteration(found, int(power_iterations), kernels, state.left_singular_vectors)
@@ -132,6 +142,11 @@ def spectral_norm_regularization(
         return map_by_path(regularized, updates), SpectralNormRegularizationState(vectors)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
+
+
+def _vectors_shape(shape: KernelShape, kernel: Array) -> tuple[int, ...]:
+    """The kernel's shape with size 1 along its inputs."""
+    return tuple(1 if axis in shape.input_axes else size for axis, size in enumerate(kernel.shape))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))  # One program, even if `tx.update` is not jitted.

@@ -238,6 +238,7 @@ def test_input_in_any_order_and_type_is_sorted_and_converted(fit, given):
     assert float(jnp.max(tb_optax.metrics.spectral_norm(values))) == pytest.approx(
         float(np.max(np.asarray(values))), rel=1e-6
     )
+    np.testing.assert_allclose(jax.jit(lambda: fit(values).alpha)(), expected.alpha, rtol=1e-6)  # known, and in a trace
 
 
 @pytest.mark.parametrize(

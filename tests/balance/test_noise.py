@@ -36,7 +36,7 @@ def test_the_largest_eigenvalue_of_noise_is_seldom_beyond_the_edge(shape):
     spectra = simulated(*shape)
     largest = spectra[:, -1] / spectra.mean(axis=1)
     assert np.mean(largest > noise_edge(*shape[:3])) < 0.03
-    assert noise_edge(*shape[:3]) < 1.05 * np.quantile(largest, 0.95), "nor is the edge farther out than it must be"
+    assert noise_edge(*shape[:3]) < 1.08 * np.quantile(largest, 0.95), "nor is the edge farther out than it must be"
 
 
 @pytest.mark.parametrize("shape", SHAPES)

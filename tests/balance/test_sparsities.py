@@ -69,6 +69,12 @@ def test_lists_and_integers_are_taken():
     np.testing.assert_allclose(tb_optax.sparsities([2, 3, 4], np.float32(0.5), sizes=[1, 1, 1]), expected)
 
 
+def test_it_can_be_compiled_with_sizes_that_are_known():
+    metrics, sizes = jnp.array([2.0, 3.0, 4.0]), jnp.array([1.0, 2.0, 3.0])
+    expected = tb_optax.sparsities(metrics, 0.5, sizes=sizes)
+    np.testing.assert_allclose(jax.jit(lambda m: tb_optax.sparsities(m, 0.5, sizes=sizes))(metrics), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("metrics", "target", "options", "says"),
     [
