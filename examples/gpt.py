@@ -11,7 +11,7 @@ batch. `--resume` goes on from the last checkpoint in `--out`: on a CPU, to the 
 import dataclasses
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, Literal, NamedTuple
@@ -31,7 +31,6 @@ from rich.progress import Progress
 import tb_optax
 
 Apply = Callable[[PyTree, Int[Array, "batch length"]], Float[Array, "batch length vocabulary"]]
-Line = dict[str, Any]
 Text = UInt8[Array, " bytes"]
 
 
@@ -87,9 +86,8 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
         y = self.norm1(x)
-        query, key, value = (
-            project(y).reshape(*y.shape[:2], self.heads, -1) for project in (self.query, self.key, self.value)
-        )
+        heads = (*y.shape[:2], self.heads, -1)
+        query, key, value = (project(y).reshape(heads) for project in (self.query, self.key, self.value))
         y = jax.nn.dot_product_attention(rotate(query), rotate(key), value, is_causal=True)
         x = x + self.output(y.reshape(x.shape))
         y = self.norm2(x)
@@ -216,10 +214,10 @@ def sample(apply: Apply, params: PyTree, prompt: Text, length: int, key: Array) 
     return jax.lax.fori_loop(len(prompt), length, draw, jnp.zeros(length, jnp.int32).at[: len(prompt)].set(prompt))
 
 
-def describe(settings: Settings, layers: tb_optax.Layers, state: State, losses: Sequence[Array], valid_loss: Array) -> Line:
+def describe(settings: Settings, layers: tb_optax.Layers, state: State, losses: list[Array], valid: Array) -> dict[str, Any]:
     """A line of the log; alphas and scales are those of the last refresh, a number for each block."""
     update, train_loss = int(state.update), float(np.mean(jax.device_get(losses)))
-    line = {"update": update, "train_loss": train_loss, "validation_loss": float(valid_loss)}
+    line = {"update": update, "train_loss": train_loss, "validation_loss": float(valid)}
     balance = optax.tree_utils.tree_get(state.opt_state, "TempBalanceState")
     if balance is None:
         return line
@@ -228,7 +226,7 @@ def describe(settings: Settings, layers: tb_optax.Layers, state: State, losses: 
     return line | {"refreshed": refreshed, "alpha": numbers(balance.metric), "scale": numbers(balance.scale)}
 
 
-def plot(log: Sequence[Line], out: Path) -> None:
+def plot(log: list[dict[str, Any]], out: Path) -> None:
     """The losses; and each layer's alpha and scale, with a column for each kernel and a line for each block."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for name in ("train", "validation"):
