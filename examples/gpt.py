@@ -143,7 +143,7 @@ def check(settings: Settings, size: int, devices: int) -> None:
 
 def open_folder(settings: Settings, text: bytes) -> None:
     """Writes the settings to --out, or ends the program with one line where --out holds another run."""
-    chosen = dataclasses.asdict(settings) | {"text": str(settings.text), "text_crc32": zlib.crc32(text)}
+    chosen = dataclasses.asdict(settings) | {"text": settings.text and str(settings.text), "text_crc32": zlib.crc32(text)}
     del chosen["out"], chosen["resume"]
     file = settings.out / "settings.json"
     if not file.exists():
@@ -297,4 +297,4 @@ if __name__ == "__main__":
     except OSError as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
-        raise SystemExit("stopped; --resume goes on from the last checkpoint") from None
+        raise SystemExit("stopped; --resume goes on") from None
