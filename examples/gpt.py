@@ -116,13 +116,13 @@ class GPT(nnx.Module):
 
 
 def help_topics() -> bytes:
-    """The help topics of pydoc. They quote each other, so each paragraph once: validation is to be on unseen text."""
+    """The help topics of pydoc, each paragraph once: topics quote each other, and validation needs text that is new."""
     paragraphs = "\n\n".join(topics[name] for name in sorted(topics)).split("\n\n")
     return "\n\n".join(dict.fromkeys(paragraphs)).encode()
 
 
 def check(settings: Settings, size: int, devices: int) -> None:
-    """Ends the program with one line where it cannot run as the settings say."""
+    """Ends the program with one line if it cannot run as the settings say."""
     for name, value in vars(settings).items():
         need = "at least 0" if name in ("seed", "warmup", "weight_decay") else "more than 0"
         if type(value) in (int, float) and not (value > 0 or (value == 0 and need == "at least 0")):
@@ -142,7 +142,7 @@ def check(settings: Settings, size: int, devices: int) -> None:
 
 
 def open_folder(settings: Settings, text: bytes) -> None:
-    """Writes the settings to --out, or ends the program with one line where --out holds another run."""
+    """Writes the settings to --out. Ends the program with one line if --out holds another run."""
     chosen = dataclasses.asdict(settings) | {"text": settings.text and str(settings.text), "text_crc32": zlib.crc32(text)}
     del chosen["out"], chosen["resume"]
     file = settings.out / "settings.json"
@@ -205,7 +205,7 @@ def create_programs(settings: Settings, apply: Apply, tx: optax.GradientTransfor
 
 
 def sample(apply: Apply, params: PyTree, prompt: Text, length: int, key: Array) -> Int[Array, " length"]:
-    """A text that begins with the prompt. The zeros behind what is drawn change nothing before them."""
+    """A text that begins with the prompt. Attention is causal, so the zeros after the drawn bytes have no effect."""
 
     def draw(place: Int[Array, ""], tokens: Int[Array, " length"]) -> Int[Array, " length"]:
         logits = apply(params, tokens[None])[0, place - 1]
