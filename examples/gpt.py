@@ -38,7 +38,7 @@ Text = UInt8[Array, " bytes"]
 class Settings:
     """Trains a decoder on a text, and plots what TempBalance does to its layers."""
 
-    method: Literal["adamw", "tb"] = "tb"  # AdamW alone, or AdamW and TempBalance
+    method: Literal["adamw", "tb", "llr", "shape"] = "tb"  # AdamW alone; with TempBalance, LLR, or scales by shape alone
     text: Path | None = None  # Any file, 90% of it to train on and the rest to validate on. By default pydoc's help topics
     blocks: int = 4  # Blocks, of an attention and a gated MLP each
     width: int = 128  # Width of the residual stream; the MLP's is 8/3 of it
@@ -131,14 +131,12 @@ def check(settings: Settings, size: int, devices: int) -> None:
         raise SystemExit(f"error: --width {settings.width} must be a multiple of twice --heads {settings.heads}.")
     if settings.warmup >= settings.updates:
         raise SystemExit(f"error: --warmup {settings.warmup} must be less than --updates {settings.updates}.")
-    if settings.method == "tb" and settings.width < 50:
-        raise SystemExit(f"error: --method tb: --width {settings.width} must be at least 50, a spectrum's eigenvalues.")
+    if settings.method != "adamw" and settings.width < 50:
+        raise SystemExit(f"error: --width {settings.width} must be at least 50 for --method {settings.method}.")
     if settings.batch_size % devices:
         raise SystemExit(f"error: --batch-size {settings.batch_size} must be a multiple of the {devices} devices.")
     if size <= 10 * settings.window:
-        raise SystemExit(
-            f"error: --text has {size} bytes; --window {settings.window} needs more than {10 * settings.window}."
-        )
+        raise SystemExit(f"error: --text has {size} bytes, which must be more than ten times --window {settings.window}.")
 
 
 def open_folder(settings: Settings, text: bytes) -> None:
@@ -163,15 +161,15 @@ def create_optimizer(settings: Settings, layers: tb_optax.Layers) -> tuple[optax
     decays = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: "norm" not in str(path), params)
     adamw = optax.adamw(schedule, b2=0.95, weight_decay=settings.weight_decay, mask=decays)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), adamw)
-    if settings.method == "adamw":
-        return optimizer, None
-    tb = tb_optax.tempbalance(None, layers=layers)
+    llr = tb_optax.llr(settings.updates, layers=layers, update_interval=settings.refresh_interval)
+    if settings.method in ("adamw", "llr"):  # LLR refreshes inside the step, in the first fifth of the updates.
+        return (optimizer if settings.method == "adamw" else optax.chain(optimizer, llr)), None
+    metric = {"tb": tb_optax.metrics.pl_alpha_hill, "shape": tb_optax.metrics.noise_of_shape}[settings.method]
+    tb = tb_optax.tempbalance(None, layers=layers, metric=metric)
     return optax.chain(optimizer, tb), tb.refresh  # TempBalance comes last, where it scales the step.
 
 
-class State(NamedTuple):
-    """All that an update changes, which is what a checkpoint holds."""
-
+class State(NamedTuple):  # All that an update changes, which is what a checkpoint holds.
     params: PyTree
     opt_state: optax.OptState
     update: Int[Array, ""]
@@ -216,13 +214,13 @@ def sample(apply: Apply, params: PyTree, prompt: Text, length: int, key: Array) 
 
 def describe(settings: Settings, layers: tb_optax.Layers, state: State, losses: list[Array], valid: Array) -> dict[str, Any]:
     """A line of the log; alphas and scales are those of the last refresh, a number for each block."""
-    update, train_loss = int(state.update), float(np.mean(jax.device_get(losses)))
-    line = {"update": update, "train_loss": train_loss, "validation_loss": float(valid)}
-    balance = optax.tree_utils.tree_get(state.opt_state, "TempBalanceState")
-    if balance is None:
+    line = dict(update=int(state.update), train_loss=float(np.mean(jax.device_get(losses))), validation_loss=float(valid))
+    if settings.method == "adamw":
         return line
-    numbers = lambda of_layers: {layer.name: np.asarray(of_layers[layer.name]).tolist() for layer in layers}
-    refreshed = (update - 1) // settings.refresh_interval * settings.refresh_interval
+    name = "TempBalanceTransitionState" if settings.method == "llr" else "TempBalanceState"
+    balance = optax.tree_utils.tree_get(state.opt_state, name)
+    numbers = lambda of_layers: {layer.name: np.asarray(of_layers[layer.name]).tolist() for layer in layers.measured}
+    refreshed = (line["update"] - 1) // settings.refresh_interval * settings.refresh_interval
     return line | {"refreshed": refreshed, "alpha": numbers(balance.metric), "scale": numbers(balance.scale)}
 
 
@@ -261,7 +259,8 @@ def main(settings: Settings) -> None:
     init_key, batch_key, sample_key = jax.random.split(jax.random.key(settings.seed), 3)
     graph, params = nnx.split(GPT(settings, nnx.Rngs(init_key)), nnx.Param)
     apply = lambda params, tokens: nnx.merge(graph, params, copy=True)(tokens)
-    layers = tb_optax.trace_layers(apply, params, jax.ShapeDtypeStruct((1, settings.window), jnp.int32))
+    ends, tokens = "unmeasured" if settings.method == "llr" else False, jax.ShapeDtypeStruct((1, settings.window), jnp.int32)
+    layers = tb_optax.trace_layers(apply, params, tokens, first_and_last=ends)
     print(layers)
     tx, refresh = create_optimizer(settings, layers)
     state = jax.device_put(State(params, tx.init(params), jnp.zeros((), jnp.int32)), everywhere)

@@ -134,7 +134,9 @@ def test_two_devices_train_as_one_but_for_the_order_of_sums(alone, text, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{"method": "adamw"}, {"tied": True, "dtype": "bfloat16"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"method": "adamw"}, {"method": "shape"}, {"tied": True, "dtype": "bfloat16", "method": "llr"}], ids=str
+)
 def test_variants_learn(text, tmp_path, changes):
     lines = log(train(tmp_path / "run", text, **changes))
     assert lines[-1]["validation_loss"] < lines[0]["validation_loss"] < 5
@@ -216,10 +218,10 @@ def test_validation_is_the_mean_over_all_windows():
         ({"learning_rate": float("nan")}, "--learning-rate nan must be more than 0"),
         ({"weight_decay": -0.1}, "--weight-decay -0.1 must be at least 0"),
         ({"width": 66}, "--width 66 must be a multiple of twice --heads 2"),
-        ({"width": 48}, "--method tb: --width 48 must be at least 50"),
+        ({"width": 48}, "--width 48 must be at least 50 for --method tb"),
         ({"warmup": 24}, "--warmup 24 must be less than --updates 24"),
         ({"batch_size": 3}, "--batch-size 3 must be a multiple of the 2 devices"),
-        ({"window": 136}, "--text has 1360 bytes; --window 136 needs more than 1360"),
+        ({"window": 136}, "--text has 1360 bytes, which must be more than ten times --window 136"),
     ],
 )
 def test_settings_that_cannot_run_end_in_one_line(text, tmp_path, changes, message):
