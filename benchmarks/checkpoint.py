@@ -10,14 +10,15 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 
-from benchmarks import provenance
-from benchmarks.networks import create
-from benchmarks.timing import Deadline, paired_ratio
+from benchmarks import part
+from benchmarks.networks import create, torch_layout
+from benchmarks.part import Deadline
+from benchmarks.tables import table
+from benchmarks.timing import paired_ratio, turns
 
 Result = dict[str, Any]
 # Ours, by the fit that WeightWatcher has, and what it calls the same numbers.
@@ -32,32 +33,22 @@ COLUMNS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(part.Settings):
     """Runs both commands on a safetensors file of each network, in turn, and compares what they say of each layer."""
 
     networks: tuple[str, ...] = ("resnet50", "gpt2")
     """As in benchmarks.refresh; random weights."""
     rounds: int = 3
     """How often each command is run, after a first time, in which it finds no compiled programs."""
-    minutes: float = 5.0
-    """No round is begun after this."""
-    out: Path | None = None
-    """Where to write checkpoint.json; by default benchmarks/results/KIND OF DEVICE."""
-
-
-def main() -> None:
-    run(tyro.cli(Annotated[Settings, tyro.conf.arg(name="")]))
 
 
 def run(settings: Settings) -> list[Result]:
     deadline = Deadline(settings.minutes)
-    arguments = dataclasses.asdict(settings) | {"out": None}
     cases: list[Result] = []
-    for network in settings.networks:
+    for network in deadline.admits(settings.networks):
         with tempfile.TemporaryDirectory() as directory:
             cases.append({"network": network, **_compare(network, settings.rounds, deadline, Path(directory))})
-        provenance.write(settings.out or provenance.results_directory(), "checkpoint", arguments, cases)
-        _show(cases[-1])
+        settings.write("checkpoint", cases)
     return cases
 
 
@@ -70,16 +61,15 @@ def _compare(network: str, rounds: int, deadline: Deadline, directory: Path) -> 
         "WeightWatcher": ["-m", "benchmarks.weightwatcher_command", str(file), str(directory / "weightwatcher.csv")],
     }
     results: dict[str, Result] = {name: {"seconds": [], "peak_memory": 0} for name in commands}
-    for number in range(rounds + 1):
-        for name in list(commands)[:: 1 if number % 2 == 0 else -1]:
-            if "error" in results[name] or (number > 1 and deadline.left() < 0):
-                continue
-            seconds, memory, error = _timed([sys.executable, *commands[name]], cache=directory / "cache")
-            if error:
-                results[name] = {"error": error}
-            else:
-                results[name]["seconds"].append(seconds)
-                results[name]["peak_memory"] = max(results[name]["peak_memory"], memory)
+    for name in turns(commands, rounds + 1):
+        if "error" in results[name] or (len(results[name]["seconds"]) > 1 and deadline.left() < 0):
+            continue
+        seconds, memory, error = _timed([sys.executable, *commands[name]], cache=directory / "cache")
+        if error:
+            results[name] = {"error": error}
+        else:
+            results[name]["seconds"].append(seconds)
+            results[name]["peak_memory"] = max(results[name]["peak_memory"], memory)
     ended = [result for result in results.values() if "error" not in result]
     for result in ended:
         result["first_seconds"] = result["seconds"].pop(0)
@@ -96,11 +86,8 @@ def write_checkpoint(network: str, file: Path) -> None:
     from safetensors.numpy import save_file
 
     weights = create(network).weights()
-    turned = {
-        name: np.ascontiguousarray(weight.transpose(3, 2, 0, 1) if weight.ndim == 4 else weight.T, np.float32)
-        for name, weight in weights.items()
-    }
-    save_file({f"{name.replace('/', '.')}.weight": weight for name, weight in turned.items()}, file)
+    turned = {f"{name.replace('/', '.')}.weight": torch_layout(weight) for name, weight in weights.items()}
+    save_file({name: np.asarray(weight, np.float32) for name, weight in turned.items()}, file)
 
 
 def agreement(rows: dict[str, dict[str, str]], others: dict[str, dict[str, str]]) -> Result:
@@ -139,17 +126,40 @@ def _read(file: Path, key: str) -> dict[str, dict[str, str]]:
         return {row[key]: row for row in csv.DictReader(lines)}
 
 
-def _show(case: Result) -> None:
-    for name, result in case["commands"].items():
-        words = result.get("error") or (
-            f"{result['median']:.1f} s, the first time {result['first_seconds']:.1f} s, "
-            f"{result['peak_memory'] / 2**20:,.0f} MiB"
-        )
-        print(f"{case['network']}: {name}: {words}")
-    if "ratio" in case:
-        differ = ", ".join(f"{name} {value:.1e}" for name, value in case["differ"].items())
-        print(f"{case['network']}: WeightWatcher takes x{case['ratio']:.1f}; over {case['layers']} layers differ: {differ}")
+def section(cases: Sequence[Result]) -> list[str]:
+    """The paragraphs of the report."""
+    times = [
+        (case["network"], name, *_cells(result), f"x{case['ratio']:.2f}" if "ratio" in case and place else "")
+        for case in cases
+        for place, (name, result) in enumerate(case["commands"].items())
+    ]
+    compared = [case for case in cases if "differ" in case]
+    differ = [
+        (case["network"], str(case["layers"]), *(f"{value:.1e}" for value in case["differ"].values())) for case in compared
+    ]
+    rows = [
+        (f"{case['network']}, {layer}", *(f"{ours:.6g} / {theirs:.6g}" for ours, theirs in numbers.values()))
+        for case in compared
+        for layer, numbers in case["side_by_side"].items()
+    ]
+    columns = list(compared[0]["differ"]) if compared else []
+    return [
+        "## A report of a checkpoint",
+        "Whole commands on the same safetensors file, from start to end, in seconds: medians, and the first time, when "
+        "nothing had been compiled; and the peak of memory.",
+        table(("network", "command", "seconds", "first", "memory", "ratio"), times),
+        "The largest relative difference between the two over all layers.",
+        table(("network", "layers", *columns), differ),
+        "Some layers: ours / WeightWatcher's.",
+        table(("layer", *columns), rows),
+    ]
+
+
+def _cells(result: Result) -> tuple[str, str, str]:
+    if "error" in result:
+        return result["error"], "", ""
+    return f"{result['median']:.1f}", f"{result['first_seconds']:.1f}", f"{result['peak_memory'] / 2**20:,.0f} MiB"
 
 
 if __name__ == "__main__":
-    main()
+    part.main(Settings, run, section)
