@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,9 +17,8 @@ from benchmarks import part
 from benchmarks.networks import create, torch_layout
 from benchmarks.part import Deadline
 from benchmarks.tables import table
-from benchmarks.timing import paired_ratio, turns
+from benchmarks.timing import ContenderFailed, Result, failure, paired_ratio, turns
 
-Result = dict[str, Any]
 # Ours, by the fit that WeightWatcher has, and what it calls the same numbers.
 COLUMNS = {
     "alpha": "alpha",
@@ -62,22 +60,23 @@ def _compare(network: str, rounds: int, deadline: Deadline, directory: Path) -> 
     }
     results: dict[str, Result] = {name: {"seconds": [], "peak_memory": 0} for name in commands}
     for name in turns(commands, rounds + 1):
-        if "error" in results[name] or (len(results[name]["seconds"]) > 1 and deadline.left() < 0):
+        result = results[name]
+        if "error" in result or (len(result["seconds"]) > 1 and deadline.left() < 0):
             continue
-        seconds, memory, error = _timed([sys.executable, *commands[name]], cache=directory / "cache")
-        if error:
-            results[name] = {"error": error}
-        else:
-            results[name]["seconds"].append(seconds)
-            results[name]["peak_memory"] = max(results[name]["peak_memory"], memory)
-    ended = [result for result in results.values() if "error" not in result]
-    for result in ended:
-        result["first_seconds"] = result["seconds"].pop(0)
-        result["median"] = statistics.median(result["seconds"])
-    if len(ended) < len(results):
+        try:
+            seconds, memory = _timed([sys.executable, *commands[name]], cache=directory / "cache")
+            result["seconds"].append(seconds)
+            result["peak_memory"] = max(result["peak_memory"], memory)
+        except ContenderFailed as error:
+            results[name] = {"error": str(error)}
+    for result in results.values():
+        if "error" not in result:
+            result["first_seconds"] = result["seconds"].pop(0)
+            result["median"] = statistics.median(result["seconds"])
+    if any("error" in result for result in results.values()):
         return {"commands": results}
     ours, theirs = (results[name]["seconds"] for name in commands)
-    rows, others = _read(directory / "tb_optax.csv", "layer"), _read(directory / "weightwatcher.csv", "layer")
+    rows, others = (_read(directory / f"{name}.csv") for name in ("tb_optax", "weightwatcher"))
     return {"commands": results, "ratio": paired_ratio(theirs, ours), **agreement(rows, others)}
 
 
@@ -106,24 +105,23 @@ def agreement(rows: dict[str, dict[str, str]], others: dict[str, dict[str, str]]
     return {"layers": len(rows), "differ": differ, "side_by_side": dict(list(numbers.items())[:: max(1, len(rows) // 5)])}
 
 
-def _timed(command: Sequence[str], cache: Path) -> tuple[float, int, str]:
-    """Seconds and peak memory in bytes of a command, and its last words if it failed."""
-    with tempfile.TemporaryFile() as words:
+def _timed(command: Sequence[str], cache: Path) -> tuple[float, int]:
+    """Seconds and peak memory in bytes of a command."""
+    with tempfile.TemporaryFile() as errors:
         start = time.monotonic()
         environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=words, env=environment)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.monotonic() - start
         process.returncode = os.waitstatus_to_exitcode(status)
-        words.seek(0)
-        lines = words.read().decode(errors="replace").strip().splitlines()
-    error = f"ended with {process.returncode}: {lines[-1] if lines else ''}" if process.returncode else ""
-    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), error
+        if process.returncode:
+            raise failure(process.returncode, errors)
+    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _read(file: Path, key: str) -> dict[str, dict[str, str]]:
+def _read(file: Path) -> dict[str, dict[str, str]]:
     with file.open(newline="") as lines:
-        return {row[key]: row for row in csv.DictReader(lines)}
+        return {row["layer"]: row for row in csv.DictReader(lines)}
 
 
 def section(cases: Sequence[Result]) -> list[str]:

@@ -1,6 +1,7 @@
 """Markdown tables, and cells that show a result or its error."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -31,3 +32,10 @@ def or_error(result: Mapping[str, Any], show: Callable[[Any], str]) -> str:
 
 def ratio(result: Mapping[str, Any]) -> str:
     return "" if result["ratio"] is None else f"{result['ratio']:.2f}"
+
+
+def show(text: str, out: Path | None) -> None:
+    """Prints a text, and writes it to a file if there is one."""
+    print(text)
+    if out is not None:
+        out.write_text(text + "\n")

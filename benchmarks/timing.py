@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 from benchmarks.contenders import Case
 from benchmarks.part import Deadline
@@ -101,15 +101,19 @@ class Worker:
         if not ready:
             raise ContenderFailed(f"took longer than {limit:.0f} s")
         line = self._process.stdout.readline()
-        reply = json.loads(line) if line else {"error": self._last_error()}
+        if not line:
+            raise failure(self._process.wait(), self._errors)
+        reply = json.loads(line)
         if "error" in reply:
             raise ContenderFailed(reply["error"])
         return reply
 
-    def _last_error(self) -> str:
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return f"ended with {self._process.wait()}: {lines[-1] if lines else 'no message'}"
+
+def failure(code: int, errors: IO[bytes]) -> ContenderFailed:
+    """Says how a process ended, and the last line that it wrote."""
+    errors.seek(0)
+    lines = errors.read().decode(errors="replace").strip().splitlines()
+    return ContenderFailed(f"ended with {code}: {lines[-1] if lines else 'no message'}")
 
 
 # The benchmark shows what users get who set nothing.
