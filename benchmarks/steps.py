@@ -48,8 +48,10 @@ class Settings(part.Settings):
 def run(settings: Settings) -> Result:
     deadline = Deadline(settings.minutes)
     settings = settings.for_device(steps=(2, 390), dtype=("float32", "bfloat16"))
+    print("updates", flush=True)
     cases = _updates(settings, deadline)
     settings.write("steps", cases)
+    print("epochs", flush=True)
     cases["training"] = _training(settings, deadline)
     settings.write("steps", cases)
     return cases

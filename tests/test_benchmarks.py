@@ -205,7 +205,15 @@ def test_a_directory_without_results_says_so(tmp_path):
 @pytest.mark.slow
 def test_training_is_timed_with_refreshes_at_every_interval(tmp_path):
     settings = steps.Settings(
-        network="tiny", width=0.125, batch_size=8, steps=2, intervals=(50, 2, 1), update_rounds=2, rounds=2, out=tmp_path
+        network="tiny",
+        width=0.125,
+        batch_size=8,
+        steps=2,
+        intervals=(50, 2, 1),
+        update_rounds=2,
+        update_processes=1,
+        rounds=2,
+        out=tmp_path,
     )
     training = steps.run(settings)["training"]
     assert set(training["epochs"]) == {"without tempbalance", "no refresh", "2", "1"}
