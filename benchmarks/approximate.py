@@ -1,4 +1,4 @@
-"""How far the approximate spectrum is off, and what it saves: `python -m benchmarks.approximate --help`.
+"""The error and the speed of approximate spectra: `python -m benchmarks.approximate --help`.
 
 On the weights of a network that predicts the next character of Python's own documentation, trained here with a fixed seed,
 and on weights made to have power laws for spectra. Each weight's exponent, of the median fit, is compared with the exact
@@ -33,9 +33,9 @@ class Settings(part.Settings):
     """Compares approximate spectra with exact ones, by size of the weight, steps and probes."""
 
     sizes: tuple[int, ...] = (512, 1024, 2048, 4096)
-    """Widths of the network's layers, two of each, and so the sizes of its square weights."""
+    """Widths of the network's layers, two layers of each."""
     power_law_sizes: tuple[int, ...] = (512, 1024)
-    """Sizes of the weights that are made with a power law of exponent 2 and of 4."""
+    """Sizes of synthetic weights, whose spectra are power laws of exponent 2 and 4."""
     steps: tuple[int, ...] = (16, 32, 64)
     """Steps of Lanczos."""
     probes: tuple[int, ...] = (1, 2, 4, 8)
@@ -75,7 +75,7 @@ def _compare(name: str, weight: Float[Array, "n m"], settings: Settings) -> dict
     exact_seconds, exact = _timed(lambda: symmetric_eigenvalues(gram(stack)))
     alpha, norm = float(tb_optax.metrics.pl_alpha_hill(exact)[0]), float(exact[0, -1])
     case: dict[str, Any] = {"weight": name, "shape": weight.shape, "alpha": alpha, "seconds": exact_seconds}
-    # How far the tail reaches: a few for a random weight.
+    # The length of the tail: a random weight has a few times the median.
     case["largest_over_median"] = norm / float(exact[0, len(weight) // 2])
     case["approximate"] = []
     for steps, probes in itertools.product(settings.steps, settings.probes):
@@ -98,7 +98,7 @@ def _compare(name: str, weight: Float[Array, "n m"], settings: Settings) -> dict
 
 
 def _timed(function: Callable[[], Array]) -> tuple[float, Array]:
-    """The best of up to five calls, no more than ten seconds of them, after one that compiles."""
+    """The fastest of five calls, or of as many as take ten seconds, after one that compiles."""
     result = jax.block_until_ready(function())
     seconds: list[float] = []
     while len(seconds) < 5 and sum(seconds) < 10:
@@ -114,7 +114,7 @@ def _train(settings: Settings) -> list[Array]:
     widths = [_CONTEXT * _EMBEDDING, *np.repeat(settings.sizes, 2).tolist()]
     widths = [*(widths[1:] if widths[0] == widths[1] else widths), characters]
     keys = jax.random.split(jax.random.key(0), len(widths))
-    # A tenth of the usual size, so that what is learned soon outweighs what is random, as it does after long training.
+    # A tenth of the usual size: a short training then outweighs the initialization, as a long one does.
     kernels = [
         0.1 / np.sqrt(inputs) * jax.random.normal(key, (inputs, outputs))
         for key, (inputs, outputs) in zip(keys, itertools.pairwise(widths), strict=False)

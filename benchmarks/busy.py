@@ -15,7 +15,7 @@ from benchmarks.tables import or_error, ratio, table
 from benchmarks.timing import Contender, ContenderFailed, Result, Worker, paired_ratio
 from examples.runs.provenance import cores
 
-# A core each, and nothing else: no memory, no threads. It does not outlive this program.
+# Keeps one core busy and uses no memory. It ends when this program does.
 _BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
 
 
@@ -24,9 +24,9 @@ class Settings(part.Settings):
     """Times a refresh alone and beside a busy program, in turn, with the threads that each contender takes by default."""
 
     network: str = "resnet18"
-    """As in benchmarks.refresh."""
+    """A network of benchmarks/networks.py."""
     contenders: tuple[str, ...] = ("tb_optax", "PyTorch")
-    """Who takes part."""
+    """What is timed: names in benchmarks/contenders.py."""
     rounds: int = 7
     """How often each is timed."""
     limit: float = 120.0

@@ -19,7 +19,7 @@ from benchmarks.part import Deadline
 from benchmarks.tables import table
 from benchmarks.timing import ContenderFailed, Result, failure, paired_ratio, turns
 
-# Ours, by the fit that WeightWatcher has, and what it calls the same numbers.
+# Columns of this library's report and WeightWatcher's names for them.
 COLUMNS = {
     "alpha": "alpha",
     "distance": "D",
@@ -32,12 +32,12 @@ COLUMNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings(part.Settings):
-    """Runs both commands on a safetensors file of each network, in turn, and compares what they say of each layer."""
+    """Runs both commands on a safetensors file of each network, in turn, and compares their numbers for each layer."""
 
     networks: tuple[str, ...] = ("resnet50", "gpt2")
-    """As in benchmarks.refresh; random weights."""
+    """Networks of benchmarks/networks.py, with random weights."""
     rounds: int = 3
-    """How often each command is run, after a first time, in which it finds no compiled programs."""
+    """How often each command is run, after a first run that finds no compiled programs."""
 
 
 def run(settings: Settings) -> list[Result]:
@@ -90,13 +90,13 @@ def write_checkpoint(network: str, file: Path) -> None:
 
 
 def agreement(rows: dict[str, dict[str, str]], others: dict[str, dict[str, str]]) -> Result:
-    """Of each column the largest relative difference over the layers, and the numbers of some layers side by side.
+    """The largest relative difference over the layers for each column, and the numbers of some layers side by side.
 
     Raises:
-      ValueError: they have not the same layers.
+      ValueError: one of the two lacks a layer of the other.
     """
     if set(rows) != set(others):
-        raise ValueError(f"only one of them has: {', '.join(sorted(set(rows) ^ set(others))[:5])}.")
+        raise ValueError(f"only one of the two reports has {', '.join(sorted(set(rows) ^ set(others))[:5])}.")
     numbers = {
         layer: {own: (float(rows[layer][own]), float(others[layer][other])) for own, other in COLUMNS.items()}
         for layer in rows

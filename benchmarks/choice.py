@@ -1,7 +1,7 @@
 """What each way to compute spectra costs, and how far it agrees with the exact one: `python -m benchmarks.choice --help`.
 
-Costs are of a refresh, on weights of published shapes. Agreement is of alphas, of the layers' ranks by alpha, and of the
-scales that follow, on trained weights: any checkpoints that `tb-optax report` reads.
+Costs are those of a refresh, on weights of published shapes. Alphas, the layers' ranks by alpha, and scales are compared on
+trained weights: any checkpoints that `tb-optax report` reads.
 """
 
 import dataclasses
@@ -25,9 +25,9 @@ class Settings(part.Settings):
     """Times refreshes by each solver, and compares alphas on trained weights."""
 
     networks: tuple[str, ...] = ("resnet18", "gpt2", "llama_layer")
-    """As in benchmarks.refresh: what is timed."""
+    """What is timed: networks of benchmarks/networks.py."""
     trained: tuple[Path, ...] = ()
-    """Checkpoints of trained networks, or run folders of the examples: what is compared. A folder's name is its label."""
+    """What is compared: checkpoints of trained networks, or run folders of the examples. A folder's name is its label."""
     exclude: tuple[str, ...] = ("conv1", "linear")
     """The first and the last layer of the trained networks, as `find_layers` takes them. Names that a network does not
     have are ignored."""
@@ -51,7 +51,7 @@ def run(settings: Settings) -> Result:
 
 
 def _agreement(path: Path, exclude: tuple[str, ...]) -> Result:
-    """With the exact spectra: Spearman's correlation over the layers, and differences of alphas and of scales."""
+    """Spearman's correlation with the exact spectra over the layers, and differences of alphas and of scales."""
 
     def layers(tree: Any) -> tb_optax.Layers:
         names = [layer.name for layer in tb_optax.find_layers(tree)]

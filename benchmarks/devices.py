@@ -1,6 +1,6 @@
 """A refresh on several devices, which hold the parameters as data-parallel training does: `python -m benchmarks.devices`.
 
-On CPU the devices are simulated and share the cores: what to see is that the time does not grow with their number.
+On CPU the devices are simulated and share the cores: the time should not grow with their number.
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ class Settings(part.Settings):
     """Times a refresh under `jax.set_mesh` with the parameters on every device, the numbers of devices in turn."""
 
     networks: tuple[str, ...] = ("resnet18", "gpt2")
-    """As in benchmarks.refresh."""
+    """Networks of benchmarks/networks.py."""
     devices: tuple[int, ...] = (1, 2, 4, 8)
-    """How many. Numbers above the number of this machine's GPUs are left out."""
+    """Numbers of devices. Those above the number of this machine's GPUs are left out."""
     rounds: int = 7
     """How often each is timed."""
     seconds_each: float = 20.0

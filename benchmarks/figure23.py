@@ -25,7 +25,7 @@ class Settings(part.Settings):
     """Times a refresh, then an epoch, of each network of the paper's Figure 23."""
 
     networks: tuple[str, ...] = (*DEPTHS, *WIDTHS)
-    """ResNets, each also with the channels of its last stage after a dash."""
+    """ResNets; a number after a dash is that of the channels of its last stage."""
     rounds: int = 3
     """How often each is timed."""
     seconds_each: float = 20.0
@@ -69,7 +69,7 @@ _CONTENDERS = {"refresh": _refresh, "epoch": _epoch}
 
 
 def _scale_to_an_epoch(result: Result, settings: Settings) -> None:
-    """As if all images were trained as fast as these few."""
+    """Turns the time of a few images into that of an epoch."""
     assert settings.batch_size is not None and settings.steps is not None
     epochs = _IMAGES / (settings.batch_size * settings.steps)
     result["seconds"] = [seconds * epochs for seconds in result["seconds"]]
@@ -77,13 +77,13 @@ def _scale_to_an_epoch(result: Result, settings: Settings) -> None:
 
 
 def split(network: str) -> tuple[str, int]:
-    """A network's model, and the channels of its last stage: a bottleneck's before it widens them fourfold."""
+    """A network's model, and the channels of its last stage (before a bottleneck widens them fourfold)."""
     model, _, channels = network.partition("-")
     return model, int(channels or 512)
 
 
 def share(case: Mapping[str, Any]) -> float | None:
-    """A refresh in epochs: what one refresh an epoch adds to the training time."""
+    """The time of a refresh over that of an epoch."""
     refresh, epoch = (case.get(what, {}).get("median") for what in ("refresh", "epoch"))
     return refresh / epoch if refresh and epoch else None
 

@@ -1,4 +1,4 @@
-"""The contenders on JAX: this library, what a person would write in an evening, and the floor of any implementation."""
+"""The contenders on JAX: this library, a plain implementation, and the routines that no implementation can do without."""
 
 import concurrent.futures
 import functools
@@ -50,7 +50,7 @@ def tempbalance(case: Case) -> Prepared:
 def plain(case: Case) -> Prepared:
     """`jnp.linalg.eigvalsh` and the median fit, a jitted function of each weight.
 
-    One program for all layers would be the next thought, and can hang on CPU.
+    One program for all layers can hang on CPU.
     """
     if case["fit"] != "median":
         raise ValueError(f"fit={case['fit']!r}: the plain contender has the median fit only; give fit='median'.")

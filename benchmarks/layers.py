@@ -50,7 +50,7 @@ def build(architecture: str) -> Any:
 
 
 def expected_readings(model: Any) -> dict[str, tuple[Any, ...] | None]:
-    """For each parameter of two or more axes: its stack, how many matrices it has, their sides; None if it is no weight."""
+    """The stack, the number of matrices and their sides for each parameter of two or more axes; None if it is no weight."""
     from torch import nn  # pyright: ignore[reportMissingImports]
 
     expected: dict[str, tuple[Any, ...] | None] = {}
@@ -83,7 +83,7 @@ def _multiplies(module: Any) -> bool:
 
 
 def compare(architecture: str) -> tuple[Counter[str], list[str]]:
-    """How many parameters are read right, left out though they are weights, and read wrongly; and the latter two's names."""
+    """How many parameters are read right, left out though they are weights, or read wrong; and which are not right."""
     model = build(architecture)
     params = {name: jax.ShapeDtypeStruct(tuple(array.shape), jnp.float32) for name, array in model.named_parameters()}
     found = {}

@@ -35,7 +35,7 @@ class Network:
     scanned: bool = False
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The balanced weights as the contenders that know nothing of Optax get them: `HWIO` or inputs by outputs.
+        """The balanced weights, for contenders without Optax: `HWIO` or inputs by outputs.
 
         A stack is cut into its layers, named `name[index]`. The rule is TempBalance's: at least 50 eigenvalues, without the
         first and the last layer.
@@ -91,7 +91,7 @@ def create(name: str, seed: int = 0) -> Network:
 
 
 class _Weights:
-    """Random parameters. The rows of a matrix differ in size, in some matrices more: so each spectrum has its own tail."""
+    """Random parameters. Rows of a matrix differ in size, more in some matrices: each spectrum has its own tail."""
 
     def __init__(self, seed: int, dtype: Any = np.float32):
         self._random = np.random.default_rng(seed)
@@ -132,7 +132,7 @@ def _tiny(weights: _Weights) -> Network:
 
 
 def _resnet(weights: _Weights, blocks: tuple[int, ...], bottleneck: bool, last: int) -> Network:
-    """The CIFAR variant, named as in `examples/vision`; a bottleneck's outputs are four times as many as `last` says."""
+    """The CIFAR variant, named as in `examples/vision`; a bottleneck has four times as many outputs as `last`."""
     channels = [last // 2 ** (3 - stage) for stage in range(4)]
     params: Tree = {"conv1": weights.kernel(3, 3, 3, channels[0]), "bn1": weights.norm(channels[0])}
     previous = channels[0]
@@ -170,7 +170,7 @@ def _vgg(weights: _Weights, convs: tuple[int, ...], last: int) -> Network:
 
 
 def _gpt2(weights: _Weights, depth: int = 12, width: int = 768) -> Network:
-    """The first layer is an embedding, the last its transpose: neither is balanced, and all between them is."""
+    """The first layer is an embedding, the last its transpose: neither is balanced, all others are."""
     dense = functools.partial(weights.kernel, bias=True)
     params: Tree = {"wte": weights.embedding(50257, width), "wpe": weights.embedding(1024, width)}
     for index in range(depth):

@@ -14,7 +14,7 @@ from benchmarks import provenance
 
 
 class Deadline:
-    """When a part of the benchmarks has to be done."""
+    """The end of a part's time."""
 
     def __init__(self, minutes: float):
         self._end = time.monotonic() + 60 * minutes
@@ -24,7 +24,7 @@ class Deadline:
         return self._end - time.monotonic()
 
     def admits(self, names: Iterable[str], seconds: float = 0.0) -> Iterator[str]:
-        """Each name for which more than `seconds` are left when its turn comes, and the first in any case."""
+        """Yields the names in turn, but none after the first when fewer than `seconds` are left; prints which."""
         for number, name in enumerate(names):
             if number > 0 and self.left() < seconds:
                 print(f"{name}: left out, the time is up", flush=True)
@@ -38,12 +38,12 @@ class Settings:
     """Settings of every part."""
 
     minutes: float = 10.0
-    """No case is begun after this, and no round."""
+    """No case and no round begins later than this."""
     out: Path | None = None
     """Folder for the results; by default benchmarks/results/KIND OF DEVICE."""
 
     def for_device(self, **defaults: tuple[Any, Any]) -> Self:
-        """The settings with a default in place of each one that is empty: the first of two on CPU, the second on a GPU."""
+        """Replaces empty settings by defaults: the first of each two on CPU, the second on a GPU."""
         on_gpu = provenance.device()["platform"] != "cpu"
         return dataclasses.replace(
             self, **{name: values[on_gpu] for name, values in defaults.items() if not getattr(self, name)}
@@ -54,7 +54,7 @@ class Settings:
         arguments = dataclasses.asdict(self) | {"out": None}
         content = {"part": part, "arguments": arguments, "provenance": provenance.provenance(), "cases": cases}
         text = json.dumps(content, indent=1, default=lambda path: path.name)
-        # Lists of times on one line each.
+        # Each list of times on one line.
         text = re.sub(r"\[[^\[\]{}\"]*\]", lambda match: " ".join(match[0].split()), text)
         directory = self.out or provenance.results_directory()
         directory.mkdir(parents=True, exist_ok=True)

@@ -19,9 +19,9 @@ _FITS = ("median", "goodness_of_fit", "fix_finger")
 
 
 def plot(parts: Mapping[str, Any], devices: Mapping[str, str], directory: Path) -> list[Path]:
-    """Writes `refresh.png`, `fits.png`, `share.png`, `figure23.png`, if there are figures for them; returns their paths.
+    """Writes `refresh.png`, `fits.png`, `share.png`, `figure23.png`, where there are results for them; returns their paths.
 
-    Each says the device that its part was measured on.
+    Each title names the device of its part.
     """
     written = []
     for name, figure in _figures(parts, devices):

@@ -16,7 +16,7 @@ from examples.runs.provenance import commit, cores, processor, versions
 
 _PACKAGES = ("tb_optax", "jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "optax", "flax", "numpy", "scipy")
 _PACKAGES += ("torch", "weightwatcher", "threadpoolctl")
-# In a process of its own: one that has asked JAX for a GPU holds on to it.
+# Asked in another process: a process that has asked JAX for a GPU keeps it.
 _ASK_JAX = "import jax; d = jax.devices(); print(d[0].platform, len(d), d[0].device_kind, sep='|')"
 
 

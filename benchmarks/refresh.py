@@ -1,4 +1,4 @@
-"""How long a refresh takes, of which network, with which fit, against whom: `python -m benchmarks.refresh --help`."""
+"""The time of a refresh by network, fit and contender: `python -m benchmarks.refresh --help`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from benchmarks.part import Deadline
 from benchmarks.tables import or_error, table
 from benchmarks.timing import Contender, Result, measure
 
-# The most telling first: a run that is cut short has them.
+# The most important first: a run that is cut short has them.
 NETWORKS = ("resnet18", "resnet34", "vgg16", "resnet101", "resnet50", "vgg19", "gpt2", "resnet18-1024")
 NETWORKS_ON_GPU = ("resnet18", "resnet34", "vgg16", "resnet101", "gpt2", "llama1b", "resnet18-2048", "resnet50", "vgg19")
 NETWORKS_ON_GPU += ("resnet18-1024",)
@@ -24,7 +24,7 @@ class Settings(part.Settings):
     all_fits: tuple[str, ...] = ("resnet18",)
     """Networks for which all three fits are timed, not only the median."""
     contenders: tuple[str, ...] = ("tb_optax", "PyTorch", "WeightWatcher", *_BARE)
-    """Who takes part."""
+    """What is timed: names in benchmarks/contenders.py."""
     rounds: int = 9
     """How often each is timed."""
     seconds_each: float | None = None
@@ -55,7 +55,7 @@ def _label(name: str, fit: str) -> str:
 
 
 def _has(name: str, fit: str) -> bool:
-    """WeightWatcher has no median fit; the bare routines have no fits, or the median only."""
+    """WeightWatcher has no median fit; the bare routines have the median or no fit."""
     return fit == "median" if name in _BARE else name != "WeightWatcher" or fit != "median"
 
 

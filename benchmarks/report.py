@@ -58,7 +58,7 @@ def _device(origin: Mapping[str, Any]) -> str:
 
 
 def _provenance(read: Mapping[str, Any]) -> list[str]:
-    """A line for each kind of provenance: the parts may have been measured on different days."""
+    """A line for each provenance: parts may have been measured on different days."""
     lines: dict[str, list[str]] = {}
     for part, content in read.items():
         origin = content["provenance"]

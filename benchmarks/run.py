@@ -1,7 +1,6 @@
-"""All parts, for the kind of device that is here, within a time: `python -m benchmarks.run --help`.
+"""Runs all parts that suit this machine's device, within a time: `python -m benchmarks.run --help`.
 
-On a GPU everything is done within 9 minutes. A part that fails or takes too long costs the others nothing. The tables come
-last.
+A part that fails or takes too long costs the others nothing. The tables come last.
 """
 
 import contextlib

@@ -76,11 +76,11 @@ class Found:
     share_mib: float
     """The device's share of the weights."""
     temporary_mib: float
-    """Beside weights and state."""
+    """The memory that XLA reserves beside weights and state."""
     gathered_mib: float
     """The largest array that is gathered from all devices."""
     solved: Counter[int]
-    """How many eigenproblems of which size it solves; none where spectra are approximated."""
+    """The number of eigenproblems by size."""
 
 
 def compiled_refresh(decoder: Decoder, sharding: str, **options: Any) -> Found:
@@ -122,8 +122,8 @@ def gathered(text: str) -> list[int]:
 
 
 def solved(text: str) -> Counter[int]:
-    """How many symmetric eigenproblems of which size a program solves: in loops as often as these go round, and of choices
-    what the dearest branch has.
+    """The number of symmetric eigenproblems that a program solves, by size. A loop counts as often as it runs, and a
+    conditional by its most expensive branch.
     """
     computations = re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}", text, flags=re.MULTILINE | re.DOTALL)
     bodies = {name: body.splitlines() for name, body in computations}

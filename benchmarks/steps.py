@@ -1,7 +1,7 @@
 """What TempBalance adds to training: `python -m benchmarks.steps --help`.
 
-An update of the optimizer that refreshes nothing, against the same chain without TempBalance; and epochs with refreshes at
-several intervals: the share of the time that goes into them (the paper's Figure 24), and the length of an epoch.
+Compares an optimizer's update that refreshes nothing with the same chain without TempBalance. Then times epochs with
+refreshes at several intervals: the length of an epoch, and the share of refreshes in it (the paper's Figure 24).
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from benchmarks.tables import or_error, table
 from benchmarks.timing import Contender, Result, measure
 
 _WITHOUT, _NEVER = "without tempbalance", "no refresh"
-# Updates in one program: by itself, each also costs the dispatch of every array of the state.
+# Updates in one program. An update alone in its program also costs the dispatch of every array of the state.
 _UPDATES = (1, 20)
 
 
@@ -24,7 +24,7 @@ class Settings(part.Settings):
     """Times an update that refreshes nothing, and epochs at several update intervals."""
 
     network: str = "resnet18"
-    """Whose parameters the optimizer updates: as in benchmarks.refresh."""
+    """A network of benchmarks/networks.py, whose parameters the optimizer updates."""
     model: str = "resnet18"
     """What is trained: a model of examples/vision."""
     width: float = 1.0
@@ -36,11 +36,11 @@ class Settings(part.Settings):
     dtype: Literal["float32", "bfloat16"] | None = None
     """What the model computes in; by default bfloat16 on a GPU and float32 on CPU."""
     intervals: tuple[int, ...] = (390, 100, 50, 10, 1)
-    """Updates between refreshes. One longer than an epoch is not trained: its share follows from the time of a refresh."""
+    """Updates between refreshes. For an interval longer than an epoch, the share is computed from the time of a refresh."""
     update_rounds: int = 20
     """How often each chain's update is timed in a process."""
     update_processes: int = 7
-    """How many processes each chain's update is timed in: where its arrays lie in memory makes up to 5%."""
+    """How many processes each chain's update is timed in: the place of its arrays in memory changes it by up to 5%."""
     rounds: int = 5
     """How often each epoch is timed."""
 
@@ -83,7 +83,7 @@ def _updates(settings: Settings, deadline: Deadline) -> Result:
 
 
 def _middle(results: Sequence[Result]) -> Result:
-    """The result of the process with the middle median, or one that failed."""
+    """The result of the process with the middle median, or of a process that failed."""
     failed = [each for each in results if "error" in each]
     return failed[0] if failed else sorted(results, key=lambda each: each["median"])[len(results) // 2]
 

@@ -1,4 +1,4 @@
-"""What the library is to reach, and whether the figures do."""
+"""Targets of the library, and whether the results reach them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +8,7 @@ Row = tuple[str, str, str, str]
 
 
 def targets(parts: Results, platform: str) -> Iterator[Row]:
-    """Those of a platform, from the `cases` of each part: what is measured, its figure, its bound, and the verdict."""
+    """The targets of a platform, from the `cases` of each part: text, measured value, bound, verdict."""
     refresh = {case["network"]: case["contenders"] for case in parts.get("refresh", [])}
     return (_on_cpu if platform == "cpu" else _on_gpu)(refresh, parts)
 
@@ -51,7 +51,6 @@ def _row(
     if value is None:
         return text, "", f"{sign} {_number(bound, unit)}", "not measured"
     reached = value <= bound if sign == "≤" else value >= bound
-    # How much of the bound is missing, or is too much.
     verdict = "reached" if reached else f"short by {abs(value / bound - 1):.0%}"
     return text, _number(value, unit), f"{sign} {_number(bound, unit)}", verdict
 

@@ -55,7 +55,7 @@ class Worker:
 
     def __init__(self, contender: Contender):
         environment = {key: value for key, value in os.environ.items() if key not in _LEFT_OUT}
-        # Several processes share a GPU: none may take most of its memory at the start.
+        # Several processes share a GPU, so none may reserve most of its memory at its start.
         environment |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "2", **contender.environment}
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, it is open as long as the process
         self._process = subprocess.Popen(
@@ -92,7 +92,7 @@ class Worker:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has died, and its error is still to be read
+            pass  # the process has died; its error is read below
         return self._reply(limit)
 
     def _reply(self, limit: float) -> Result:
@@ -116,10 +116,10 @@ def failure(code: int, errors: IO[bytes]) -> ContenderFailed:
     return ContenderFailed(f"ended with {code}: {lines[-1] if lines else 'no message'}")
 
 
-# The benchmark shows what users get who set nothing.
+# Benchmarks measure the defaults, whatever the environment says.
 _LEFT_OUT = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
-# Before each turn: the threads of OpenBLAS and OpenMP in the process that had the last one still spin for a while.
+# Seconds before each turn: threads of OpenBLAS and OpenMP in the process before it still spin for a while.
 _REST = 0.1
 
 
@@ -141,7 +141,7 @@ def measure(
       seconds_each: no contender gets another round once it has taken this long, and none may take six times that (or a
         minute, if that is more) for a call. One that does not compile, and takes this long for its first call, is not
         called again: that is its time.
-      deadline: no call is begun that would take until after it.
+      deadline: no call begins that would probably end after it.
 
     Returns:
       For each label `first_seconds` (of its process), `seconds` (a list), `median`, `peak_memory` in bytes, `ratio` and

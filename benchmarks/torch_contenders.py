@@ -31,7 +31,7 @@ def tempbalance(case: Case) -> Prepared:
     return Prepared(run, dict)
 
 
-# What WeightWatcher calls its fits. It has none that takes the upper half of the spectrum.
+# WeightWatcher's names of the fits. It has no median fit.
 _WEIGHTWATCHER_FITS: dict[str, dict[str, Any]] = {"goodness_of_fit": {}, "fix_finger": {"fix_fingers": "xmin_peak"}}
 
 
@@ -45,7 +45,7 @@ def weightwatcher(case: Case) -> Prepared:
 
 
 def analysis(weights: Mapping[str, torch.Tensor], **options: Any) -> Callable[[], Any]:
-    """A function that returns WeightWatcher's table of these weights, by as few eigenvalues as this library's report."""
+    """A function that returns WeightWatcher's table of these weights, with this library's minimum of 50 eigenvalues."""
     import weightwatcher  # pyright: ignore[reportMissingImports]
 
     logging.disable(logging.WARNING)

@@ -56,7 +56,7 @@ def training(case: Case) -> Prepared:
     images = jax.device_put(random.standard_normal((size, 32, 32, 3), np.float32))
     labels = jax.device_put(random.integers(0, 10, size, np.int32))
     options = {"width": case["width"], "dtype": jnp.dtype(case["dtype"]), "num_classes": 10, "image_shape": (32, 32, 3)}
-    # As one program, and with a key of the kind that compiles fast: 4 s on CPU, and not 20.
+    # One program, with keys that compile fast, takes 4 s on CPU instead of 20.
     build = nnx.jit(lambda key: create_model(case["model"], rngs=nnx.Rngs(key), **options))
     model = build(jax.random.key(0, impl="rbg"))
     balance = tb_optax.tempbalance(None, layers=tb_optax.trace_layers(model, images[:1]))
@@ -91,5 +91,5 @@ def training(case: Case) -> Prepared:
 
 
 def _sgd() -> optax.GradientTransformation:
-    """As the paper trains."""
+    """The paper's optimizer."""
     return optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(optax.constant_schedule(0.1), momentum=0.9))
