@@ -22,8 +22,8 @@ from benchmarks.timing import ContenderFailed, Result, failure, paired_ratio, tu
 # Columns of this library's report and WeightWatcher's names for them.
 COLUMNS = {
     "alpha": "alpha",
-    "distance": "D",
-    "threshold": "xmin",
+    "ks_distance": "D",
+    "xmin": "xmin",
     "lambda_max": "lambda_max",
     "stable_rank": "stable_rank",
     "eigenvalues": "num_evals",

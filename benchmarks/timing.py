@@ -141,7 +141,7 @@ def measure(
       seconds_each: no contender gets another round once it has taken this long, and none may take six times that (or a
         minute, if that is more) for a call. One that does not compile, and takes this long for its first call, is not
         called again: that is its time.
-      deadline: no call begins that would probably end after it.
+      deadline: after its first timed call, a contender begins none that would probably end later.
 
     Returns:
       For each label `first_seconds` (of its process), `seconds` (a list), `median`, `peak_memory` in bytes, `ratio` and

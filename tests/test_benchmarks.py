@@ -267,7 +267,9 @@ def test_busy_programs_and_devices_are_timed(tmp_path):
 
 def test_the_checkpoint_of_a_benchmark_says_what_the_network_does(tmp_path):
     checkpoint.write_checkpoint("tiny", tmp_path / "model.safetensors")
-    found = {record.layer: record for record in tb_optax.report(tmp_path).records}
+    written = tb_optax.report(tmp_path)
+    assert set(checkpoint.COLUMNS) <= set(written.rows()[0])
+    found = {record.layer: record for record in written.records}
     expected = {record.layer.replace("/", "."): record for record in tb_optax.report(create("tiny").weights()).records}
     assert set(found) == set(expected)
     for name, record in expected.items():
@@ -280,7 +282,7 @@ def test_numbers_side_by_side_are_compared_column_by_column():
     theirs["layer7"]["D"] = "1.6"
     found = checkpoint.agreement(ours, theirs)
     assert found["layers"] == 9
-    assert found["differ"].pop("distance") == pytest.approx(0.25)
+    assert found["differ"].pop("ks_distance") == pytest.approx(0.25)
     assert set(found["differ"].values()) == {0.0}
     with pytest.raises(ValueError, match="layer8"):
         checkpoint.agreement(ours, {layer: row for layer, row in theirs.items() if layer != "layer8"})
