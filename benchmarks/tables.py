@@ -15,8 +15,6 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]], right: Collecti
     """
     cells = [list(columns), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    if right:
-        widths = [max(width, 4) for width in widths]
     pad = lambda row: [
         cell.rjust(width) if index in right else cell.ljust(width)
         for index, (cell, width) in enumerate(zip(row, widths, strict=True))

@@ -16,6 +16,7 @@ from benchmarks import busy, checkpoint, choice, devices, figure23, refresh, rep
 from benchmarks.contenders import load
 from benchmarks.networks import create
 from benchmarks.part import Deadline
+from benchmarks.tables import table
 from benchmarks.timing import Contender, ContenderFailed, Worker, measure, turns
 
 FITS = ("median", "goodness_of_fit", "fix_finger")
@@ -143,13 +144,23 @@ def test_the_plain_contender_and_the_floor_see_the_same_matrices():
     assert sum(map(len, eigenvalues)) == sum(product.shape[0] * product.shape[1] for product in products.values())
 
 
-def test_contenders_that_differ_in_options_alone_share_a_process_and_are_compared():
+def test_contenders_with_one_case_share_a_process_and_are_compared_with_their_base():
     alone = Contender("optimizer", {"network": "tiny", "method": "cal", "updates": 1}, base="first")
     results = measure({"first": alone, "second": alone}, rounds=2, seconds_each=20, deadline=Deadline(1))
     assert results["first"]["first_seconds"] == results["second"]["first_seconds"]
     assert results["first"]["ratio"] == 1
     ratios = np.divide(results["second"]["seconds"], results["first"]["seconds"])
     assert results["second"]["ratio"] == pytest.approx(np.median(ratios))
+
+
+def test_a_table_aligns_the_columns_that_it_is_given_to_the_right():
+    text = table(("name", "times"), [("long name", "5"), ("b", "12.0")], right=[1])
+    assert text.splitlines() == [
+        "| name      | times |",
+        "| --------- | ----: |",
+        "| long name |     5 |",
+        "| b         |  12.0 |",
+    ]
 
 
 def test_every_other_round_goes_backwards():
