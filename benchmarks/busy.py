@@ -7,48 +7,37 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Callable, Iterator
 
-import tyro
-
-from benchmarks import provenance
-from benchmarks.timing import Contender, ContenderFailed, Deadline, Result, Worker, paired_ratio
+from benchmarks import part
+from benchmarks.part import Deadline
+from benchmarks.tables import or_error, ratio, table
+from benchmarks.timing import Contender, ContenderFailed, Result, Worker, paired_ratio
 from examples.runs.provenance import cores
 
-# A core each, and nothing else: no memory, no threads. It does not outlive this program.
+# Keeps one core busy and uses no memory. It ends when this program does.
 _BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(part.Settings):
     """Times a refresh alone and beside a busy program, in turn, with the threads that each contender takes by default."""
 
     network: str = "resnet18"
-    """As in benchmarks.refresh."""
+    """A network of benchmarks/networks.py."""
     contenders: tuple[str, ...] = ("tb_optax", "PyTorch")
-    """Who takes part."""
+    """What is timed: names in benchmarks/contenders.py."""
     rounds: int = 7
     """How often each is timed."""
     limit: float = 120.0
     """Seconds that one refresh may take."""
-    minutes: float = 5.0
-    """No round is begun after this."""
-    out: Path | None = None
-    """Where to write busy.json; by default benchmarks/results/KIND OF DEVICE."""
-
-
-def main() -> None:
-    run(tyro.cli(Annotated[Settings, tyro.conf.arg(name="")]))
 
 
 def run(settings: Settings) -> Result:
     deadline = Deadline(settings.minutes)
-    arguments = dataclasses.asdict(settings) | {"out": None}
     results: Result = {}
     with _busy_program() as busy:
-        for name in settings.contenders:
+        for name in deadline.admits(settings.contenders):
             worker = Worker(Contender(name, {"network": settings.network, "fit": "median"}))
             seconds: dict[str, list[float]] = {"alone": [], "beside": []}
             try:
@@ -58,22 +47,19 @@ def run(settings: Settings) -> Result:
                     seconds["alone"].append(worker.run(settings.limit))
                     with busy():
                         seconds["beside"].append(worker.run(settings.limit))
-                results[name] = {
-                    key: {"median": statistics.median(value), "seconds": value} for key, value in seconds.items()
-                }
-                results[name]["ratio"] = paired_ratio(seconds["beside"], seconds["alone"])
+                medians = {key: {"median": statistics.median(value), "seconds": value} for key, value in seconds.items()}
+                results[name] = medians | {"ratio": paired_ratio(seconds["beside"], seconds["alone"])}
             except ContenderFailed as error:
                 results[name] = {"error": str(error), **seconds}
             finally:
                 worker.close()
-            provenance.write(settings.out or provenance.results_directory(), "busy", arguments, results)
-            _show(name, results[name])
+            settings.write("busy", results)
     return results
 
 
 @contextlib.contextmanager
-def _busy_program():
-    """A program for every core, asleep but where its context is entered."""
+def _busy_program() -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
+    """A program for every core, which sleeps outside of the context that is yielded."""
     processes = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(cores())]
 
     def send(number: signal.Signals) -> None:
@@ -96,13 +82,14 @@ def _busy_program():
             process.wait()
 
 
-def _show(name: str, result: Result) -> None:
-    if "error" in result:
-        print(f"{name}: {result['error']}")
-        return
-    alone, beside = (1e3 * result[key]["median"] for key in ("alone", "beside"))
-    print(f"{name}: alone {alone:.0f} ms, beside a busy program {beside:.0f} ms, x{result['ratio']:.2f}")
+def section(cases: Result) -> list[str]:
+    """The paragraphs of the report."""
+    median = lambda result, key: or_error(result, lambda result: f"{1e3 * result[key]['median']:.0f}")
+    rows = [
+        (name, median(result, "alone"), median(result, "beside"), or_error(result, ratio)) for name, result in cases.items()
+    ]
+    return ["## Beside a program that keeps all cores busy", table(("", "alone, ms", "beside it, ms", "ratio"), rows)]
 
 
 if __name__ == "__main__":
-    main()
+    part.main(Settings, run, section)

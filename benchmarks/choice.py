@@ -1,111 +1,96 @@
 """What each way to compute spectra costs, and how far it agrees with the exact one: `python -m benchmarks.choice --help`.
 
-Costs are of a refresh, on weights of published shapes. Agreement is of alphas, of the layers' ranks by alpha, and of the
-scales that follow, on trained weights: any checkpoints that `tb-optax report` reads.
+Costs are those of a refresh, on weights of published shapes. Alphas, the layers' ranks by alpha, and scales are compared on
+trained weights: any checkpoints that `tb-optax report` reads.
 """
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import scipy.stats
-import tyro
 
 import tb_optax
-from benchmarks import provenance
+from benchmarks import part
+from benchmarks.part import Deadline
 from benchmarks.solvers import EXACT, SOLVERS
-from benchmarks.timing import Contender, Deadline, Result, measure, ratio
+from benchmarks.tables import or_error, table
+from benchmarks.timing import Contender, Result, measure
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(part.Settings):
     """Times refreshes by each solver, and compares alphas on trained weights."""
 
     networks: tuple[str, ...] = ("resnet18", "gpt2", "llama_layer")
-    """As in benchmarks.refresh: what is timed."""
+    """What is timed: networks of benchmarks/networks.py."""
     trained: tuple[Path, ...] = ()
-    """Checkpoints of trained networks, or run folders of the examples: what is compared. A folder's name is its label."""
+    """What is compared: checkpoints of trained networks, or run folders of the examples. A folder's name is its label."""
     exclude: tuple[str, ...] = ("conv1", "linear")
-    """The first and the last layer of the trained networks, as `find_layers` takes them; what one has not is no matter."""
+    """The first and the last layer of the trained networks, as `find_layers` takes them. Names that a network does not
+    have are ignored."""
     rounds: int = 5
     """How often each is timed."""
-    minutes: float = 5.0
-    """No network is begun after this, and no round."""
-    out: Path | None = None
-    """Where to write choice.json; by default benchmarks/results/KIND OF DEVICE."""
-
-
-def main() -> None:
-    run(tyro.cli(Annotated[Settings, tyro.conf.arg(name="")]))
 
 
 def run(settings: Settings) -> Result:
     deadline = Deadline(settings.minutes)
     results: Result = {"agreement": {}, "costs": {}}
-    arguments = dataclasses.asdict(settings) | {"trained": [path.name for path in settings.trained], "out": None}
-
-    def write() -> None:
-        provenance.write(settings.out or provenance.results_directory(), "choice", arguments, results)
-
     for path in settings.trained:
         results["agreement"][path.name] = _agreement(path, settings.exclude)
-        write()
-    for network in settings.networks:
-        if deadline.left() > 0:
-            results["costs"][network] = _costs(network, settings.rounds, deadline)
-            write()
-    _show(results)
+        settings.write("choice", results)
+    for network in deadline.admits(settings.networks):
+        case = {"network": network, "fit": "median"}
+        contenders = {name: Contender("tb_optax", case | {"solver": name}, base=EXACT) for name in SOLVERS}
+        seconds_each = max(deadline.left() / 10, 10)
+        results["costs"][network] = measure(contenders, rounds=settings.rounds, seconds_each=seconds_each, deadline=deadline)
+        settings.write("choice", results)
     return results
 
 
-def _costs(network: str, rounds: int, deadline: Deadline) -> dict[str, Result]:
-    contenders = {name: Contender("tb_optax", {"network": network, "fit": "median", "solver": name}) for name in SOLVERS}
-    found = measure(contenders, rounds=rounds, seconds_each=max(deadline.left() / 10, 10), deadline=deadline)
-    for name, result in found.items():
-        result.pop("alphas", None)
-        result["ratio"] = ratio(found, name, EXACT)
-    return found
-
-
 def _agreement(path: Path, exclude: tuple[str, ...]) -> Result:
-    """With the exact spectra: Spearman's correlation over the layers, and differences of alphas and of scales."""
+    """Spearman's correlation with the exact spectra over the layers, and differences of alphas and of scales."""
 
     def layers(tree: Any) -> tb_optax.Layers:
         names = [layer.name for layer in tb_optax.find_layers(tree)]
-        return tb_optax.find_layers(tree, exclude=[each for each in exclude if fnmatch.filter(names, each)])
+        return tb_optax.find_layers(tree, exclude=[pattern for pattern in exclude if fnmatch.filter(names, pattern)])
 
     checkpoint = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     reports = {name: tb_optax.report(checkpoint, layers=layers, **options) for name, options in SOLVERS.items()}
-    of: Callable[[str, str], Any] = lambda name, what: np.array([getattr(own, what) for own in reports[name].records])
-    exact = of(EXACT, "alpha")
+    of = lambda what: {name: np.array([getattr(row, what) for row in found.records]) for name, found in reports.items()}
+    alphas, scales = of("alpha"), of("scale")
+    spearman: Any = scipy.stats.spearmanr
     return {
-        "layers": len(exact),
-        "alpha": {name: of(name, "alpha").tolist() for name in SOLVERS},
-        "spearman": {name: float(_spearman(of(name, "alpha"), exact)[0]) for name in SOLVERS},
-        "alpha_differs": {name: float(np.median(np.abs(of(name, "alpha") / exact - 1))) for name in SOLVERS},
-        "scale_differs": {name: float(np.abs(of(name, "scale") - of(EXACT, "scale")).mean()) for name in SOLVERS},
+        "layers": len(alphas[EXACT]),
+        "alpha": {name: alpha.tolist() for name, alpha in alphas.items()},
+        "spearman": {name: float(spearman(alpha, alphas[EXACT])[0]) for name, alpha in alphas.items()},
+        "alpha_differs": {name: float(np.median(np.abs(alpha / alphas[EXACT] - 1))) for name, alpha in alphas.items()},
+        "scale_differs": {name: float(np.abs(scale - scales[EXACT]).mean()) for name, scale in scales.items()},
     }
 
 
-def _spearman(some: Any, others: Any) -> Any:
-    return scipy.stats.spearmanr(some, others)
-
-
-def _show(results: Result) -> None:
-    for network, found in results["costs"].items():
-        for name, result in found.items():
-            time = result.get("error") or f"{1e3 * result['median']:.0f} ms"
-            print(f"{network:12}  {name:30}  {time}")
-    for label, found in results["agreement"].items():
-        for name, correlation in found["spearman"].items():
-            print(
-                f"{label}, {found['layers']} layers  {name:30}  ranks {correlation:.2f}  "
-                f"alpha {found['alpha_differs'][name]:.1%} off  scales {found['scale_differs'][name]:.3f} off"
-            )
+def section(cases: Result) -> list[str]:
+    """The paragraphs of the report."""
+    costs, agreement = cases["costs"], cases["agreement"]
+    solvers = list(next(iter((*costs.values(), *(found["spearman"] for found in agreement.values())))))
+    time = lambda result: f"{1e3 * result['median']:,.0f}" + (f" (x{result['ratio']:.2g})" if result["ratio"] else "")
+    close = lambda found, name: (
+        f"{found['spearman'][name]:.2f}, {found['alpha_differs'][name]:.1%}, {found['scale_differs'][name]:.2f}"
+    )
+    rows = [
+        (name, *(or_error(found[name], time) for found in costs.values()), *(close(f, name) for f in agreement.values()))
+        for name in solvers
+    ]
+    return [
+        "## Exact spectra, windows, and Lanczos's method",
+        "A refresh in milliseconds, and in refreshes with exact spectra; and on trained weights Spearman's correlation of "
+        "alphas with the exact ones over the layers, the median difference of alphas, and the mean difference of scales "
+        "between 0.5 and 1.5.",
+        table(("", *costs, *(f"{label}, {found['layers']} layers" for label, found in agreement.items())), rows),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    part.main(Settings, run, section)

@@ -1,4 +1,4 @@
-"""Who takes part: each contender is a function from a case to the work that is timed."""
+"""The contenders: each is a function from a case to the work that is timed."""
 
 import dataclasses
 import importlib
@@ -25,8 +25,8 @@ class Prepared:
     """A contender with its weights loaded.
 
     Attributes:
-      run: does the work and returns when it is done, results on the device or not. It may take options.
-      alphas: from the result of `run`, each layer's alpha.
+      run: does the work and returns when the device is done. It may take options.
+      alphas: from the result of `run` to each layer's alpha.
     """
 
     run: Callable[..., Any]

@@ -1,4 +1,4 @@
-"""The contenders on JAX: this library, what a person would write in an evening, and the floor of any implementation."""
+"""The contenders on JAX: this library, a plain implementation, and the routines that no implementation can do without."""
 
 import concurrent.futures
 import functools
@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import threadpoolctl
 from jaxtyping import Array, Float
 
 import tb_optax
@@ -15,12 +16,6 @@ from benchmarks.contenders import Case, Prepared
 from benchmarks.networks import create, matrices
 from benchmarks.solvers import EXACT, SOLVERS
 from examples.runs.provenance import cores
-
-_FITS = {
-    "median": tb_optax.fits.median,
-    "goodness_of_fit": tb_optax.fits.goodness_of_fit,
-    "fix_finger": tb_optax.fits.fix_finger,
-}
 
 
 def tempbalance(case: Case) -> Prepared:
@@ -30,7 +25,7 @@ def tempbalance(case: Case) -> Prepared:
     `case["solver"]` is how spectra are computed, one of `benchmarks.solvers.SOLVERS`.
     """
     network = create(case["network"])
-    metric = functools.partial(tb_optax.metrics.pl_alpha_hill, fit=_FITS[case["fit"]])
+    metric = functools.partial(tb_optax.metrics.pl_alpha_hill, fit=getattr(tb_optax.fits, case["fit"]))
     layers = functools.partial(tb_optax.find_layers, exclude=network.exclude)
     tx = tb_optax.tempbalance(1, metric=metric, layers=layers, **SOLVERS[case.get("solver", EXACT)])
     refresh = jax.jit(lambda state, params: tx.update(params, state, params)[1])
@@ -43,14 +38,10 @@ def tempbalance(case: Case) -> Prepared:
     state = jax.device_put(tx.init(params), sharding)
 
     def alphas(state: tb_optax.TempBalanceState) -> dict[str, float]:
-        named = {}
+        named: dict[str, float] = {}
         for name, metric in state.metric.items():
-            values = np.asarray(metric)
-            named |= (
-                {f"{name}[{index}]": float(value) for index, value in enumerate(values)}
-                if values.ndim
-                else {name: float(values)}
-            )
+            labels = [f"{name}[{index}]" for index in range(len(metric))] if metric.ndim else [name]
+            named |= zip(labels, np.ravel(metric).tolist(), strict=True)
         return named
 
     return Prepared(lambda: jax.block_until_ready(refresh(state, params)), alphas)
@@ -59,7 +50,7 @@ def tempbalance(case: Case) -> Prepared:
 def plain(case: Case) -> Prepared:
     """`jnp.linalg.eigvalsh` and the median fit, a jitted function of each weight.
 
-    One program for all layers would be the next thought, and can hang on CPU.
+    One program for all layers can hang on CPU.
     """
     if case["fit"] != "median":
         raise ValueError(f"fit={case['fit']!r}: the plain contender has the median fit only; give fit='median'.")
@@ -100,8 +91,6 @@ def eigenvalues(case: Case) -> Prepared:
 
 def _lapack(stacks: list[np.ndarray]) -> Callable[[], Any]:
     """One matrix at a time in as many threads as cores, the largest first; NumPy releases the interpreter."""
-    import threadpoolctl
-
     pool = concurrent.futures.ThreadPoolExecutor(cores())
     singles = [matrix for stack in stacks for matrix in stack]
     threadpoolctl.threadpool_limits(1, user_api="blas")

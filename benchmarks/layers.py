@@ -5,8 +5,6 @@ its real names. The expected reading comes from the modules that own the weights
 a matrix for each place of its window, an embedding has none.
 """
 
-import dataclasses
-import inspect
 import math
 from collections import Counter
 from typing import Any
@@ -15,42 +13,24 @@ import jax
 import jax.numpy as jnp
 
 import tb_optax
+from benchmarks.tables import table
 from tb_optax._layers.layer import kernel_shape
 
-_SMALL = {
-    **{"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300},
-    **{"d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "pad_token_id": 0},
-    **{"encoder_attention_heads": 4, "decoder_attention_heads": 4},
-    **{"encoder_ffn_dim": 96, "decoder_ffn_dim": 96, "num_key_value_heads": 2, "num_layers": 2, "num_heads": 4, "d_ff": 96},
-    **{
-        "d_kv": 16,
-        "n_embd": 64,
-        "n_layer": 2,
-        "n_head": 4,
-        "num_local_experts": 4,
-        "num_experts": 4,
-        "moe_intermediate_size": 96,
-    },
-    **{"shared_expert_intermediate_size": 96, "image_size": 64, "ffn_dim": 96, "word_embed_proj_dim": 64, "head_dim": 16},
-    **{"state_size": 16, "dim": 64, "hidden_dim": 96, "n_layers": 2, "n_heads": 4, "embedding_size": 64},
+_NAMES = {
+    0: "pad_token_id",
+    2: "num_hidden_layers encoder_layers decoder_layers num_key_value_heads num_layers n_layer n_layers",
+    4: "num_attention_heads encoder_attention_heads decoder_attention_heads num_heads n_head n_heads num_local_experts "
+    "num_experts",
+    16: "d_kv head_dim state_size",
+    64: "hidden_size d_model n_embd image_size word_embed_proj_dim dim embedding_size",
+    96: "intermediate_size encoder_ffn_dim decoder_ffn_dim d_ff moe_intermediate_size shared_expert_intermediate_size "
+    "ffn_dim hidden_dim",
+    300: "vocab_size",
 }
-ARCHITECTURES = (
-    *(
-        "bert",
-        "gpt2",
-        "llama",
-        "mixtral",
-        "qwen3_moe",
-        "gpt_oss",
-        "t5",
-        "bart",
-        "opt",
-        "gpt_neox",
-        "deberta-v2",
-        "distilbert",
-    ),
-    *("vit", "swin", "resnet", "convnext", "mobilenet_v2", "clip", "sam", "wav2vec2", "vits", "encodec", "whisper", "mamba"),
-)
+_SMALL = {name: size for size, names in _NAMES.items() for name in names.split()}
+ARCHITECTURES = ("bert", "gpt2", "llama", "mixtral", "qwen3_moe", "gpt_oss", "t5", "bart", "opt", "gpt_neox")
+ARCHITECTURES += ("deberta-v2", "distilbert", "vit", "swin", "resnet", "convnext", "mobilenet_v2", "clip", "sam")
+ARCHITECTURES += ("wav2vec2", "vits", "encodec", "whisper", "mamba")
 
 
 def build(architecture: str) -> Any:
@@ -70,7 +50,7 @@ def build(architecture: str) -> Any:
 
 
 def expected_readings(model: Any) -> dict[str, tuple[Any, ...] | None]:
-    """For each parameter of two or more axes: its stack, how many matrices it has, their sides; None if it is no weight."""
+    """The stack, the number of matrices and their sides for each parameter of two or more axes; None if it is no weight."""
     from torch import nn  # pyright: ignore[reportMissingImports]
 
     expected: dict[str, tuple[Any, ...] | None] = {}
@@ -103,50 +83,35 @@ def _multiplies(module: Any) -> bool:
 
 
 def compare(architecture: str) -> tuple[Counter[str], list[str]]:
-    """How many parameters are read right, left out though they are weights, and read wrongly; and the latter's names."""
+    """How many parameters are read right, left out though they are weights, or read wrong; and which are not right."""
     model = build(architecture)
-    expected = expected_readings(model)
     params = {name: jax.ShapeDtypeStruct(tuple(array.shape), jnp.float32) for name, array in model.named_parameters()}
-    torch_first: Any = {"layout": "torch"} if "layout" in inspect.signature(tb_optax.find_layers).parameters else {}
     found = {}
-    for layer in tb_optax.find_layers(params, min_eigenvalues=2, **torch_first):
+    for layer in tb_optax.find_layers(params, min_eigenvalues=2, layout="torch"):
         shape = kernel_shape(layer, params[layer.kernel].shape)
         found[layer.kernel] = (shape.stack, shape.matrices, *sorted((shape.rows, shape.columns)))
-    counts: Counter[str] = Counter()
-    wrong = []
-    for path, reading in expected.items():
-        if found.get(path) == reading:
-            counts["right"] += 1
-        elif path not in found:
-            counts["left out"] += 1
-            wrong.append(f"{path} {params[path].shape}")
-        else:
-            counts["wrong"] += 1
-            wrong.append(f"{path} {params[path].shape}")
-    return counts, wrong
-
-
-@dataclasses.dataclass
-class _Total:
-    architectures: int = 0
-    all_right: int = 0
+    expected = expected_readings(model)
+    verdict = lambda path: "right" if found.get(path) == expected[path] else "wrong" if path in found else "left out"
+    counts = Counter(map(verdict, expected))
+    return counts, [f"{path} {params[path].shape}" for path in expected if verdict(path) != "right"]
 
 
 def main() -> None:
-    total = _Total()
-    print("| architecture | parameters | right | left out | wrong | such as |")
-    print("| --- | ---: | ---: | ---: | ---: | --- |")
+    """Prints the table."""
+    rows, right, built = [], 0, 0
     for architecture in ARCHITECTURES:
         try:
             counts, wrong = compare(architecture)
         except Exception as error:
-            print(f"| {architecture} | not built: {type(error).__name__}: {str(error)[:80]} |")
+            rows.append((architecture, "", "", "", "", f"not built: {type(error).__name__}: {str(error)[:80]}"))
             continue
-        total.architectures += 1
-        total.all_right += counts["wrong"] == counts["left out"] == 0
-        numbers = " | ".join(str(counts[key]) for key in ("right", "left out", "wrong"))
-        print(f"| {architecture} | {sum(counts.values())} | {numbers} | {', '.join(wrong[:2])} |")
-    print(f"\n{total.all_right} of {total.architectures} architectures with every weight read right")
+        built += 1
+        right += counts["right"] == counts.total()
+        numbers = (counts.total(), counts["right"], counts["left out"], counts["wrong"])
+        rows.append((architecture, *map(str, numbers), ", ".join(wrong[:2])))
+    columns = ("architecture", "parameters", "right", "left out", "wrong", "such as")
+    print(table(columns, rows, right=range(1, 5)))
+    print(f"\n{right} of {built} architectures with every weight read right")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """How far memory has risen at its peak since this object was made."""
+    """The rise of memory to its peak since this object was made."""
 
     def __init__(self):
         if _torch_on_gpu():

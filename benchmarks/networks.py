@@ -4,6 +4,7 @@ Numpy only, so that a contender that needs no JAX loads none.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -34,26 +35,28 @@ class Network:
     scanned: bool = False
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The balanced weights as the contenders that know nothing of Optax get them: `HWIO` or inputs by outputs.
+        """The balanced weights, for contenders without Optax: `HWIO` or inputs by outputs.
 
         A stack is cut into its layers, named `name[index]`. The rule is TempBalance's: at least 50 eigenvalues, without the
         first and the last layer.
         """
-        weights = {}
+        weights: dict[str, np.ndarray] = {}
         for name, kernel in _kernels(self.params):
+            slices = {f"{name}[{index}]": each for index, each in enumerate(kernel)} if self.scanned else {name: kernel}
             if name not in self.exclude:
-                slices = (
-                    {f"{name}[{index}]": kernel[index] for index in range(len(kernel))} if self.scanned else {name: kernel}
-                )
-                for key, weight in slices.items():
-                    if matrices(weight).shape[0] * min(weight.shape[-2:]) >= _MIN_EIGENVALUES:
-                        weights[key] = weight
+                enough = lambda weight: matrices(weight).shape[0] * min(weight.shape[-2:]) >= _MIN_EIGENVALUES
+                weights |= {label: weight for label, weight in slices.items() if enough(weight)}
         return weights
 
 
 def matrices(weight: np.ndarray) -> np.ndarray:
     """Every matrix of a weight, one for each place of a convolution's window: `(matrices, inputs, outputs)`."""
     return weight.reshape(-1, *weight.shape[-2:])
+
+
+def torch_layout(weight: np.ndarray) -> np.ndarray:
+    """A kernel as PyTorch has it: `OIHW`, or outputs by inputs."""
+    return np.ascontiguousarray(weight.transpose(3, 2, 0, 1) if weight.ndim == 4 else weight.T)
 
 
 def create(name: str, seed: int = 0) -> Network:
@@ -88,7 +91,7 @@ def create(name: str, seed: int = 0) -> Network:
 
 
 class _Weights:
-    """Random parameters. The rows of a matrix differ in size, in some matrices more: so each spectrum has its own tail."""
+    """Random parameters. Rows of a matrix differ in size, more in some matrices: each spectrum has its own tail."""
 
     def __init__(self, seed: int, dtype: Any = np.float32):
         self._random = np.random.default_rng(seed)
@@ -129,27 +132,23 @@ def _tiny(weights: _Weights) -> Network:
 
 
 def _resnet(weights: _Weights, blocks: tuple[int, ...], bottleneck: bool, last: int) -> Network:
-    """The CIFAR variant, named as in `examples/vision`; a bottleneck's outputs are four times as many as `last` says."""
+    """The CIFAR variant, named as in `examples/vision`; a bottleneck has four times as many outputs as `last`."""
     channels = [last // 2 ** (3 - stage) for stage in range(4)]
     params: Tree = {"conv1": weights.kernel(3, 3, 3, channels[0]), "bn1": weights.norm(channels[0])}
     previous = channels[0]
     for stage, (count, size) in enumerate(zip(blocks, channels, strict=True)):
         layer: Tree = {}
         for index in range(count):
-            output = 4 * size if bottleneck else size
-            convs = (
-                [(1, previous, size), (3, size, size), (1, size, output)]
-                if bottleneck
-                else [(3, previous, size), (3, size, size)]
-            )
+            windows = (1, 3, 1) if bottleneck else (3, 3)
+            outputs = (size, size, 4 * size) if bottleneck else (size, size)
             block: Tree = {}
-            for number, (window, inputs, outputs) in enumerate(convs, start=1):
-                block[f"conv{number}"] = weights.kernel(window, window, inputs, outputs)
-                block[f"bn{number}"] = weights.norm(outputs)
-            if previous != output or (stage > 0 and index == 0):
-                block["shortcut"] = {"0": weights.kernel(1, 1, previous, output), "1": weights.norm(output)}
+            for number, (window, inputs, output) in enumerate(zip(windows, (previous, *outputs), outputs, strict=False), 1):
+                block[f"conv{number}"] = weights.kernel(window, window, inputs, output)
+                block[f"bn{number}"] = weights.norm(output)
+            if previous != outputs[-1] or (stage > 0 and index == 0):
+                block["shortcut"] = {"0": weights.kernel(1, 1, previous, outputs[-1]), "1": weights.norm(outputs[-1])}
             layer[str(index)] = block
-            previous = output
+            previous = outputs[-1]
         params[f"layer{stage + 1}"] = layer
     params["linear"] = weights.kernel(previous, 10, bias=True)
     return Network(params, exclude=("conv1", "linear"))
@@ -171,26 +170,17 @@ def _vgg(weights: _Weights, convs: tuple[int, ...], last: int) -> Network:
 
 
 def _gpt2(weights: _Weights, depth: int = 12, width: int = 768) -> Network:
-    """The first layer is an embedding, the last its transpose: neither is balanced, and all between them is."""
-    params: Tree = {
-        "wte": weights.embedding(50257, width),
-        "wpe": weights.embedding(1024, width),
-        "ln_f": weights.norm(width),
-    }
+    """The first layer is an embedding, the last its transpose: neither is balanced, all others are."""
+    dense = functools.partial(weights.kernel, bias=True)
+    params: Tree = {"wte": weights.embedding(50257, width), "wpe": weights.embedding(1024, width)}
     for index in range(depth):
         params[f"h_{index}"] = {
             "ln_1": weights.norm(width),
-            "attn": {
-                "c_attn": weights.kernel(width, 3 * width, bias=True),
-                "c_proj": weights.kernel(width, width, bias=True),
-            },
+            "attn": {"c_attn": dense(width, 3 * width), "c_proj": dense(width, width)},
             "ln_2": weights.norm(width),
-            "mlp": {
-                "c_fc": weights.kernel(width, 4 * width, bias=True),
-                "c_proj": weights.kernel(4 * width, width, bias=True),
-            },
+            "mlp": {"c_fc": dense(width, 4 * width), "c_proj": dense(4 * width, width)},
         }
-    return Network(params)
+    return Network(params | {"ln_f": weights.norm(width)})
 
 
 def _llama1b(weights: _Weights, depth: int = 22, width: int = 2048, hidden: int = 5632, keys: int = 256) -> Network:

@@ -5,13 +5,12 @@ refresh is the program that `refresh` compiles. ResNet-18 is run on this device.
 compiled for eight simulated CPU devices that share the weights (FSDP), and not run.
 """
 
-import dataclasses
 import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,40 +21,32 @@ from jax.sharding import NamedSharding, PartitionSpec
 import tb_optax
 from benchmarks.networks import create
 from benchmarks.scale import DEVICES, NETWORKS, sharded_shapes
+from benchmarks.tables import show, table
+from benchmarks.timing import turns
 
 _MIB = 2**20
 _NEVER = 10**6
 _DECODER = "Llama-like, 0.85B"
+_REFRESH = "`refresh`, a program of its own"
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A program: seconds to trace, lower and compile it; memory beside its arguments; milliseconds of a run, if any."""
-
-    program: str
-    compile_seconds: float
-    temporary_mib: float
-    milliseconds: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A function of parameters, the optimizer's state and gradients; a step's results take the place of the first two."""
+class Program(NamedTuple):
+    """A function of parameters, the optimizer's state and gradients. The results of a step replace the first two."""
 
     tx: optax.GradientTransformation
     function: Callable[..., Any]
-    is_step: bool = True
+    donated: tuple[int, ...] = (0, 1)
 
-    def compile(self, *arguments: Any, rounds: int) -> tuple[Any, float]:
-        """The compiled program, and the median of the seconds that this takes."""
-        found, seconds = None, []
+    def compile(self, *arguments: Any, rounds: int) -> tuple[Any, list[str]]:
+        """The compiled program; the median time to trace, lower and compile it, and its memory beside its arguments."""
+        compiled, seconds = None, []
         for _ in range(rounds):
             jax.clear_caches()
             start = time.perf_counter()
-            jitted = jax.jit(self.function, donate_argnums=(0, 1) if self.is_step else ())
-            found = jitted.lower(*arguments).compile()
+            compiled = jax.jit(self.function, donate_argnums=self.donated).lower(*arguments).compile()
             seconds.append(time.perf_counter() - start)
-        return found, statistics.median(seconds)
+        memory = compiled.memory_analysis().temp_size_in_bytes / _MIB  # pyright: ignore[reportOptionalMemberAccess]
+        return compiled, [f"{statistics.median(seconds):.2f} s", f"{memory:,.1f} MiB"]
 
 
 def programs(layers: tb_optax.Layers) -> dict[str, Program]:
@@ -72,32 +63,29 @@ def programs(layers: tb_optax.Layers) -> dict[str, Program]:
         "step: `update_interval=None`": optax.chain(alone, outside),
         "step: `update_interval=N`, no refresh due": optax.chain(alone, inside),
     }
-    found = {name: Program(tx, functools.partial(step, tx)) for name, tx in chains.items()}
-    refresh = lambda params, state, grads: outside.refresh(state, params)
-    return found | {"`refresh`, a program of its own": Program(optax.chain(alone, outside), refresh, is_step=False)}
+    refresh = Program(optax.chain(alone, outside), lambda params, state, grads: outside.refresh(state, params), donated=())
+    return {name: Program(tx, functools.partial(step, tx)) for name, tx in chains.items()} | {_REFRESH: refresh}
 
 
-def resnet18(rounds: int, runs: int) -> list[Row]:
+def resnet18(rounds: int, runs: int) -> list[Sequence[str]]:
     """The programs for ResNet-18, run in turn."""
     network = create("resnet18")
     layers = tb_optax.find_layers(network.params, exclude=network.exclude)
     params = jax.device_put(network.params)
     grads = jax.tree.map(lambda leaf: 1e-3 * leaf, params)
-    rows, run = {}, {}
+    costs, run = {}, {}
     for name, program in programs(layers).items():
         state = program.tx.init(params)
-        found, compile_seconds = program.compile(params, state, grads, rounds=rounds)
-        rows[name] = Row(name, compile_seconds, _temporary_mib(found))
-        run[name] = _timed(found, [jax.tree.map(jnp.copy, params), state], grads, program.is_step)
+        compiled, costs[name] = program.compile(params, state, grads, rounds=rounds)
+        run[name] = _timed(compiled, [jax.tree.map(jnp.copy, params), state], grads, is_step=name != _REFRESH)
         run[name]()  # The first update of an interval refreshes; none after it does.
     seconds: dict[str, list[float]] = {name: [] for name in run}
-    for number in range(runs):
-        for name in list(run)[:: 1 if number % 2 else -1]:
-            seconds[name].append(run[name]())
-    return [dataclasses.replace(row, milliseconds=1e3 * statistics.median(seconds[name])) for name, row in rows.items()]
+    for name in turns(run, runs):
+        seconds[name].append(run[name]())
+    return [("ResNet-18", name, *cost, f"{1e3 * statistics.median(seconds[name]):.1f} ms") for name, cost in costs.items()]
 
 
-def _timed(compiled: Any, carry: list[Any], grads: Any, is_step: bool) -> Callable[[], float]:
+def _timed(compiled: Any, carry: list[Any], grads: Any, *, is_step: bool) -> Callable[[], float]:
     """A function that runs a program and returns the seconds that this takes."""
 
     def run() -> float:
@@ -112,7 +100,7 @@ def _timed(compiled: Any, carry: list[Any], grads: Any, is_step: bool) -> Callab
     return run
 
 
-def decoder(rounds: int) -> list[Row]:
+def decoder(rounds: int) -> list[Sequence[str]]:
     """The programs for a sharded decoder, compiled only."""
     mesh, weights, layers = sharded_shapes(NETWORKS[_DECODER], "FSDP")
     sharding_of = {weight.shape: weight.sharding for weight in weights.values()}
@@ -124,25 +112,9 @@ def decoder(rounds: int) -> list[Row]:
     rows = []
     for name, program in programs(layers).items():
         state = jax.tree.map(sharded, jax.eval_shape(program.tx.init, weights))
-        found, compile_seconds = program.compile(weights, state, weights, rounds=rounds)
-        rows.append(Row(name, compile_seconds, _temporary_mib(found)))
+        _, cost = program.compile(weights, state, weights, rounds=rounds)
+        rows.append((f"{_DECODER}, {DEVICES} devices", name, *cost, ""))
     return rows
-
-
-def _temporary_mib(compiled: Any) -> float:
-    return compiled.memory_analysis().temp_size_in_bytes / _MIB
-
-
-def table(parts: dict[str, list[Row]]) -> str:
-    """In Markdown, a row for each program of each network."""
-    lines = ["| network | program | compile | memory beside arguments | time |", "| --- | --- | ---: | ---: | ---: |"]
-    for network, rows in parts.items():
-        for row in rows:
-            taken = "" if row.milliseconds is None else f"{row.milliseconds:.1f} ms"
-            lines.append(
-                f"| {network} | {row.program} | {row.compile_seconds:.2f} s | {row.temporary_mib:,.1f} MiB | {taken} |"
-            )
-    return "\n".join(lines)
 
 
 def main(out: Path | None = None, rounds: int = 3, runs: int = 60) -> None:
@@ -150,17 +122,12 @@ def main(out: Path | None = None, rounds: int = 3, runs: int = 60) -> None:
 
     Args:
       out: a file to write it to as well.
-      rounds: how often each program is compiled; the median is told.
-      runs: how often each step is run; the median is told.
+      rounds: how often each program is compiled; the table has the median.
+      runs: how often each step is run; the table has the median.
     """
     jax.config.update("jax_num_cpu_devices", DEVICES)
-    parts = {"ResNet-18": resnet18(rounds, runs)}
-    if jax.device_count() >= DEVICES:
-        parts[_DECODER + ", 8 devices"] = decoder(rounds)
-    text = table(parts)
-    print(text)
-    if out is not None:
-        out.write_text(text + "\n")
+    rows = resnet18(rounds, runs) + (decoder(rounds) if jax.device_count() >= DEVICES else [])
+    show(table(("network", "program", "compile", "memory beside arguments", "time"), rows, right=range(2, 5)), out)
 
 
 if __name__ == "__main__":

@@ -7,20 +7,23 @@ device solves. The devices are simulated, and the program is the CPU's.
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
+import sys
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import rich.console
 import tyro
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import tb_optax
+from benchmarks.tables import show, table
 
 DEVICES = 8
 _MIB = 2**20
@@ -73,11 +76,11 @@ class Found:
     share_mib: float
     """The device's share of the weights."""
     temporary_mib: float
-    """Beside weights and state."""
+    """The memory that XLA reserves beside weights and state."""
     gathered_mib: float
     """The largest array that is gathered from all devices."""
     solved: Counter[int]
-    """How many eigenproblems of which size it solves; none where spectra are approximated."""
+    """The number of eigenproblems by size."""
 
 
 def compiled_refresh(decoder: Decoder, sharding: str, **options: Any) -> Found:
@@ -102,13 +105,11 @@ def sharded_shapes(decoder: Decoder, sharding: str) -> tuple[Mesh, dict[str, jax
     """A mesh of `DEVICES` devices, the weights of a decoder sharded over it, and their layers."""
     shape, names = SHARDINGS[sharding]
     mesh = jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(names), devices=jax.devices()[:DEVICES])
-    weights = {name: _weight(decoder, name, size, sharding, mesh) for name, size in decoder.kernels().items()}
+    weights = {
+        name: jax.ShapeDtypeStruct((decoder.blocks, *size), jnp.float32, sharding=NamedSharding(mesh, _spec(sharding, name)))
+        for name, size in decoder.kernels().items()
+    }
     return mesh, weights, tb_optax.Layers(tb_optax.Layer(name, name, layer_axes=(0,)) for name in weights)
-
-
-def _weight(decoder: Decoder, name: str, size: tuple[int, int], sharding: str, mesh: Mesh) -> jax.ShapeDtypeStruct:
-    place = NamedSharding(mesh, _spec(sharding, name))
-    return jax.ShapeDtypeStruct((decoder.blocks, *size), jnp.float32, sharding=place)
 
 
 def gathered(text: str) -> list[int]:
@@ -121,8 +122,8 @@ def gathered(text: str) -> list[int]:
 
 
 def solved(text: str) -> Counter[int]:
-    """How many symmetric eigenproblems of which size a program solves: in loops as often as these go round, and of choices
-    what the dearest branch has.
+    """The number of symmetric eigenproblems that a program solves, by size. A loop counts as often as it runs, and a
+    conditional by its most expensive branch.
     """
     computations = re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}", text, flags=re.MULTILINE | re.DOTALL)
     bodies = {name: body.splitlines() for name, body in computations}
@@ -155,22 +156,14 @@ SPECTRA = {
 }
 
 
-def table() -> str:
-    """In Markdown, a row for each network, sharding and solver."""
-    lines = [
-        "| network | sharded by | spectra | weights on a device | memory of a refresh | largest gathered | solved |",
-        "| --- | --- | --- | ---: | ---: | ---: | --- |",
-    ]
-    for network, decoder in NETWORKS.items():
-        for sharding in SHARDINGS:
-            for spectra, options in SPECTRA.items():
-                found = compiled_refresh(decoder, sharding, **options)
-                sizes = ", ".join(f"{count} of {size}" for size, count in sorted(found.solved.items())) or "—"
-                numbers = (found.share_mib, found.temporary_mib, found.gathered_mib)
-                told = " | ".join(f"{number:,.1f} MiB" for number in numbers)
-                lines.append(f"| {network} | {sharding} | {spectra} | {told} | {sizes} |")
-                rich.console.Console(highlight=False).print(lines[-1], soft_wrap=True)
-    return "\n".join(lines)
+def rows() -> Iterator[Sequence[str]]:
+    """A row for each network, sharding and solver."""
+    for (network, decoder), sharding, (spectra, options) in itertools.product(NETWORKS.items(), SHARDINGS, SPECTRA.items()):
+        print(f"{network}, {sharding}, {spectra} ...", file=sys.stderr, flush=True)
+        found = compiled_refresh(decoder, sharding, **options)
+        sizes = ", ".join(f"{count:,} of {size}" for size, count in sorted(found.solved.items())) or "—"
+        numbers = (found.share_mib, found.temporary_mib, found.gathered_mib)
+        yield network, sharding, spectra, *(f"{number:,.1f} MiB" for number in numbers), sizes
 
 
 def main(out: Path | None = None) -> None:
@@ -180,9 +173,16 @@ def main(out: Path | None = None) -> None:
       out: a file to write it to as well.
     """
     jax.config.update("jax_num_cpu_devices", DEVICES)
-    text = table()
-    if out is not None:
-        out.write_text(text + "\n")
+    columns = (
+        "network",
+        "sharded by",
+        "spectra",
+        "weights on a device",
+        "memory of a refresh",
+        "largest gathered",
+        "solved",
+    )
+    show(table(columns, rows(), right=range(3, 6)), out)
 
 
 if __name__ == "__main__":

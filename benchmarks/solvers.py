@@ -1,4 +1,4 @@
-"""Ways to compute spectra that a user can choose from: the arguments for each, by its name in the tables."""
+"""The ways to compute spectra: the arguments for each, by its name in the tables."""
 
 from typing import Any
 

@@ -3,6 +3,9 @@
 import contextlib
 import io
 import logging
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,7 @@ import torch  # pyright: ignore[reportMissingImports]
 
 from benchmarks import torch_tempbalance
 from benchmarks.contenders import Case, Prepared
-from benchmarks.networks import create
+from benchmarks.networks import create, torch_layout
 
 
 def tempbalance(case: Case) -> Prepared:
@@ -28,41 +31,41 @@ def tempbalance(case: Case) -> Prepared:
     return Prepared(run, dict)
 
 
-# What WeightWatcher calls its fits. It has none that takes the upper half of the spectrum.
+# WeightWatcher's names of the fits. It has no median fit.
 _WEIGHTWATCHER_FITS: dict[str, dict[str, Any]] = {"goodness_of_fit": {}, "fix_finger": {"fix_fingers": "xmin_peak"}}
 
 
 def weightwatcher(case: Case) -> Prepared:
-    """WeightWatcher's `analyze`, with as little else as it can be told to do."""
-    import weightwatcher  # pyright: ignore[reportMissingImports]
-
+    """WeightWatcher's `analyze`, with as little else as its options allow."""
     if case["fit"] not in _WEIGHTWATCHER_FITS:
         raise ValueError(f"fit={case['fit']!r}: WeightWatcher has {', '.join(_WEIGHTWATCHER_FITS)}; give one of them.")
+    weights = {name: _tensor(weight) for name, weight in create(case["network"]).weights().items()}
+    analyze = analysis(weights, **_WEIGHTWATCHER_FITS[case["fit"]])
+    return Prepared(analyze, lambda details: dict(zip(weights, map(float, details.alpha), strict=True)))
+
+
+def analysis(weights: Mapping[str, torch.Tensor], **options: Any) -> Callable[[], Any]:
+    """A function that returns WeightWatcher's table of these weights, with this library's minimum of 50 eigenvalues."""
+    import weightwatcher  # pyright: ignore[reportMissingImports]
+
     logging.disable(logging.WARNING)
-    modules = {name: _module(_tensor(weight)) for name, weight in create(case["network"]).weights().items()}
-    model = torch.nn.ModuleDict({name.replace("/", "_").replace(".", "_"): module for name, module in modules.items()})
-    options = _WEIGHTWATCHER_FITS[case["fit"]]
+    model = torch.nn.ModuleDict({re.sub("[/.]", "_", name): _module(weight) for name, weight in weights.items()})
 
     def run() -> Any:
         with contextlib.redirect_stdout(io.StringIO()):
             return weightwatcher.WeightWatcher(model=model).analyze(min_evals=50, **options)
 
-    return Prepared(run, lambda details: dict(zip(modules, map(float, details.alpha), strict=True)))
+    return run
 
 
 def _tensor(weight: np.ndarray) -> torch.Tensor:
-    """In PyTorch's layout: `OIHW`, or outputs by inputs."""
-    single = np.ascontiguousarray(weight.transpose(3, 2, 0, 1) if weight.ndim == 4 else weight.T)
-    if single.dtype == np.float32:
-        return torch.from_numpy(single)
-    return torch.from_numpy(single.astype(np.float32)).to(torch.bfloat16)
+    tensor = torch.from_numpy(torch_layout(weight).astype(np.float32))
+    return tensor if weight.dtype == np.float32 else tensor.to(torch.bfloat16)
 
 
 def _module(weight: torch.Tensor) -> torch.nn.Module:
-    outputs, inputs = weight.shape[:2]
-    if weight.ndim == 2:
-        module = torch.nn.Linear(inputs, outputs, bias=False)
-    else:
-        module = torch.nn.Conv2d(inputs, outputs, (weight.shape[2], weight.shape[3]), bias=False)
+    outputs, inputs, *window = weight.shape
+    make = partial(torch.nn.Conv2d, kernel_size=tuple(window)) if window else torch.nn.Linear
+    module = make(inputs, outputs, bias=False)
     module.weight = torch.nn.Parameter(weight.float())
     return module

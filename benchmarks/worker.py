@@ -1,7 +1,7 @@
-"""One contender in a process of its own, spoken to in lines of JSON: `python -m benchmarks.worker CONTENDER CASE`.
+"""A process for one contender, which answers lines of JSON: `python -m benchmarks.worker CONTENDER CASE`.
 
-It says it is ready once the case is loaded. Then `first` is the first call, which compiles; `run` one more; `end` asks for
-what else is known. Whatever a contender prints goes to standard error.
+The process writes a line when the case is loaded. Then it answers `first` (the first call, which compiles), `run` (one more
+call) and `end` (peak memory and alphas). Whatever a contender prints goes to standard error.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.contenders import Case, Prepared, load
 from benchmarks.memory import PeakMemory
 
-# A timing is the mean of as many calls as take this long: short ones are lost in the noise of the clock and the pipe.
+# A short call is repeated until this many seconds have passed, and the mean is its time.
 _LEAST_SECONDS = 0.2
 _MOST_CALLS = 1000
 

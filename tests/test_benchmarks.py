@@ -2,9 +2,10 @@
 
 import collections
 import functools
-import importlib.util
 import json
 import math
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,7 +15,9 @@ import tb_optax
 from benchmarks import busy, checkpoint, choice, devices, figure23, refresh, report, steps
 from benchmarks.contenders import load
 from benchmarks.networks import create
-from benchmarks.timing import Contender, ContenderFailed, Deadline, Worker, measure, ratio
+from benchmarks.part import Deadline
+from benchmarks.tables import table
+from benchmarks.timing import Contender, ContenderFailed, Worker, measure, turns
 
 FITS = ("median", "goodness_of_fit", "fix_finger")
 NETWORKS = ("tiny", "resnet18-64", "resnet50-64", "vgg16-64", "gpt2")
@@ -137,21 +140,43 @@ def test_the_plain_contender_and_the_floor_see_the_same_matrices():
     products = load("Gram products alone", case).run()
     sizes = {name: min(weight.shape[-2:]) for name, weight in create("tiny").weights().items()}
     assert {name: product.shape[-1] for name, product in products.items()} == sizes
-    if importlib.util.find_spec("threadpoolctl"):
-        eigenvalues = load("eigenvalues alone", case).run()
-        assert sum(map(len, eigenvalues)) == sum(product.shape[0] * product.shape[1] for product in products.values())
+    eigenvalues = load("eigenvalues alone", case).run()
+    assert sum(map(len, eigenvalues)) == sum(product.shape[0] * product.shape[1] for product in products.values())
+
+
+def test_contenders_with_one_case_share_a_process_and_are_compared_with_their_base():
+    alone = Contender("optimizer", {"network": "tiny", "method": "cal", "updates": 1}, base="first")
+    results = measure({"first": alone, "second": alone}, rounds=2, seconds_each=20, deadline=Deadline(1))
+    assert results["first"]["first_seconds"] == results["second"]["first_seconds"]
+    assert results["first"]["ratio"] == 1
+    ratios = np.divide(results["second"]["seconds"], results["first"]["seconds"])
+    assert results["second"]["ratio"] == pytest.approx(np.median(ratios))
+
+
+def test_a_table_aligns_the_columns_that_it_is_given_to_the_right():
+    text = table(("name", "times"), [("long name", "5"), ("b", "12.0")], right=[1])
+    assert text.splitlines() == [
+        "| name      | times |",
+        "| --------- | ----: |",
+        "| long name |     5 |",
+        "| b         |  12.0 |",
+    ]
+
+
+def test_every_other_round_goes_backwards():
+    assert list(turns("abc", 3)) == list("abccbaabc")
 
 
 def test_a_contender_that_fails_or_hangs_costs_the_others_nothing():
     contenders = {
-        "good": Contender("Gram products alone", {"network": "tiny"}),
+        "good": Contender("Gram products alone", {"network": "tiny"}, base="bad"),
         "bad": Contender("plain eigvalsh", {"network": "tiny", "fit": "unknown"}),
     }
     results = measure(contenders, rounds=3, seconds_each=20, deadline=Deadline(1))
     assert len(results["good"]["seconds"]) == 3
     assert results["good"]["peak_memory"] > 0
     assert "fit='unknown'" in results["bad"]["error"]
-    assert ratio(results, "good", "bad") is None
+    assert results["good"]["ratio"] is None
     worker = Worker(contenders["good"])
     with pytest.raises(ContenderFailed, match="longer than 0 s"):
         worker.wait_until_ready(0.01)
@@ -175,6 +200,14 @@ def test_refreshes_are_timed_written_and_reported(tmp_path):
     assert (tmp_path / "refresh.png").exists()
 
 
+def test_the_committed_report_is_that_of_the_committed_results(tmp_path):
+    committed = Path(report.__file__).parent / "results" / "cpu-2-cores"
+    for file in committed.glob("*.json"):
+        shutil.copy(file, tmp_path)
+    assert report.report(tmp_path) == (committed / "report.md").read_text()
+    assert {file.name for file in tmp_path.glob("*.png")} == {file.name for file in committed.glob("*.png")}
+
+
 def test_a_directory_without_results_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"refresh\.json"):
         report.report(tmp_path)
@@ -183,7 +216,15 @@ def test_a_directory_without_results_says_so(tmp_path):
 @pytest.mark.slow
 def test_training_is_timed_with_refreshes_at_every_interval(tmp_path):
     settings = steps.Settings(
-        network="tiny", width=0.125, batch_size=8, steps=2, intervals=(50, 2, 1), update_rounds=2, rounds=2, out=tmp_path
+        network="tiny",
+        width=0.125,
+        batch_size=8,
+        steps=2,
+        intervals=(50, 2, 1),
+        update_rounds=2,
+        update_processes=1,
+        rounds=2,
+        out=tmp_path,
     )
     training = steps.run(settings)["training"]
     assert set(training["epochs"]) == {"without tempbalance", "no refresh", "2", "1"}
@@ -237,7 +278,9 @@ def test_busy_programs_and_devices_are_timed(tmp_path):
 
 def test_the_checkpoint_of_a_benchmark_says_what_the_network_does(tmp_path):
     checkpoint.write_checkpoint("tiny", tmp_path / "model.safetensors")
-    found = {record.layer: record for record in tb_optax.report(tmp_path).records}
+    written = tb_optax.report(tmp_path)
+    assert set(checkpoint.COLUMNS) <= set(written.rows()[0])
+    found = {record.layer: record for record in written.records}
     expected = {record.layer.replace("/", "."): record for record in tb_optax.report(create("tiny").weights()).records}
     assert set(found) == set(expected)
     for name, record in expected.items():
@@ -250,7 +293,7 @@ def test_numbers_side_by_side_are_compared_column_by_column():
     theirs["layer7"]["D"] = "1.6"
     found = checkpoint.agreement(ours, theirs)
     assert found["layers"] == 9
-    assert found["differ"].pop("distance") == pytest.approx(0.25)
+    assert found["differ"].pop("ks_distance") == pytest.approx(0.25)
     assert set(found["differ"].values()) == {0.0}
     with pytest.raises(ValueError, match="layer8"):
         checkpoint.agreement(ours, {layer: row for layer, row in theirs.items() if layer != "layer8"})
