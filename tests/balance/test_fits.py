@@ -204,6 +204,8 @@ def test_fewer_than_two_eigenvalues_are_an_error(fit, shape):
 def test_share_out_of_range_is_an_error(tail_fraction):
     with pytest.raises(ValueError, match=f"tail_fraction={tail_fraction}"):
         fits.median(np.ones(4), tail_fraction=tail_fraction)
+    with pytest.raises(ValueError, match=f"tail_fraction={tail_fraction}"):
+        fits.fit_spectra(functools.partial(fits.median, tail_fraction=tail_fraction), [np.ones(4)])
 
 
 def test_metrics_follow_their_formulas():

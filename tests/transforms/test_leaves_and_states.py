@@ -75,6 +75,23 @@ def test_a_state_of_something_else_is_one_line(tx):
         assert "\n" not in str(raised.value)
 
 
+def test_a_state_of_something_else_is_one_line_in_spectral_norm_regularization_too():
+    tx = baselines.spectral_norm_regularization(0.1, layers=tiny_layers)
+    state = tx.init(PARAMS)
+    cases = {
+        r"state is a dict with the keys .*tx\.update\(updates, state, params\)": (state, PARAMS, PARAMS),
+        "state is a plain dict of left_singular_vectors, as from a checkpoint": (PARAMS, state._asdict(), PARAMS),
+        r"state has the layer 'dense0' with vectors of shape \(2, 1, 12\), but params needs \(1, 12\)": (
+            PARAMS,
+            jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state),
+            PARAMS,
+        ),
+    }
+    for says, arguments in cases.items():
+        with pytest.raises((TypeError, ValueError), match=says):
+            tx.update(*arguments)
+
+
 @pytest.mark.parametrize("tx", both(), ids=["tempbalance", "alphadecay"])
 @pytest.mark.parametrize(("before", "after"), [((4,), (5,)), ((4,), (3,)), ((2, 2), (4,))])
 def test_a_state_of_another_depth_is_one_line(tx, before, after):
