@@ -85,7 +85,7 @@ def median(eigenvalues: Float[Array, "*layers n"], *, tail_fraction: float = 0.5
       (2.443, 1.0)
     """
     eigenvalues = as_spectra(eigenvalues)
-    return _over_layers(_fit_at, eigenvalues, jnp.asarray(_tail_start(eigenvalues.shape[-1], tail_fraction)))
+    return _over_layers(_fit_at, eigenvalues, jnp.asarray(tail_start(eigenvalues.shape[-1], tail_fraction)))
 
 
 @declare(gram=True)
@@ -180,12 +180,12 @@ def fit_spectra(fit: Callable[[Array], PowerLaw], spectra: Sequence[Float[np.nda
         return [laws[place] for place in range(len(spectra))]
     longest = max(lengths)
     padded = np.stack([np.pad(values, (longest - len(values), 0)) for values in spectra])
-    starts = [longest - length + _tail_start(length, **options) for length in lengths]
+    starts = [longest - length + tail_start(length, **options) for length in lengths]
     together = jax.device_get(known[function](jnp.asarray(padded), jnp.asarray(starts)))
     return [PowerLaw(*(each[row] for each in together)) for row in range(len(spectra))]
 
 
-def _tail_start(n: int, tail_fraction: float = 0.5) -> int:
+def tail_start(n: int, tail_fraction: float = 0.5) -> int:
     """The index at which the tail of `n` eigenvalues begins."""
     known = isinstance(tail_fraction, (int, float, np.number, jax.Array)) and not isinstance(tail_fraction, core.Tracer)
     if not known or not 0 < tail_fraction <= 1:

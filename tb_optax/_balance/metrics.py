@@ -4,10 +4,12 @@ import functools
 from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from tb_optax._balance.attributes import any_part, declare, innermost
 from tb_optax._balance.fits import Fit, as_spectra, median
+from tb_optax._balance.noise import alpha_of
 
 
 @runtime_checkable
@@ -156,8 +158,12 @@ def relative_to_noise(metric: Metric = pl_alpha_hill) -> Metric:
 def _relative(
     eigenvalues: Float[Array, "*layers n"], noise: Float[Array, " n"], *, metric: Metric
 ) -> Float[Array, "*layers"]:
-    mean = eigenvalues.mean(axis=-1, keepdims=True)
-    return metric(eigenvalues) / metric(noise * mean)
+    if innermost(metric) is spectral_norm:
+        return eigenvalues[..., -1] / (noise[-1] * eigenvalues.mean(axis=-1))
+    # In NumPy, so that it is a constant of the program.
+    fit = getattr(metric, "keywords", {}).get("fit", median)
+    reference = alpha_of(np.asarray(noise), getattr(fit, "keywords", {}).get("tail_fraction", 0.5))
+    return metric(eigenvalues) / reference
 
 
 def is_relative(metric: Any) -> bool:

@@ -1,7 +1,9 @@
 """The alpha of noise: what the median fit gives for a matrix of independent random entries, which has learned nothing."""
 
 import numpy as np
+from jaxtyping import Float
 
+from tb_optax._balance.fits import tail_start
 from tb_optax._spectra.noise import noise_spectrum
 
 # Points of the angle in which functions of an eigenvalue are expanded.
@@ -19,8 +21,13 @@ def noise_alpha(rows: int, columns: int, matrices: int = 1) -> float:
       columns: the larger side.
       matrices: how many matrices share the spectrum.
     """
-    logs = np.log(noise_spectrum(rows, columns, rows * matrices))
-    start = len(logs) // 2
+    return alpha_of(noise_spectrum(rows, columns, rows * matrices))
+
+
+def alpha_of(eigenvalues: Float[np.ndarray, " n"], tail_fraction: float = 0.5) -> float:
+    """Alpha by the fit `median`, in NumPy and float64: a constant where the spectrum is one."""
+    logs = np.log(eigenvalues.astype(np.float64))
+    start = tail_start(len(logs), tail_fraction)
     return float(1 + 1 / np.mean(logs[start:] - logs[start]))
 
 

@@ -102,7 +102,7 @@ def _metrics(
     for group in group_by(stacks, same_call):
         rows = jnp.concatenate([stack.spectra for stack in group])
         sides = noise.get(group[0].names[0])
-        given = () if sides is None else (jnp.asarray(noise_spectrum(*sides, rows.shape[1]), rows.dtype),)
+        given = () if sides is None else (noise_spectrum(*sides, rows.shape[1]).astype(rows.dtype),)
         what = f"number for each spectrum of shape {rows.shape}"
         values = call_checked(options.argument_of, "metric", options.metric, (rows, *given), what, rows.shape[:1])
         found.append(jnp.where(jnp.isfinite(values) & (rows[:, -1] > 0), values, jnp.nan))

@@ -24,7 +24,7 @@ from tb_optax._compat import is_placeholder
 from tb_optax._dtypes import at_least_float32
 from tb_optax._layers.blocks import group_ids
 from tb_optax._layers.layer import KernelShape, Layers, Path, PyTree, check_share, kernel_shape, resolve_layers
-from tb_optax._spectra.sharding import in_mesh, mesh_of, replicated
+from tb_optax._spectra.sharding import in_mesh, mesh_of, pinned, replicated
 
 
 @runtime_checkable
@@ -192,7 +192,7 @@ def initial_state(
 
 
 def _kernels(layers: Layers, leaves: Mapping[Path, Any]) -> Mapping[Path, Any]:
-    return jax.lax.stop_gradient({layer.kernel: leaves[layer.kernel] for layer in layers.measured})
+    return jax.lax.stop_gradient(pinned({layer.kernel: leaves[layer.kernel] for layer in layers.measured}))
 
 
 def _placeholder_state(state_class: Any, measured: Mapping[str, bool] | None) -> Any:

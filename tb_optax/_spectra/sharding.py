@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.core
+import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Shaped
 
@@ -29,6 +31,26 @@ def mesh_of(arrays: Iterable[Any]) -> jax.sharding.AbstractMesh:
 def in_mesh(mesh: jax.sharding.AbstractMesh) -> contextlib.AbstractContextManager[Any]:
     """Puts a mesh in force while a program is traced."""
     return contextlib.nullcontext() if mesh.empty else jax.sharding.use_abstract_mesh(mesh)
+
+
+def pinned(arrays: T) -> T:
+    """The arrays, those that are constants of the program being traced with their sharding as a constraint.
+
+    A jitted function that closes over sharded weights, and has no sharded argument, is compiled for one device unless
+    something in it names the others: what is divided over a mesh in it would not run.
+    """
+    if not isinstance(jnp.zeros(()), jax.core.Tracer):
+        return arrays
+
+    def pin(array: Any) -> Any:
+        if isinstance(array, jax.core.Tracer) or not isinstance(array, jax.Array):
+            return array
+        sharding = array.sharding
+        if not isinstance(sharding, NamedSharding) or AxisType.Explicit in sharding.mesh.axis_types:
+            return array  # In explicit mode, the array's type names the mesh.
+        return jax.lax.with_sharding_constraint(array, sharding)
+
+    return jax.tree.map(pin, arrays)
 
 
 def partitioned_by_compiler(function: Callable[..., T]) -> Callable[..., T]:

@@ -13,7 +13,7 @@ from tb_optax._layers.layer import Layers, LayersOrFn, Path, PyTree, kernel_shap
 from tb_optax._spectra.execute import compute_spectra
 from tb_optax._spectra.options import DEFAULT_SOLVER, Exact, Lanczos, Solver, check_solver
 from tb_optax._spectra.plan import plan_spectra
-from tb_optax._spectra.sharding import device_count, in_mesh, mesh_of
+from tb_optax._spectra.sharding import device_count, in_mesh, mesh_of, pinned
 from tb_optax._spectra.windows import Windows, check_windows
 
 
@@ -59,7 +59,7 @@ def spectra(
     check_windows("spectra", windows)
     found, leaves = resolve_layers(layers, params)
     found = found.measured
-    by_name = _by_name({layer.kernel: leaves[layer.kernel] for layer in found}, found, solver, windows)
+    by_name = _by_name(pinned({layer.kernel: leaves[layer.kernel] for layer in found}), found, solver, windows)
     return {layer.name: by_name[layer.name] for layer in found}
 
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from tiny import dense_params, numpy_scales, numpy_spectrum, ones_like, tempbalance, traced
+from tiny import dense_params, numpy_scales, numpy_spectrum, ones_like, tempbalance, tiny_layers, traced
 
 import tb_optax
 from benchmarks.scale import gathered
@@ -198,6 +198,15 @@ def test_refresh_inside_a_scan_of_steps_under_a_mesh(mode, in_force):
 
         params, state = epoch(params, tx.init(params))
     assert_scales(state)
+
+
+def test_a_jitted_function_that_closes_over_sharded_weights():
+    """Nothing that it is given says on how many devices it runs. (In explicit mode, JAX asks for a mesh in force.)"""
+    own = sharded(mesh_of(AxisType.Auto), P("x"))
+    tx = tempbalance(1)
+    assert_scales(jax.jit(lambda: tx.update(own, tx.init(own), own)[1])())
+    spectra = jax.jit(lambda: tb_optax.spectra(own, layers=tiny_layers))()
+    np.testing.assert_allclose(spectra["dense1"], numpy_spectrum(PARAMS["dense1"]["kernel"]), rtol=1e-3, atol=1e-3)
 
 
 def test_seeds_under_a_mesh_are_divided_together():

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from tiny import dense_params, numpy_alpha, numpy_spectrum, tiny_layers
 
 import tb_optax
@@ -172,6 +174,44 @@ def test_its_states_work_as_others_do():
     _, state = step(PARAMS, state)
     numbers = tb_optax.scalars(state)
     assert "tempbalance/scale/lm_head" in numbers and "tempbalance/metric/lm_head" not in numbers
+
+
+@pytest.mark.parametrize("mode", [AxisType.Auto, AxisType.Explicit], ids=["automatic", "explicit"])
+def test_on_a_mesh_in_a_scan_it_is_as_on_one_device(mode):
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(mode,))
+    own = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, P("x") if x.ndim == 2 else P())), PARAMS)
+    tx = tb_optax.llr(100, layers=layers, update_interval=3, transition_steps=2)
+
+    def last_state(params):
+        step = lambda state, _: (tx.update(params, state, params)[1], None)
+        return jax.jit(lambda state: jax.lax.scan(step, state, length=5)[0])(tx.init(params))
+
+    chex.assert_trees_all_close(jax.device_get(last_state(own)), jax.device_get(last_state(PARAMS)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
+def test_states_keep_their_dtypes(dtype):
+    with jax.enable_x64(dtype == jnp.float64), jax.numpy_dtype_promotion("strict"):
+        params = jax.tree.map(lambda x: jnp.asarray(x, dtype), PARAMS)
+        tx = tb_optax.llr(100, layers=layers, update_interval=2, transition_steps=3)
+        state = tx.init(params)
+        updates, after = jax.jit(tx.update)(params, state, params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+        chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(tx.init, params), state)
+
+
+def test_its_numbers_can_be_schedules():
+    static = ("metric", "assign", "layers")
+    tx = optax.inject_hyperparams(tb_optax.tempbalance, static_args=static)(
+        2, layers=layers, max_scale=optax.constant_schedule(3.0), min_scale=1.0, stop_step=4, transition_steps=3
+    )
+    plain = tb_optax.tempbalance(2, layers=layers, max_scale=3.0, min_scale=1.0, stop_step=4, transition_steps=3)
+    state, expected = tx.init(PARAMS), plain.init(PARAMS)
+    for step in range(8):
+        _, state = tx.update(PARAMS, state, changed(step))
+        _, expected = plain.update(PARAMS, expected, changed(step))
+    chex.assert_trees_all_close(state.inner_state, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("total", [0, -3, 2.5, True, "100"])
