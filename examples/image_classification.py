@@ -259,8 +259,8 @@ def train(settings: Settings, mesh: Mesh) -> float:
         log = checkpoints.restore(done, args=Composite(log=JsonRestore()))["log"]
         other = [f"{name} is {value}" for name, value in log["settings"].items() if own[name] != value]
         if other or not settings.resume:
-            found = f"another run ({', '.join(other)})" if other else "a run; add --resume to go on with it"
-            raise SystemExit(f"--out {settings.out} holds {found}; or give another folder.")
+            found = f"another run ({', '.join(other)});" if other else "a run; add --resume to go on with it, or"
+            raise SystemExit(f"--out {settings.out} holds {found} give another folder.")
     sets, classes = load(settings, mesh.size)
     steps = len(sets[0].labels) // settings.batch_size
     init_key, data_key = jax.random.split(jax.random.key(settings.seed))
@@ -284,7 +284,7 @@ def train(settings: Settings, mesh: Mesh) -> float:
         loss = line["loss"] = float(np.mean(jax.device_get(losses)))
         speed = line["images_per_second"] = order.size / (time.perf_counter() - start)
         validated = line["accuracy"] = float(accuracy(state, validation_set))
-        print(f"epoch {epoch:3d}  loss {loss:.3f}  validation {validated:.1%}  {speed:,.0f} images/s")
+        print(f"epoch {epoch:3d}  loss {loss:.3f}  validation {validated:.1%}  {speed:,.0f} images/s", flush=True)
         log["epochs"].append(line)
         (settings.out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log["epochs"]))
         checkpoints.save(epoch, args=Composite(state=StandardSave(state), log=JsonSave(log)))
