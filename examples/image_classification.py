@@ -5,7 +5,7 @@
     python -m examples.image_classification --folder photos --image-size 64
 
 It trains on all devices of this machine, saves a checkpoint after every epoch, goes on after an interruption by `--resume`,
-and plots the alpha and the learning rate scale of each layer. `examples/digits.py` is shorter.
+and plots each layer's alpha and scale. On a Linux CPU, GLIBC_TUNABLES=glibc.malloc.hugetlb=1 takes a quarter off a step.
 """
 
 import dataclasses
