@@ -158,9 +158,8 @@ def load(settings: Settings, devices: int) -> tuple[tuple[Images, Images, Images
         examples = [{"image": file, "label": names.index(file.parent.name)} for file in files]
         train_set, test_set = split(read(str(settings.folder), examples, classes := len(names), settings.image_size), 0.2)
     elif settings.dataset == "digits":
-        digits: Any = sklearn.datasets.load_digits()
-        images = (digits.images * (255 / 16)).astype(np.uint8)
-        examples = [{"image": image, "label": label} for image, label in zip(images, digits.target, strict=True)]
+        rows = zip(*sklearn.datasets.load_digits(return_X_y=True), strict=True)
+        examples = [{"image": np.uint8(row.reshape(8, 8) * 15), "label": label} for row, label in rows]  # pixels are 0 to 16
         train_set, test_set = split(read("digits", examples, classes := 10, settings.image_size), 0.2)
     else:
         train_set, test_set, classes = load_tfds(settings.dataset, settings.image_size)
@@ -188,10 +187,9 @@ def crop_and_flip(key: Key[Array, ""], images: UInt8[Array, "n h w c"], flip: bo
 
 
 def prepare(settings: Settings, key: Key[Array, ""], train_set: Images, classes: int, mesh: Mesh) -> tuple[Any, ...]:
-    """The state before the first step, TempBalance, a compiled step, and the compiled accuracy on a set of images."""
+    """The first state, the layers, TempBalance, the compiled training step, and the compiled accuracy on a set of images."""
     batch_size, steps = settings.batch_size, len(train_set.labels) // settings.batch_size
-    source = str(settings.folder or settings.dataset)
-    flip = settings.flip and not any(word in source for word in ("digits", "mnist", "svhn"))
+    digits = any(word in str(settings.folder or settings.dataset) for word in ("digits", "mnist", "svhn"))
     sample = train_set.pixels[:10_000] / 255
     mean, std = np.float32(sample.mean(axis=(0, 1, 2))), np.float32(sample.std(axis=(0, 1, 2)))
     on_all, by_batch = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
@@ -203,7 +201,8 @@ def prepare(settings: Settings, key: Key[Array, ""], train_set: Images, classes:
     cosine = optax.cosine_decay_schedule(settings.learning_rate, settings.epochs)
     schedule = lambda step: cosine(jnp.asarray(step) // steps)  # as in the paper, one learning rate an epoch
     tx = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(schedule, momentum=0.9))
-    tb = tb_optax.tempbalance(None, layers=tb_optax.trace_layers(model, jnp.float32(train_set.pixels[:1])))
+    layers = tb_optax.trace_layers(model, jnp.float32(train_set.pixels[:1]))
+    tb = tb_optax.tempbalance(None, layers=layers)
     if settings.method == "tb":
         tx = optax.chain(tx, tb)  # last: it scales the step
 
@@ -216,7 +215,7 @@ def prepare(settings: Settings, key: Key[Array, ""], train_set: Images, classes:
     @partial(jax.jit, donate_argnums=0, out_shardings=on_all)
     def train_step(state: State, images: Images, order: Int[Array, "steps batch"], key: Array) -> tuple[State, Array]:
         rows = jax.lax.with_sharding_constraint(order[state.step % steps], by_batch)
-        pixels = crop_and_flip(jax.random.fold_in(key, state.step), images.pixels[rows], flip)
+        pixels = crop_and_flip(jax.random.fold_in(key, state.step), images.pixels[rows], settings.flip and not digits)
 
         def loss_fn(params: optax.Params) -> tuple[Float[Array, ""], nnx.State]:
             logits, stats = apply(params, state.stats, pixels, train=True)
@@ -235,17 +234,17 @@ def prepare(settings: Settings, key: Key[Array, ""], train_set: Images, classes:
 
         return jax.lax.map(count_right, jnp.arange(0, len(images.labels), batch_size)).sum() / len(images.labels)
 
-    return State(jnp.zeros((), jnp.int32), params, stats, tx.init(params)), tb, train_step, accuracy
+    return State(jnp.zeros((), jnp.int32), params, stats, tx.init(params)), layers, tb, train_step, accuracy
 
 
 def plot(epochs: Sequence[dict[str, Any]], path: Path) -> None:
     """Alpha and learning rate scale of each layer, the first one dark and the last one light."""
-    figure = matplotlib.figure.Figure(figsize=(11, 4), layout="constrained")
+    figure, layers = matplotlib.figure.Figure(figsize=(11, 4), layout="constrained"), list(epochs[0]["alpha"])
     for name, axes in zip(("alpha", "scale"), figure.subplots(1, 2), strict=True):
-        colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(epochs[0][name])))
-        for layer, color in zip(epochs[0][name], colors, strict=True):
-            axes.plot(range(1, len(epochs) + 1), [line[name][layer] for line in epochs], color=color, label=layer)
+        axes.set_prop_cycle(color=matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(layers))))
+        axes.plot(range(1, len(epochs) + 1), [list(line[name].values()) for line in epochs], label=layers)
         axes.set(xlabel="epoch", ylabel=name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", fontsize="x-small", frameon=False)
     figure.savefig(path, dpi=150)
 
@@ -264,21 +263,22 @@ def train(settings: Settings, mesh: Mesh) -> float:
     sets, classes = load(settings, mesh.size)
     steps = len(sets[0].labels) // settings.batch_size
     init_key, data_key = jax.random.split(jax.random.key(settings.seed))
-    state, tb, train_step, accuracy = prepare(settings, init_key, sets[0], classes, mesh)
+    state, layers, tb, train_step, accuracy = prepare(settings, init_key, sets[0], classes, mesh)
     on_all = NamedSharding(mesh, PartitionSpec())
     state, data_key, (train_set, validation_set, test_set) = jax.device_put((state, data_key, sets), on_all)
     state = checkpoints.restore(done, args=Composite(state=StandardRestore(state)))["state"] if done else state
-    for epoch in range(done + 1, settings.epochs + 1):
+    for epoch in track(range(done + 1, settings.epochs + 1), "epochs", transient=True, disable=not sys.stdout.isatty()):
         order_key, augment_key = jax.random.split(jax.random.fold_in(data_key, epoch))
         order = jax.random.permutation(order_key, len(train_set.labels))[: steps * settings.batch_size].reshape(steps, -1)
         line: dict[str, Any] = {"epoch": epoch}
         if settings.method == "tb":  # Once an epoch, each layer's scale is computed anew from its weights.
             state = state._replace(opt_state=tb.refresh(state.opt_state, state.params))
             balance = jax.device_get(optax.tree_utils.tree_get(state.opt_state, "TempBalanceState"))
-            line |= {"alpha": jax.tree.map(float, balance.metric), "scale": jax.tree.map(float, balance.scale)}
+            of_layers = lambda numbers: {layer.name: float(numbers[layer.name]) for layer in layers}
+            line |= {"alpha": of_layers(balance.metric), "scale": of_layers(balance.scale)}
         losses, start = [], 0.0
-        for _ in track(range(steps), f"epoch {epoch}", transient=True, disable=not sys.stdout.isatty()):
-            state, loss = train_step(state, train_set, order, augment_key)  # The host does not wait for the devices.
+        for _ in range(steps):  # The host does not wait for the devices before the epoch's end.
+            state, loss = train_step(state, train_set, order, augment_key)
             losses.append(loss)
             start = start or time.perf_counter()  # after the first step is compiled
         loss = line["loss"] = float(np.mean(jax.device_get(losses)))
