@@ -7,18 +7,19 @@ from typing import Any
 from examples.runs.errors import UserError, first_line
 
 
-def open_tfds(name: str, data_dir: Path | None, advice: str) -> Any:
+def open_tfds(name: str, data_dir: Path | None, advice: str, others: str = "") -> Any:
     """A builder whose splits can be read.
 
     Args:
       name: of a TFDS data set, such as `voc/2007`.
       data_dir: the folder that holds the `dataset_info.json` of a set that TFDS has prepared. Goes before `name`.
       advice: what to do where TFDS has no set of that name.
+      others: what else `data_dir` may be, for the error.
 
     Raises:
       UserError: there is none, or it could not be had.
     """
-    return _open_named(name, advice) if data_dir is None else _open_directory(data_dir)
+    return _open_named(name, advice) if data_dir is None else _open_directory(data_dir, others)
 
 
 def open_split(builder: Any, split: str) -> Any:
@@ -50,13 +51,13 @@ def _tfds() -> Any:
     return tfds
 
 
-def _open_directory(data_dir: Path) -> Any:
+def _open_directory(data_dir: Path, others: str) -> Any:
     try:
         return _tfds().builder_from_directory(data_dir)
     except Exception as error:
         raise UserError(
             f"--data-dir {data_dir} is not a data set that TFDS has prepared; "
-            "give the folder that holds its dataset_info.json (usually NAME/VERSION)."
+            f"give the folder that holds its dataset_info.json (usually NAME/VERSION){others}."
         ) from error
 
 

@@ -13,9 +13,10 @@ from jaxtyping import Float, Int, UInt8
 
 from examples.runs.errors import UserError, first_line
 from examples.runs.tfds_sets import default_test_split, open_split, open_tfds
+from examples.vision.image_folder import is_image_folder, read_image_folder
 
-# Mean and standard deviation of each channel, of pixels in 0 to 1, as the paper's code has them. A data set whose name
-# starts with one of these shares them; any other is measured.
+# Mean and standard deviation of each channel, of pixels in 0 to 1, as the paper's code has them. A TFDS data set whose name
+# starts with one of these shares them; any other data set is measured, and so are files and folders of any name.
 _NORMALIZATION = {
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
@@ -69,8 +70,9 @@ def load_dataset(name: str, data_dir: Path | None, train_split: str, test_split:
         `examples.vision.tiny_imagenet` has prepared it.
       data_dir: a data set that TFDS has already prepared, the folder that holds its `dataset_info.json`; or an `.npz` file
         of the arrays `train_images`, `train_labels`, `test_images` and `test_labels`: images as uint8 of shape
-        `(n, height, width, channels)`, labels as whole numbers from 0 on. Goes before `name`.
-      train_split: a TFDS split such as `train` or `train[:10000]`.
+        `(n, height, width, channels)`, labels as whole numbers from 0 on; or a folder of images, one subfolder a class,
+        as `read_image_folder` describes it. Goes before `name`.
+      train_split: a TFDS split such as `train` or `train[:10000]`, or such a folder's subfolder.
       test_split: likewise; by default `test`, or `validation` where there is no `test`.
 
     Raises:
@@ -82,7 +84,10 @@ def load_dataset(name: str, data_dir: Path | None, train_split: str, test_split:
         if (train_split, test_split) != ("train", None):
             raise UserError(f"--data-dir {data_dir} has no splits but its own; leave --train-split and --test-split out.")
         return _arrays(data_dir)
-    builder = open_tfds(name, data_dir, _ADVICE.get(name, _OTHERS))
+    if data_dir is not None and is_image_folder(data_dir):
+        train, test, classes = read_image_folder(data_dir, train_split, test_split)
+        return _own_data_set(data_dir.resolve().name, f"--data-dir {data_dir}", *train, *test, len(classes))
+    builder = open_tfds(name, data_dir, _ADVICE.get(name, _OTHERS), ", or a folder of images with one subfolder a class")
     test_split = test_split or default_test_split(builder)
     features = dict(builder.info.features.items())
     num_classes = getattr(features.get("label"), "num_classes", None)
@@ -92,6 +97,12 @@ def load_dataset(name: str, data_dir: Path | None, train_split: str, test_split:
         )
     train_images, train_labels = _read(builder, train_split)
     test_images, test_labels = _read(builder, test_split)
+    for split, labels in ((train_split, train_labels), (test_split, test_labels)):
+        if labels.min() < 0 or labels.max() >= num_classes:
+            raise UserError(
+                f"data set {builder.name!r}, split {split!r}, has labels from {labels.min()} to {labels.max()}, and its "
+                f"{num_classes} classes are 0 to {num_classes - 1}; give a split whose images are labelled."
+            )
     mean, std = _normalization(builder.name, train_images)
     flip = not _NOT_FLIPPED.search(builder.name)
     return Dataset(builder.name, train_images, train_labels, test_images, test_labels, num_classes, mean, std, flip)
@@ -116,7 +127,7 @@ def _arrays(path: Path) -> Dataset:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in names}
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise UserError(f"--data-dir {path} is no .npz file of {', '.join(names)}: {first_line(error)}") from error
     for split in ("train", "test"):
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
@@ -130,12 +141,36 @@ def _arrays(path: Path) -> Dataset:
                 f"--data-dir {path}: {split}_labels is {labels.dtype} of shape {labels.shape}; give whole numbers from 0 "
                 f"on, one for each of the {len(images)} images."
             )
+        if labels.max() >= len(arrays["train_images"]):
+            raise UserError(
+                f"--data-dir {path}: {split}_labels has the label {labels.max()}, and labels number the classes from 0 on: "
+                f"there cannot be {int(labels.max()) + 1} classes of {len(arrays['train_images'])} training images."
+            )
         arrays[f"{split}_labels"] = labels.astype(np.int32)
     if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
         raise UserError(f"--data-dir {path}: images to train and to test on differ in shape; they must all have one.")
     num_classes = 1 + max(int(arrays[f"{split}_labels"].max()) for split in ("train", "test"))
-    mean, std = _normalization(path.stem, arrays["train_images"])
-    return Dataset(path.stem, **arrays, num_classes=num_classes, mean=mean, std=std, flip=not _NOT_FLIPPED.search(path.stem))
+    return _own_data_set(path.stem, f"--data-dir {path}", **arrays, num_classes=num_classes)
+
+
+def _own_data_set(
+    name: str,
+    flag: str,
+    train_images: UInt8[np.ndarray, "train height width channels"],
+    train_labels: Int[np.ndarray, " train"],
+    test_images: UInt8[np.ndarray, "test height width channels"],
+    test_labels: Int[np.ndarray, " test"],
+    num_classes: int,
+) -> Dataset:
+    """A data set that is not TFDS's: its normalization is measured, whatever its name is."""
+    mean, std = _measured(train_images)
+    if (std == 0).any():
+        raise UserError(
+            f"{flag}: channel {int(np.argmin(std))} is the same in every pixel of the training images, so it cannot be "
+            "normalized; leave this channel out."
+        )
+    flip = not _NOT_FLIPPED.search(name)
+    return Dataset(name, train_images, train_labels, test_images, test_labels, num_classes, mean, std, flip)
 
 
 def _read(builder: Any, split: str) -> tuple[UInt8[np.ndarray, "n height width channels"], Int[np.ndarray, " n"]]:
@@ -167,5 +202,12 @@ def _normalization(
     for prefix, (mean, std) in _NORMALIZATION.items():
         if name.startswith(prefix):
             return np.array(mean, np.float32), np.array(std, np.float32)
+    return _measured(images)
+
+
+def _measured(
+    images: UInt8[np.ndarray, "n height width channels"],
+) -> tuple[Float[np.ndarray, " channels"], Float[np.ndarray, " channels"]]:
+    """The mean and the standard deviation of each channel, of pixels in 0 to 1."""
     pixels = images.reshape(-1, images.shape[-1]) / np.float32(255)
     return pixels.mean(axis=0, dtype=np.float64).astype(np.float32), pixels.std(axis=0, dtype=np.float64).astype(np.float32)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from examples.runs.balance import BalanceSettings, check_range, unused_of_balance
+from examples.runs.balance import BalanceSettings, check_range, check_seed, unused_of_balance
 from examples.runs.domain import Method
 from examples.runs.errors import UserError
 from examples.vision.models import Model
@@ -69,8 +69,9 @@ class Settings(BalanceSettings):
     """digits (embedded), tiny_imagenet (see examples.vision.tiny_imagenet), or a TFDS image-classification data set, which
     TFDS downloads: cifar10, svhn_cropped, ..."""
     data_dir: Path | None = None
-    """Instead of --dataset, a data set already prepared by TFDS, the folder that holds its dataset_info.json; or an .npz
-    file of the arrays train_images, train_labels, test_images and test_labels."""
+    """Instead of --dataset, a data set already prepared by TFDS, the folder that holds its dataset_info.json; a folder of
+    images, one subfolder a class (or train and test, and the classes in them); or an .npz file of the arrays train_images,
+    train_labels, test_images and test_labels."""
     train_split: str = "train"
     """What to train on, as TFDS writes splits: train, or train[:10000]."""
     test_split: str | None = None
@@ -117,8 +118,9 @@ class Settings(BalanceSettings):
     def check(self) -> None:
         """Raises UserError where a number is out of range."""
         super().check()
+        check_seed(self.seed)
         positive = ("width", "epochs", "batch_size", "learning_rate", "restart_epochs", "lookahead_steps")
-        check_range(self, positive, ("seed", "weight_decay", "snr_coefficient", "lookahead_step_size", "start_epoch"))
+        check_range(self, positive, ("weight_decay", "snr_coefficient", "lookahead_step_size", "start_epoch"))
         if self.lookahead_step_size > 1:
             raise UserError(f"--lookahead-step-size {self.lookahead_step_size} must be at most 1.")
 
