@@ -28,22 +28,21 @@ from examples.runs.parallel import replicate
 
 
 def load(settings: Settings) -> DetectionSet:
-    """Raises UserError where there is no such data set, or a batch is more than all of it."""
-    dataset = load_detection_set(
+    """Raises UserError where there is no such data set."""
+    return load_detection_set(
         *(settings.dataset, settings.data_dir, settings.train_split, settings.test_split),
         *(settings.image_size, settings.slots),
     )
-    if len(dataset.train.images) < settings.batch_size:
-        raise UserError(f"--batch-size {settings.batch_size} is more than the {len(dataset.train.images)} training images.")
-    return dataset
 
 
 def prepare(settings: Settings, dataset: DetectionSet, mesh: Mesh) -> Training:
     """The epochs of a network on a data set.
 
     Raises:
-      UserError: the model does not fit the images, or the weights do not fit the model.
+      UserError: the model does not fit the images, the weights do not fit the model, or a batch is more than all images.
     """
+    if len(dataset.train.images) < settings.batch_size:
+        raise UserError(f"--batch-size {settings.batch_size} is more than the {len(dataset.train.images)} training images.")
 
     @nnx.jit
     def create(key: jax.Array) -> nnx.Module:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from examples.detection.boxes import STRIDES
 from examples.detection.yolo import Model
-from examples.runs.balance import BalanceSettings, check_range, unused_of_balance
+from examples.runs.balance import BalanceSettings, check_range, check_seed, unused_of_balance
 from examples.runs.domain import Method
 from examples.runs.errors import UserError
 
@@ -83,8 +83,9 @@ class Settings(BalanceSettings):
     def check(self) -> None:
         """Raises UserError where a number is out of range."""
         super().check()
+        check_seed(self.seed)
         positive = ("width", "depth", "image_size", "slots", "epochs", "batch_size", "learning_rate", "min_eigenvalues")
-        check_range(self, positive, ("seed", "weight_decay"))
+        check_range(self, positive, ("weight_decay",))
         if self.image_size % STRIDES[-1]:
             raise UserError(f"--image-size {self.image_size} must be a multiple of {STRIDES[-1]}, the largest stride.")
         if self.min_eigenvalues < 2:

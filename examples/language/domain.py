@@ -29,8 +29,12 @@ _EVALUATION_ROWS = 10
 
 
 def load(settings: Settings) -> Corpus:
-    """Raises UserError where there is no such text, or too little of it for one window of each row."""
-    corpus = load_corpus(settings.dataset, settings.data_dir, settings.text, settings.tokens, settings.train_fraction)
+    """Raises UserError where there is no such text."""
+    return load_corpus(settings.dataset, settings.data_dir, settings.text, settings.tokens, settings.train_fraction)
+
+
+def check_length(settings: Settings, corpus: Corpus) -> None:
+    """Raises UserError where a text has too few tokens for one window of each row."""
     for split, count in (("train", settings.batch_size), ("valid", _EVALUATION_ROWS), ("test", _EVALUATION_ROWS)):
         tokens = len(getattr(corpus, split))
         if tokens < count * (settings.window + 1):
@@ -39,15 +43,15 @@ def load(settings: Settings) -> Corpus:
                 f"one window each need {count * (settings.window + 1)}; give a longer text, or a smaller --window or "
                 "--batch-size."
             )
-    return corpus
 
 
 def prepare(settings: Settings, corpus: Corpus, mesh: Mesh) -> Training:
     """The intervals of a network on a text.
 
     Raises:
-      UserError: the model cannot have such a size.
+      UserError: the model cannot have such a size, or the text is too short.
     """
+    check_length(settings, corpus)
     model = create_model(
         settings.model,
         vocabulary=len(corpus.vocabulary),

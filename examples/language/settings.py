@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from examples.language.data import Tokens
 from examples.language.models import Model
-from examples.runs.balance import BalanceSettings, check_range, unused_of_balance
+from examples.runs.balance import BalanceSettings, check_range, check_seed, unused_of_balance
 from examples.runs.domain import Method
 from examples.runs.errors import UserError
 
@@ -85,8 +85,9 @@ class Settings(BalanceSettings):
     def check(self) -> None:
         """Raises UserError where a number is out of range."""
         super().check()
+        check_seed(self.seed)
         positive = ("width", "layers", "updates", "evaluation_interval", "batch_size", "window", "learning_rate", "clip")
-        check_range(self, positive, ("seed", "dropout", "weight_decay"))
+        check_range(self, positive, ("dropout", "weight_decay"))
         if self.updates % self.evaluation_interval:
             raise UserError(
                 f"--updates {self.updates} do not end with an evaluation; give a multiple of "

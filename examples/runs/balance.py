@@ -107,6 +107,12 @@ def unused_of_balance(settings: Mapping[str, Any], is_balanced: bool, decays: bo
     return others if settings["fit"] == "median" else others | {"tail_fraction"}
 
 
+def check_seed(seed: object) -> None:
+    """Raises UserError where a seed is not one of the 32-bit numbers that JAX draws from."""
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise UserError(f"--seed {seed} must be a whole number from 0 to {2**32 - 1}.")
+
+
 def check_range(settings: object, positive: tuple[str, ...], others: tuple[str, ...]) -> None:
     """Raises UserError where a number is not above 0, or one of the others below it; None is any."""
     for name in (*positive, *others):

@@ -13,6 +13,10 @@ class UserError(Exception):
     """A mistake in what was asked for; its message names the thing, its value and the way out."""
 
 
+class WriteError(UserError):
+    """A file could not be written, or the disk is full."""
+
+
 def first_line(error: Exception) -> str:
     """Of what it says, or else its kind."""
     lines = str(error).strip().splitlines()
@@ -35,7 +39,7 @@ def telling_errors(where: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def naming_write_errors(where: Path, then: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Raises what went wrong with a file or the disk as a UserError.
+    """Raises an error of a file or the disk as a WriteError.
 
     Args:
       where: is written to, for errors that do not say.
@@ -46,11 +50,11 @@ def naming_write_errors(where: Path, then: Callable[[], str] = lambda: "") -> It
     except UserError:
         raise
     except OSError as error:
-        raise UserError(f"{error.strerror or error}: {error.filename or where}{then()}") from error
+        raise WriteError(f"{error.strerror or error}: {error.filename or where}{then()}") from error
     except Exception as error:
         if "No space left" not in str(error):
             raise
-        raise UserError(f"no space left to write {where}{then()}") from error
+        raise WriteError(f"no space left to write {where}{then()}") from error
 
 
 def _fail(message: str) -> None:

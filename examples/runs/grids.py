@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from examples.runs.balance import check_seed
 from examples.runs.domain import Domain, Settings
 from examples.runs.errors import UserError
 
@@ -69,7 +70,10 @@ def load_grid(domain: Domain, name: str, changes: Mapping[str, Any] | None = Non
         raise UserError(f"{path} needs a list of runs, and may have a title and seeds{_but(unknown)}.")
     settings = [_settings(domain, f"{path}: runs", dict(run) | dict(changes or {})) for run in _products(content["runs"])]
     unique = tuple(dict.fromkeys(settings))
-    return Grid(path.stem, content.get("title", path.stem), unique, tuple(seeds or content.get("seeds", PAPER_SEEDS)))
+    seeds = tuple(seeds or content.get("seeds", PAPER_SEEDS))
+    for seed in seeds:
+        check_seed(seed)
+    return Grid(path.stem, content.get("title", path.stem), unique, seeds)
 
 
 def parse_changes(domain: Domain, changes: Sequence[str]) -> dict[str, Any]:

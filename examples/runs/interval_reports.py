@@ -61,8 +61,11 @@ def interval_reports(
 
 
 def _describe(domain: Domain, line: Mapping[str, Any]) -> str:
-    scales = line["scale"].values()
-    spread = f"  scales {min(scales):.2f}-{max(scales):.2f}" if line["refreshes"] or max(scales) != 1 else ""
+    spread = ""
+    for name in ("scale", "decay_scale"):
+        scales = line.get(name, {}).values()
+        if scales and set(scales) != {1.0}:
+            spread += f"  {name.replace('_', ' ')}s {min(scales):.2f}-{max(scales):.2f}"
     return f"{domain.describe(line)}  {line[domain.speed]:,.0f} {domain.unit}/s{spread}"
 
 

@@ -96,8 +96,9 @@ class Trainer:
     def _train_interval(self, program: Program, state: Any, number: int, together: int) -> tuple[Any, list[dict[str, Any]]]:
         """One interval, and what the logs say of it.
 
-        Scales are those of the balanced layers in force at its end, and metrics what they were assigned from; alphas are
-        those of the weights after it, by the fit that the metric has. A refresh inside the compiled interval cannot be
+        Scales are those of the balanced layers in force at its end, and metrics what they were assigned from: `scale` and
+        `metric` of TempBalance, `decay_scale` and `decay_metric` of AlphaDecay where the method has it. Alphas are those
+        of the weights after the interval, by the fit that the metric has. A refresh inside the compiled interval cannot be
         timed there: its time is that of measuring alpha after it, by a refresh that takes in the few layers that are not
         balanced. Where seeds train together, each one's times are its share.
         """
@@ -112,6 +113,7 @@ class Trainer:
         measured = time.perf_counter()
         state = program.keep(state, held_out)
         balance = optax.tree_utils.tree_get(state.opt_state, "TempBalanceState")
+        decay = optax.tree_utils.tree_get(state.opt_state, "AlphaDecayState")
         refreshes = self._refreshes(number)
         common = {
             self.domain.speed: together * training.units / (trained - start),
@@ -125,6 +127,7 @@ class Trainer:
             "alpha": alphas,
             "scale": {} if balance is None else balance.scale,
             "metric": {} if balance is None else balance.metric,
+            **({} if decay is None else {"decay_scale": decay.scale, "decay_metric": decay.metric}),
             "gradient_norm": observed.norms,
         }
         lines = []
@@ -133,7 +136,7 @@ class Trainer:
             one["scale"] = one["scale"] or {
                 layer.name: np.ones_like(one["alpha"][layer.name]) for layer in training.balanced
             }
-            ordered = {name: self._in_order(one[name]) for name in ("alpha", "metric", "scale", "gradient_norm")}
+            ordered = {name: self._in_order(one[name]) for name in found if isinstance(one.get(name), dict)}
             others = {name: float(value) for name, value in one.items() if name not in ordered}
             lines.append(others | ordered | common)
         weight = kernels(state.params)[training.watched.kernel]

@@ -1,9 +1,9 @@
 """Results: one line of JSON for each finished run, in plain files that merge by being put behind one another.
 
-A line holds the run's settings, its final metrics, how these, the learning rate and every layer's alpha, scale and gradient
+A line holds the run's settings, its final metrics, how these, the learning rate and every layer's alpha, scales and gradient
 norm went over the intervals, gradient norms within the first intervals and spectra of one weight there and later (not in
 lines of older versions), histograms of the final spectra, and where it was computed. A run is known by its
-settings: where several lines have the same, the last one counts.
+settings: where several lines have the same, the last one counts. A line may have a `note`, which reports repeat.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from examples.runs.run_directory import RunDirectory, write_whole
 
 Row = Mapping[str, Any]
 
-_OVER_LAYERS = ("alpha", "scale", "gradient_norm")
+_OVER_LAYERS = ("alpha", "scale", "decay_scale", "gradient_norm")
 
 
 def run_key(domain: Domain, settings: Settings | Mapping[str, Any]) -> str:
@@ -48,7 +48,11 @@ def row_of(directory: RunDirectory) -> Row:
         **{name: last[name] for name in domain.metrics},
         "seconds": round(sum(line["seconds"] for line in log), 1),
         "history": {name: [rounded(line[name]) for line in log] for name in over_intervals}
-        | {name: {layer: [rounded(line[name][layer]) for line in log] for layer in last[name]} for name in _OVER_LAYERS}
+        | {
+            name: {layer: [rounded(line[name][layer]) for line in log] for layer in last[name]}
+            for name in _OVER_LAYERS
+            if all(name in line for line in log)
+        }
         | _within_intervals(log),
         **summary,
     }
@@ -74,14 +78,21 @@ def read_results(domain: Domain, paths: Iterable[Path]) -> list[Row]:
     """The rows of files, and of all `*.jsonl` in folders; of those with the same settings, the last.
 
     Raises:
-      UserError: a file is not there, or a line is not a row. A last line that was cut off is left out.
+      UserError: a file is not there, a line is not a row, or its method is unknown. A last line that was cut off is left
+        out.
     """
     rows: dict[str, Row] = {}
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: no such file of results.")
         for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path]:
-            for row in read_rows(file):
+            for number, row in enumerate(read_rows(file), 1):
+                method = row["settings"].get("method", domain.baseline)
+                if method not in tuple(domain.methods):
+                    raise UserError(
+                        f"{file}, line {number}, has the method {method!r}, which this version does not know; take the line "
+                        f"out, or read it with the version that wrote it. Methods are {', '.join(domain.methods)}."
+                    )
                 rows[run_key(domain, row["settings"])] = row
     return list(rows.values())
 
@@ -98,9 +109,14 @@ def read_rows(file: Path) -> list[Row]:
     """The rows of one file, as they stand in it; a last line that was cut off is left out.
 
     Raises:
-      UserError: a line is not a row.
+      UserError: a line is not a row, or the file is not in UTF-8.
     """
-    rows, lines = [], file.read_text().splitlines()
+    try:
+        rows, lines = [], file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file} is not in UTF-8 (byte {error.start}); give a file of results, one JSON line each."
+        ) from error
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)

@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import urllib.parse
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +20,7 @@ from jax.sharding import Mesh
 from examples.runs.balance import BALANCE
 from examples.runs.checkpoints import last_saved
 from examples.runs.domain import Domain, Settings
-from examples.runs.errors import UserError, naming_write_errors, telling_errors
+from examples.runs.errors import UserError, WriteError, first_line, naming_write_errors, telling_errors
 from examples.runs.grids import Grid, load_grid, parse_changes, ready_grids
 from examples.runs.loop import Trainer
 from examples.runs.parallel import create_mesh
@@ -74,8 +76,10 @@ def sweep_command(domain: Domain) -> None:
 def sweep(domain: Domain, command: Sweep) -> None:
     """Trains what is missing.
 
+    A setting that fails does not stop those after it. Only Ctrl-C and a file that cannot be written do.
+
     Raises:
-      UserError: something in the command, the grid or the data does not fit.
+      UserError: something in the command or the grid does not fit; or settings failed, when all others are done.
     """
     console = rich.console.Console(highlight=False)
     if command.grid == "list":
@@ -95,10 +99,25 @@ def sweep(domain: Domain, command: Sweep) -> None:
         return
     mesh = create_mesh(1, 1)
     wanted = len({_without_seed(domain, settings) for settings in missing})
-    for number, (settings, seeds, data) in enumerate(_by_setting(domain, grid, missing, places), 1):
+    failed: dict[str, str] = {}
+    for number, (settings, seeds, load) in enumerate(_by_setting(domain, grid, missing, places), 1):
+        name = f"{_name(domain, settings)}, seed {', '.join(map(str, seeds))}"
         console.rule(f"{number} of {wanted}")
-        console.print(f"{_name(domain, settings)}, seed {', '.join(map(str, seeds))}", soft_wrap=True)
-        _train_setting(domain, command, settings, seeds, data, mesh, console)
+        console.print(name, soft_wrap=True)
+        try:
+            _train_setting(domain, command, settings, seeds, load(), mesh, console)
+        except WriteError:
+            raise
+        except Exception as error:
+            if not isinstance(error, UserError):
+                console.print_exception()
+            failed[name] = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+            console.print(f"failed: {failed[name]}", style="bold red", soft_wrap=True, markup=False)
+    if failed:
+        console.rule("failed")
+        for name, problem in failed.items():
+            console.print(f"{name}: {problem}", soft_wrap=True, markup=False)
+        raise UserError(f"{len(failed)} of {wanted} settings failed, as listed above; the same command tries them again.")
 
 
 def _plan(domain: Domain, command: Sweep, grid: Grid, missing: Collection[Settings]) -> Iterator[str]:
@@ -149,23 +168,29 @@ def _train_setting(
 
 def _by_setting(
     domain: Domain, grid: Grid, missing: Sequence[Settings], places: Mapping[str, Path]
-) -> Iterator[tuple[Settings, list[int], Any]]:
-    """What is missing of each setting, with its data; each data set is read once, and one at a time is in memory."""
+) -> Iterator[tuple[Settings, list[int], Callable[[], Any]]]:
+    """Each setting with its missing seeds and a function that gives its data.
+
+    Settings of one data set follow each other. A data set is read once, and one at a time is in memory.
+    """
     by_data: dict[tuple[Any, ...], list[Any]] = {}
     for settings in grid.settings:
         by_data.setdefault(tuple(getattr(settings, name) for name in domain.data), []).append(settings)
     for of_data in by_data.values():
-        data, name = None, of_data[0].dataset
+        place = places.get(of_data[0].dataset)
+        load = functools.cache(partial(_load, domain, dataclasses.replace(of_data[0], data_dir=place)))
         for settings in of_data:
             bare = _without_seed(domain, settings)
             seeds = [run.seed for run in missing if _without_seed(domain, run) == bare]
-            if not seeds:
-                continue
-            if data is None:
-                data = domain.load(dataclasses.replace(settings, data_dir=places.get(name)))
-            if data.name != name:
-                raise UserError(f"--data {name}={places.get(name)} holds {data.name}; name it so in the grid.")
-            yield dataclasses.replace(settings, data_dir=places.get(name)), seeds, data
+            if seeds:
+                yield dataclasses.replace(settings, data_dir=place), seeds, load
+
+
+def _load(domain: Domain, settings: Any) -> Any:
+    data = domain.load(settings)
+    if data.name != settings.dataset:
+        raise UserError(f"--data {settings.dataset}={settings.data_dir} holds {data.name}; name it so in the grid.")
+    return data
 
 
 def _groups(directories: Mapping[int, RunDirectory], together: int) -> Iterator[dict[int, RunDirectory]]:
@@ -206,21 +231,22 @@ def _without_seed(domain: Domain, settings: Any) -> Any:
 
 
 def _folder(domain: Domain, command: Sweep, settings: Any, seed: int) -> Path:
-    return command.runs / f"{_name(domain, settings)},seed={seed}"
+    return command.runs / f"{_name(domain, settings)}-seed_{seed}"
 
 
 def _name(domain: Domain, settings: Any) -> str:
-    """Of a setting: data, model, method, and every other that is not the default; of a run's folder with its seed.
+    """The name of a setting, such as `digits-resnet18-tb-epochs_2`: data, model, method, and whatever is not the default.
 
-    What a file system or a shell might take for something else is written as in addresses: `train%5B%3A10000%5D`.
+    With the seed it is the name of the run's folder. Other characters than letters, digits, `.`, `+` and `_` are written as
+    in addresses: `train_split_train%5B%3A10000%5D`.
     """
     defaults = domain.settings(**{"method": settings.method}).resolved()
     named = {"dataset", "model", "method", "seed"} | domain.places
     others = sorted((name for name in domain.field_names() if name not in named), key=lambda name: name in BALANCE)
     changed = {name: getattr(settings, name) for name in others if getattr(settings, name) != getattr(defaults, name)}
-    parts = [settings.dataset, settings.model, settings.method]
-    parts += [f"{name.replace('_', '-')}={value}" for name, value in changed.items()]
-    return urllib.parse.quote(",".join(parts), safe=",=+")
+    quoted = lambda value: urllib.parse.quote(str(value), safe="+").replace("-", "%2D" if isinstance(value, str) else "-")
+    parts = [quoted(settings.dataset), settings.model, settings.method]
+    return "-".join([*parts, *(f"{name}_{quoted(value)}" for name, value in changed.items())])
 
 
 def _list_grids(domain: Domain) -> rich.table.Table:

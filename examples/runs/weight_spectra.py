@@ -29,14 +29,14 @@ def fitted_spectra(fit: FitTail, layers: tb_optax.Layers, params: Any) -> dict[s
 
 
 def histograms(spectra: Mapping[str, Spectrum], layers: Sequence[tb_optax.Layer]) -> dict[str, dict[str, Any]]:
-    """By layer, in their order; those without a positive eigenvalue, as where training diverged, are left out."""
+    """By layer, in their order. Layers without a positive finite eigenvalue are left out, as where training diverged."""
     found = {}
     in_order = {layer.name: jax.device_get(spectra[layer.name]) for layer in layers}
     alphas = by_slice({name: spectrum.tail.alpha for name, spectrum in in_order.items()})
     thresholds = by_slice({name: spectrum.tail.xmin for name, spectrum in in_order.items()})
     for name, each in by_slice({name: spectrum.eigenvalues for name, spectrum in in_order.items()}, inner=1).items():
         values = np.array(each)
-        logs = np.log10(values[values > 0])
+        logs = np.log10(values[(values > 0) & np.isfinite(values)])
         if len(logs):
             counts, edges = np.histogram(logs, _BINS)
             edges = [round(float(edges[0]), 4), round(float(edges[-1]), 4)]

@@ -25,11 +25,8 @@ from examples.vision.settings import METHODS, Settings, unused
 
 
 def load(settings: Settings) -> Dataset:
-    """Raises UserError where there is no such data set, or a batch is more than all of it."""
-    dataset = load_dataset(settings.dataset, settings.data_dir, settings.train_split, settings.test_split)
-    if len(dataset.train_images) < settings.batch_size:
-        raise UserError(f"--batch-size {settings.batch_size} is more than the {len(dataset.train_images)} training images.")
-    return dataset
+    """Raises UserError where there is no such data set."""
+    return load_dataset(settings.dataset, settings.data_dir, settings.train_split, settings.test_split)
 
 
 def prepare(
@@ -41,8 +38,10 @@ def prepare(
     """The epochs of a network on a data set; `create_optimizer` as in `examples.vision.methods`.
 
     Raises:
-      UserError: the model does not fit the images.
+      UserError: the model does not fit the images, or a batch is more than all of them.
     """
+    if len(dataset.train_images) < settings.batch_size:
+        raise UserError(f"--batch-size {settings.batch_size} is more than the {len(dataset.train_images)} training images.")
     create = _model_creator(settings, dataset)
     with jax.set_mesh(mesh):
         graphdef, params, batch_stats = nnx.split(create(0), nnx.Param, ...)

@@ -15,7 +15,7 @@ from small_network import create_small_network
 
 from examples.runs import loop as loop_module
 from examples.runs import sweep as sweep_module
-from examples.runs.errors import UserError
+from examples.runs.errors import UserError, WriteError
 from examples.runs.grids import PAPER_SEEDS
 from examples.runs.results import append_row
 from examples.runs.sweep import Sweep
@@ -133,6 +133,8 @@ def test_grids_on_prepared_data_have_the_numbers_of_table_1():
         ("runs = [{ method = 'sgd' }]", "method = 'sgd' must be 'cal' or "),
         ("runs = [{ epochs = 1.5 }]", "epochs = 1.5 must be int"),
         ("runs = [{ epochs = 0 }]", "--epochs 0 must be above 0"),
+        ("seeds = [4294967296]\nruns = [{ epochs = 2 }]", "--seed 4294967296 must be a whole number from 0 to 4294967295"),
+        ("seeds = ['a']\nruns = [{ epochs = 2 }]", "--seed a must be a whole number"),
     ],
 )
 def test_a_mistake_in_a_grid_is_named(tmp_path, text, message):
@@ -142,7 +144,7 @@ def test_a_mistake_in_a_grid_is_named(tmp_path, text, message):
         load_grid(str(path))
 
 
-def test_mistakes_in_the_command_are_named(command):
+def test_mistakes_in_the_command_are_named(command, capsys):
     with pytest.raises(UserError, match="--set epochs must be NAME=VALUE"):
         parse_changes(["epochs"])
     with pytest.raises(UserError, match=r"--set: epoch is not a setting"):
@@ -154,8 +156,9 @@ def test_mistakes_in_the_command_are_named(command):
     with pytest.raises(UserError, match="--data brightness must be NAME=DIR"):
         sweep(dataclasses.replace(command, data=("brightness",)))
     (place,) = (item.partition("=")[2] for item in command.data)
-    with pytest.raises(UserError, match="holds brightness; name it so in the grid"):
+    with pytest.raises(UserError, match="2 of 2 settings failed"):
         sweep(dataclasses.replace(command, changes=("dataset=darkness",), data=(f"darkness={place}",)))
+    assert "holds brightness; name it so in the grid" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -202,8 +205,57 @@ def test_every_setting_is_announced_with_the_seeds_that_it_lacks(command, capsys
     monkeypatch.setattr(sweep_module, "_train_setting", lambda *_: None)
     sweep(dataclasses.replace(command, seeds=(2, 3)))
     told = capsys.readouterr().out
-    assert "brightness,resnet18,cal,epochs=2,batch-size=32, seed 2, 3\n" in told
-    assert "brightness,resnet18,tb,epochs=2,batch-size=32, seed 2, 3\n" in told
+    assert "brightness-resnet18-cal-epochs_2-batch_size_32, seed 2, 3\n" in told
+    assert "brightness-resnet18-tb-epochs_2-batch_size_32, seed 2, 3\n" in told
+
+
+def test_a_setting_that_fails_does_not_stop_the_others_and_is_listed_at_the_end(command, capsys, monkeypatch):
+    tried = []
+
+    def train_setting(domain, command, settings, seeds, *_):
+        tried.append(settings.batch_size)
+        if settings.batch_size == 16:
+            raise UserError("no such batch")
+        if settings.batch_size == 32:
+            raise RuntimeError("out of memory\nand more")
+
+    monkeypatch.setattr(sweep_module, "_train_setting", train_setting)
+    (grid := command.runs.parent / "batches.toml").write_text('runs = [{ dataset = "digits", batch_size = [16, 32, 64] }]')
+    with pytest.raises(UserError, match="2 of 3 settings failed, as listed above; the same command tries them again"):
+        sweep(dataclasses.replace(command, grid=str(grid), seeds=(1,), data=()))
+    assert tried == [16, 32, 64]
+    listed = capsys.readouterr().out.splitlines()[-2:]
+    assert listed == [
+        "digits-resnet18-tb-batch_size_16, seed 1: no such batch",
+        "digits-resnet18-tb-batch_size_32, seed 1: RuntimeError: out of memory",
+    ]
+
+
+def test_a_data_set_that_is_not_there_stops_its_own_settings_only(command, capsys, monkeypatch, tmp_path):
+    trained = []
+    monkeypatch.setattr(sweep_module, "_train_setting", lambda *arguments: trained.append(arguments[2].dataset))
+    (grid := tmp_path / "sets.toml").write_text('runs = [{ dataset = ["nowhere", "brightness"] }]')
+    data = (*command.data, f"nowhere={tmp_path / 'nowhere'}")
+    with pytest.raises(UserError, match="1 of 2 settings failed"):
+        sweep(dataclasses.replace(command, grid=str(grid), data=data))
+    assert trained == ["brightness"] and "nowhere is not a data set" in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_written_stops_a_sweep(command, monkeypatch):
+    def full(*_):
+        raise WriteError("No space left on device")
+
+    monkeypatch.setattr(sweep_module, "_train_setting", full)
+    with pytest.raises(WriteError, match="No space left"):
+        sweep(command)
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_ends_with_a_row_and_the_sweep_goes_on(command, small):
+    """Its weights are finite and their squares, the eigenvalues, are not."""
+    sweep(dataclasses.replace(command, changes=("learning_rate=1e6", 'method="tb"'), seeds=(1, 2)))
+    for row in read_results([command.results]):
+        assert len(row["history"]["train_loss"]) == 2 and len(row["spectra"]) < 4
 
 
 @pytest.mark.slow
@@ -277,6 +329,12 @@ def test_results_of_two_machines_merge_and_a_cut_off_line_is_left_out(tmp_path):
     assert len(read_results([both])) == 3
     with pytest.raises(UserError, match=r"none\.jsonl: no such file"):
         read_results([tmp_path / "none.jsonl"])
+    two.write_text(json.dumps({"settings": {"method": "nosuch"}}) + "\n")
+    with pytest.raises(UserError, match=r"two\.jsonl, line 1, has the method 'nosuch', which this version does not know"):
+        read_results([two])
+    two.write_bytes(b'{"settings": "\xe9"}\n')
+    with pytest.raises(UserError, match=r"two\.jsonl is not in UTF-8 \(byte 14\)"):
+        read_results([two])
     two.write_text("[]\n{}\n")
     with pytest.raises(UserError, match=r"two\.jsonl, line 1, is not a result"):
         read_results([two])
@@ -307,8 +365,9 @@ def test_settings_that_differ_have_folders_that_differ():
         Settings(train_split=split).resolved() for split in ("train", "train[:10000]", "train[10000:]", "train10000")
     ]
     different += [Settings(test_split=split).resolved() for split in ("test", "test[:1]", "te/st", "te%2Fst")]
+    different += [Settings(dataset=name).resolved() for name in ("voc/2007", "a-resnet18", "a")]
     names = [name_of_run(settings) for settings in different]
-    assert len(set(names)) == len(names) and not any("/" in name for name in names)
+    assert len(set(names)) == len(names) and not any(set(name) & set("/,=: []") for name in names)
 
 
 def test_a_dry_run_trains_nothing(command, capsys, monkeypatch):
@@ -321,12 +380,12 @@ def test_a_dry_run_trains_nothing(command, capsys, monkeypatch):
 def test_a_dry_run_says_which_seeds_are_done_begun_and_missing(command, capsys):
     done, begun, *_ = load_grid(command.grid, seeds=(1, 2, 3)).runs()
     append_row(command.results, {"settings": {**dataclasses.asdict(done), "data_dir": None}})
-    (command.runs / f"{name_of_run(begun)},seed=2").mkdir(parents=True)
+    (command.runs / f"{name_of_run(begun)}-seed_2").mkdir(parents=True)
     sweep(dataclasses.replace(command, seeds=(1, 2, 3), dry_run=True))
     said = capsys.readouterr().out.splitlines()
     assert said[1:] == [
-        "brightness,resnet18,cal,epochs=2,batch-size=32: done 1; begun 2; missing 3",
-        "brightness,resnet18,tb,epochs=2,batch-size=32: missing 1, 2, 3",
+        "brightness-resnet18-cal-epochs_2-batch_size_32: done 1; begun 2; missing 3",
+        "brightness-resnet18-tb-epochs_2-batch_size_32: missing 1, 2, 3",
     ]
 
 

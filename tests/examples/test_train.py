@@ -22,7 +22,7 @@ from examples.runs.checkpoints import Checkpoints
 from examples.runs.devices import Devices
 from examples.runs.errors import UserError
 from examples.runs.results import row_of
-from examples.runs.weight_spectra import told_after
+from examples.runs.weight_spectra import Spectrum, histograms, told_after
 from examples.vision import domain as domain_module
 from examples.vision import train as train_module
 from examples.vision.settings import Settings
@@ -103,6 +103,29 @@ def test_a_run_learns_and_logs_every_layer_each_epoch(finished):
         assert max(line["scale"].values()) == pytest.approx(1.5)
         assert line["refreshes"] == 1 and 0 < line["refresh_seconds"] < line["seconds"]
         assert {"train_loss", "test_loss", "test_accuracy", "images_per_second", "learning_rate"} <= set(line)
+
+
+def test_a_run_of_alphadecay_logs_the_scales_of_its_decay(settings, small, tmp_path, capsys):
+    """Beside those of the learning rate, which are 1 without TempBalance."""
+    own = dataclasses.replace(settings, method="adamw+alphadecay", learning_rate=1e-3, epochs=1, seed=2**32 - 1)
+    run = train(own, tmp_path / "run")
+    (line,) = run.log()
+    assert set(line["scale"].values()) == {1.0} and line["refreshes"] == 1
+    assert list(line["decay_scale"]) == list(line["decay_metric"]) == ["convs/1", "convs/2"]
+    assert sorted(line["decay_scale"].values()) == pytest.approx([0.67, 5.0])
+    assert "  decay scales 0.67-5.00" in capsys.readouterr().out
+    last = {name: values[-1] for name, values in row_of(run)["history"]["decay_scale"].items()}
+    assert last == pytest.approx(line["decay_scale"], rel=1e-4)
+
+
+def test_a_layer_whose_eigenvalues_are_infinite_has_no_histogram():
+    infinite, finite = (
+        Spectrum(np.array(values), tb_optax.fits.PowerLaw(*map(np.array, (2.0, 1.0, 0.1))))
+        for values in ([np.inf] * 4, [1.0, 2.0, np.inf])
+    )
+    layers = [tb_optax.Layer(name, f"{name}/kernel") for name in ("a", "b")]
+    found = histograms({"a": infinite, "b": finite}, layers)
+    assert list(found) == ["b"] and sum(found["b"]["counts"]) == 2
 
 
 def test_a_run_leaves_plots_and_tensorboard_events(finished):
@@ -257,6 +280,7 @@ def test_a_folder_is_never_overwritten_and_resumed_only_with_its_settings(settin
         (["--data-dir", "/nowhere"], "/nowhere is not a data set"),
         (["--batch-size", "5000"], "--batch-size 5000 is more than the 1437 training images"),
         (["--epochs", "0"], "--epochs 0 must be above 0"),
+        (["--seed", "4294967296"], "--seed 4294967296 must be a whole number from 0 to 4294967295"),
         (["--min-scale", "2"], "--min-scale 2.0 is above --max-scale 1.5"),
         (["--width", "0.001"], "width=0.001"),
         (["--resume", "--out", "/nowhere/at/all"], "holds no run"),

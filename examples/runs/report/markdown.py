@@ -115,6 +115,7 @@ def _section(section: Section, published: Sequence[Published], out: Path, drawn:
     yield from _tests(section.domain, comparisons(section))
     yield from _spreads(section)
     yield from _agreements(section, published)
+    yield from _notes(section)
     for path, says in section_figures(section, published, out, drawn):
         yield f"![{says}]({path.name})"
 
@@ -281,6 +282,15 @@ def _agreement_cells(task: Task, agreement: Agreement) -> list[str]:
         f"{differences[layer]:+.2f} ({layer})",
         *(f"{extent:.2f}" for extent in agreement.extents),
     ]
+
+
+def _notes(section: Section) -> Iterator[str]:
+    """What lines of results say of themselves, each note once."""
+    rows = section.rows()
+    for note in dict.fromkeys(row["note"] for row in rows if "note" in row):
+        methods = {row["settings"]["method"]: None for row in rows if row.get("note") == note}
+        names = " and ".join(method_name(section.domain, method) for method in methods)
+        yield f"Note on the runs of {names}: {note}"
 
 
 def _figure12(domain: Domain, rows: Sequence[Row], out: Path) -> Iterator[str]:
