@@ -15,7 +15,7 @@ import tyro
 
 from benchmarks import provenance
 from benchmarks.timing import Contender, ContenderFailed, Deadline, Result, Worker, paired_ratio
-from examples.runs.provenance import cores
+from examples.paper.provenance import cores
 
 # A core each, and nothing else: no memory, no threads. It does not outlive this program.
 _BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"

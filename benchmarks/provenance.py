@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from examples.runs.provenance import commit, cores, processor, versions
+from examples.paper.provenance import commit, cores, processor, versions
 
 _PACKAGES = (
     "tb_optax",

@@ -27,7 +27,7 @@ class Settings:
     network: str = "resnet18"
     """Whose parameters the optimizer updates: as in benchmarks.refresh."""
     model: str = "resnet18"
-    """What is trained: a model of examples/vision."""
+    """What is trained: a model of examples/paper/vision."""
     width: float = 1.0
     """Multiplies the model's channels."""
     batch_size: int = 128

@@ -1,4 +1,4 @@
-"""The contenders that train: an optimizer's update alone, and epochs of `examples/vision`."""
+"""The contenders that train: an optimizer's update alone, and epochs of `examples/paper/vision`."""
 
 import functools
 from typing import Any
@@ -11,12 +11,12 @@ import optax
 import tb_optax
 from benchmarks.contenders import Case, Prepared
 from benchmarks.networks import create
-from examples.runs.parallel import create_mesh
-from examples.runs.program import compile_program
-from examples.vision.data import Dataset
-from examples.vision.domain import prepare
-from examples.vision.methods import create_optimizer
-from examples.vision.settings import Settings
+from examples.paper.parallel import create_mesh
+from examples.paper.program import compile_program
+from examples.paper.vision.data import Dataset
+from examples.paper.vision.domain import prepare
+from examples.paper.vision.methods import create_optimizer
+from examples.paper.vision.settings import Settings
 
 # As often as an update interval can be without ever being reached.
 NEVER = 10**6
@@ -53,7 +53,7 @@ def optimizer(case: Case) -> Prepared:
 
 
 def training(case: Case) -> Prepared:
-    """Epochs of `examples/vision` on random images; `run(update_interval=n)` sets the interval of the refreshes.
+    """Epochs of `examples/paper/vision` on random images; `run(update_interval=n)` sets the interval of the refreshes.
 
     The case gives `model`, `width`, `method`, `dtype`, `batch_size` and `steps`, how many make an epoch.
     """

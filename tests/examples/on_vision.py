@@ -2,12 +2,12 @@
 
 from functools import partial
 
-from examples.runs import compare as compare_module
-from examples.runs import grids, results, run_directory
-from examples.runs import sweep as sweep_module
-from examples.runs import train as train_module
-from examples.runs.report import alphas, markdown, published, sections
-from examples.vision.domain import VISION
+from examples.paper import compare as compare_module
+from examples.paper import grids, results, run_directory
+from examples.paper import sweep as sweep_module
+from examples.paper import train as train_module
+from examples.paper.report import alphas, markdown, published, sections
+from examples.paper.vision.domain import VISION
 
 train = partial(train_module.train, VISION)
 sweep = partial(sweep_module.sweep, VISION)

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 
 import tb_optax
-from examples.runs.balance import BalanceSettings, balanced, unused_of_balance
-from examples.runs.domain import Domain, Measure, Method, Selection, Training
-from examples.runs.observations import observed_steps
-from examples.runs.parallel import replicate, split
+from examples.paper.balance import BalanceSettings, balanced, unused_of_balance
+from examples.paper.domain import Domain, Measure, Method, Selection, Training
+from examples.paper.observations import observed_steps
+from examples.paper.parallel import replicate, split
 
 METHODS = {"sgd": Method("sgd"), "tb+sgd": Method("sgd", balanced=True)}
 SIZES = [(8, 64), (64, 72), (72, 64), (64, 1)]

@@ -7,10 +7,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from examples.runs.errors import UserError
-from examples.vision import data
-from examples.vision.augment import crop_and_flip, normalize
-from examples.vision.data import load_dataset
+from examples.paper.errors import UserError
+from examples.paper.vision import data
+from examples.paper.vision.augment import crop_and_flip, normalize
+from examples.paper.vision.data import load_dataset
 
 
 def test_digits_are_scikit_learns_scaled_up_with_a_fixed_split():

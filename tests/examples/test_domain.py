@@ -7,15 +7,15 @@ import pytest
 from outcomes import killed_before, untimed
 from regression import REGRESSION, Settings, forward, load, prepare
 
-from examples.runs.checkpoints import Checkpoints
-from examples.runs.compare import compare
-from examples.runs.devices import Devices
-from examples.runs.parallel import create_mesh
-from examples.runs.report.markdown import Report, report
-from examples.runs.results import read_results
-from examples.runs.run_directory import RunDirectory
-from examples.runs.sweep import Sweep, sweep
-from examples.runs.train import train
+from examples.paper.checkpoints import Checkpoints
+from examples.paper.compare import compare
+from examples.paper.devices import Devices
+from examples.paper.parallel import create_mesh
+from examples.paper.report.markdown import Report, report
+from examples.paper.results import read_results
+from examples.paper.run_directory import RunDirectory
+from examples.paper.sweep import Sweep, sweep
+from examples.paper.train import train
 
 ONE = Devices(mesh=1)
 

@@ -8,10 +8,10 @@ import pytest
 from flax import nnx
 from small_network import create_small_network
 
-from examples.runs.network import Network, TrainState
-from examples.runs.observations import watched_steps
-from examples.runs.parallel import create_mesh
-from examples.vision.epoch import Images, paper_layers, train_epoch
+from examples.paper.network import Network, TrainState
+from examples.paper.observations import watched_steps
+from examples.paper.parallel import create_mesh
+from examples.paper.vision.epoch import Images, paper_layers, train_epoch
 
 RATE, BATCH, STEPS = 0.05, 2, 65
 

@@ -6,13 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from examples.language.domain import LANGUAGE
-from examples.language.settings import Settings
-from examples.runs.grids import PAPER_SEEDS, load_grid, ready_grids
-from examples.runs.report.markdown import Report, report
-from examples.runs.report.published import read_published
-from examples.runs.report.sections import comparisons, sections_of
-from examples.runs.results import read_results
+from examples.paper.grids import PAPER_SEEDS, load_grid, ready_grids
+from examples.paper.language.domain import LANGUAGE
+from examples.paper.language.settings import Settings
+from examples.paper.report.markdown import Report, report
+from examples.paper.report.published import read_published
+from examples.paper.report.sections import comparisons, sections_of
+from examples.paper.results import read_results
 
 LAYERS = ("layers/attention/q[0]", "layers/attention/q[1]", "layers/feed_forward/out[0]", "layers/feed_forward/out[1]")
 

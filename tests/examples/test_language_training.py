@@ -1,7 +1,6 @@
 """Language models in training: what an update, an evaluation and a run are, against the same done by hand."""
 
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +10,16 @@ import pytest
 from outcomes import killed_before, untimed
 
 import tb_optax
-from examples.language import train as train_module
-from examples.language.domain import LANGUAGE, create_optimizer, find_layers, load, prepare
-from examples.language.models import create_model
-from examples.language.settings import Settings
-from examples.language.updates import TrainState, evaluate, train_interval, windows
-from examples.runs.checkpoints import Checkpoints
-from examples.runs.devices import Devices
-from examples.runs.observations import watched_steps
-from examples.runs.parallel import create_mesh
-from examples.runs.train import train
+from examples.paper.__main__ import main
+from examples.paper.checkpoints import Checkpoints
+from examples.paper.devices import Devices
+from examples.paper.language.domain import LANGUAGE, create_optimizer, find_layers, load, prepare
+from examples.paper.language.models import create_model
+from examples.paper.language.settings import Settings
+from examples.paper.language.updates import TrainState, evaluate, train_interval, windows
+from examples.paper.observations import watched_steps
+from examples.paper.parallel import create_mesh
+from examples.paper.train import train
 
 SMALL = dict(width=56, layers=2, window=8, batch_size=8, updates=60, evaluation_interval=20, update_interval=10)
 STACKS = (*(f"layers/attention/{part}" for part in "qkvo"), "layers/feed_forward/in", "layers/feed_forward/out")
@@ -214,9 +213,8 @@ def test_every_choice_trains(settings, tmp_path, changes):
     ],
 )
 def test_mistakes_get_one_line(monkeypatch, capsys, flags, message):
-    monkeypatch.setattr(sys, "argv", ["train", "--mesh", "1", *flags])
     with pytest.raises(SystemExit) as exit:
-        train_module.main()
+        main(["language", "train", "--mesh", "1", *flags])
     (line,) = capsys.readouterr().out.strip().splitlines()
     assert exit.value.code == 2
     assert line.startswith("error: ") and message in line

@@ -11,9 +11,9 @@ import pytest
 from tiny import numpy_project
 
 import tb_optax
-from examples.runs.domain import Method
-from examples.vision.methods import create_optimizer, create_schedule
-from examples.vision.settings import METHODS, Settings
+from examples.paper.domain import Method
+from examples.paper.vision.methods import create_optimizer, create_schedule
+from examples.paper.vision.settings import METHODS, Settings
 from tb_optax import assignments, metrics
 
 STEPS_PER_EPOCH = 2

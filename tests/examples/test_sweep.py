@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import sys
 
 import jax
 import numpy as np
@@ -13,15 +12,15 @@ from on_vision import load_grid, name_of_run, parse_changes, read_results, ready
 from outcomes import final_arrays
 from small_network import create_small_network
 
-from examples.runs import loop as loop_module
-from examples.runs import sweep as sweep_module
-from examples.runs.errors import UserError, WriteError
-from examples.runs.grids import PAPER_SEEDS
-from examples.runs.results import append_row
-from examples.runs.sweep import Sweep
-from examples.vision import domain as domain_module
-from examples.vision import sweep as vision_sweep
-from examples.vision.settings import Settings
+from examples.paper import loop as loop_module
+from examples.paper import sweep as sweep_module
+from examples.paper.__main__ import main
+from examples.paper.errors import UserError, WriteError
+from examples.paper.grids import PAPER_SEEDS
+from examples.paper.results import append_row
+from examples.paper.sweep import Sweep
+from examples.paper.vision import domain as domain_module
+from examples.paper.vision.settings import Settings
 
 TINY = ("dataset=brightness", "train_split=train", "epochs=2", "batch_size=32")
 
@@ -371,8 +370,7 @@ def test_settings_that_differ_have_folders_that_differ():
 
 
 def test_a_dry_run_trains_nothing(command, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["sweep", "table1", "--results", str(command.results), "--dry-run"])
-    vision_sweep.main()
+    main(["vision", "sweep", "table1", "--results", str(command.results), "--dry-run"])
     assert "Table 1, Figure 3: CAL, SNR, TB and TB + SNR: 0 of 240 runs done" in capsys.readouterr().out
     assert not command.runs.exists()
 

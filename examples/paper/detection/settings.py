@@ -1,0 +1,98 @@
+"""What a run is: every choice that changes its result."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from examples.paper.balance import BalanceSettings, check_range, check_seed, unused_of_balance
+from examples.paper.detection.boxes import STRIDES
+from examples.paper.detection.yolo import Model
+from examples.paper.domain import Method
+from examples.paper.errors import UserError
+
+_BASES = ("adam", "adamw")
+METHODS = {base: Method(base) for base in _BASES} | {f"tb+{base}": Method(base, balanced=True) for base in _BASES}
+
+
+def unused(settings: Mapping[str, Any]) -> set[str]:
+    """The settings that a run with these ones does not read."""
+    method = METHODS[settings["method"]]
+    names = unused_of_balance(settings, method.balanced, method.decays)
+    return names if method.balanced else names | {"min_eigenvalues"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(BalanceSettings):
+    """Trains one detector by one of the paper's methods."""
+
+    method: Literal["adam", "adamw", "tb+adam", "tb+adamw"] = "tb+adam"
+    """Optimizer, with a cosine by epochs. tb: TempBalance, a learning rate for each layer, after it."""
+    min_scale: float = 0.6
+    """The least scale of a layer (tb): with linear, that of the heaviest tail."""
+    max_scale: float = 1.4
+    """The greatest scale of a layer (tb)."""
+    min_eigenvalues: int = 65
+    """The least that a balanced layer has (tb)."""
+    model: Model = "yolov8n"
+    """Network."""
+    width: float | None = None
+    """Multiplies channels, instead of the model's own (yolov8n: 0.25)."""
+    depth: float | None = None
+    """Multiplies the bottlenecks in a block, instead of the model's own (yolov8n: 0.33)."""
+    weights: Path | None = None
+    """Weights to begin with, a safetensors file as the command convert writes it; what does not fit begins anew."""
+    dataset: str = "digits"
+    """digits (scikit-learn's, scattered over canvases), or a TFDS data set with boxes, which TFDS downloads: voc/2007."""
+    data_dir: Path | None = None
+    """Instead of --dataset, a data set already prepared by TFDS, the folder that holds its dataset_info.json."""
+    train_split: str = "train"
+    """What to train on, as TFDS writes splits: train, train+validation, or train[:1000]."""
+    test_split: str | None = None
+    """What to test on; by default test, or validation where there is no test."""
+    image_size: int = 128
+    """Images are scaled to fit into a square of so many pixels. The paper's are 640."""
+    slots: int = 16
+    """Boxes of an image; of more, the largest are taken."""
+    augment: bool = True
+    """Augments with mosaics, scales, shifts, mirrors and colours."""
+    epochs: int = 20
+    """Passes over the training set, in whole batches."""
+    batch_size: int = 16
+    """Images a step."""
+    seed: int = 43
+    """Of the initialization, the order of the images and their augmentation."""
+    learning_rate: float = 2e-3
+    """At the start; annealed to zero: the best on digits. The paper has 7.5e-6 to 2.5e-5, from pre-trained weights."""
+    weight_decay: float = 5e-4
+    """On every parameter: decoupled for adamw, with the gradient for adam."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; parameters are float32."""
+
+    @property
+    def network(self) -> str:
+        """The model and its size."""
+        sizes = [f" {name} {size:g}" for name in ("width", "depth") if (size := getattr(self, name)) is not None]
+        return self.model + ",".join(sizes)
+
+    @property
+    def intervals(self) -> int:
+        """Epochs."""
+        return self.epochs
+
+    def check(self) -> None:
+        """Raises UserError where a number is out of range."""
+        super().check()
+        check_seed(self.seed)
+        positive = ("width", "depth", "image_size", "slots", "epochs", "batch_size", "learning_rate", "min_eigenvalues")
+        check_range(self, positive, ("weight_decay",))
+        if self.image_size % STRIDES[-1]:
+            raise UserError(f"--image-size {self.image_size} must be a multiple of {STRIDES[-1]}, the largest stride.")
+        if self.min_eigenvalues < 2:
+            raise UserError(f"--min-eigenvalues {self.min_eigenvalues} must be at least 2.")
+
+    def resolved(self) -> "Settings":
+        """The same run, said in one way: with defaults for what the method does not use."""
+        not_read = unused(vars(self))
+        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in not_read}
+        return dataclasses.replace(self, **defaults)

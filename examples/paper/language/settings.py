@@ -1,0 +1,101 @@
+"""What a run is: every choice that changes its result."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from examples.paper.balance import BalanceSettings, check_range, check_seed, unused_of_balance
+from examples.paper.domain import Method
+from examples.paper.errors import UserError
+from examples.paper.language.data import Tokens
+from examples.paper.language.models import Model
+
+_BASES = ("adam", "adamw", "adamw+alphadecay")
+METHODS = {base: Method(base) for base in _BASES} | {f"tb+{base}": Method(base, balanced=True) for base in _BASES}
+
+
+def unused(settings: Mapping[str, Any]) -> set[str]:
+    """The settings that a run with these ones does not read."""
+    method = METHODS[settings["method"]]
+    names = unused_of_balance(settings, method.balanced, method.decays)
+    return names | {"weight_decay"} if method.base == "adam" else names
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(BalanceSettings):
+    """Trains one language model by one of the paper's methods."""
+
+    method: Literal["adam", "adamw", "adamw+alphadecay", "tb+adam", "tb+adamw", "tb+adamw+alphadecay"] = "tb+adam"
+    """Optimizer, with cosine annealing. tb: TempBalance, a learning rate for each layer, after it. alphadecay: a weight
+    decay for each layer."""
+    model: Model = "gpt-tiny"
+    """Network. tensorized is the paper's, of three layers; tensorized_leaking is as its authors trained it: it sees the
+    tokens that it is to predict, and what it reaches is no perplexity of a language model."""
+    width: int | None = None
+    """Of the residual stream, instead of the model's own."""
+    layers: int | None = None
+    """How many, instead of the model's own."""
+    dropout: float = 0.1
+    """The share of numbers that training leaves out."""
+    dataset: str = "pydoc"
+    """pydoc: the help topics that come with Python."""
+    data_dir: Path | None = None
+    """A folder with train.txt, valid.txt and test.txt, or ptb.train.txt and so on, instead of --dataset."""
+    text: Path | None = None
+    """Any text file, instead of --dataset: 90% of it for training, 5% for validation, 5% for testing."""
+    tokens: Tokens = "words"
+    """What is predicted."""
+    train_fraction: float = 1.0
+    """Trains on so much of the training text."""
+    updates: int = 2000
+    """Steps of the optimizer."""
+    evaluation_interval: int = 100
+    """Updates from one evaluation on the validation text to the next; the best parameters are tested at the end."""
+    batch_size: int = 16
+    """Windows an update: the training text is cut into so many rows, and each gives one."""
+    window: int = 64
+    """Tokens that are predicted at once; the first of them from nothing before it."""
+    seed: int = 43
+    """Of the initialization and dropout."""
+    learning_rate: float = 1e-3
+    """At the start; annealed to zero, update by update."""
+    weight_decay: float = 0.1
+    """On every parameter (adamw)."""
+    clip: float = 0.25
+    """The norm that gradients are clipped to."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; parameters are float32."""
+    remat: bool = False
+    """Computes the insides of layers again in the backward pass: slower, in less memory."""
+    update_interval: int | None = 25
+    """Updates between refreshes of the scales (tb, alphadecay)."""
+
+    @property
+    def network(self) -> str:
+        """The model and what of its size is not its own."""
+        sizes = [f"{name} {value}" for name in ("width", "layers") if (value := getattr(self, name)) is not None]
+        return ", ".join([self.model, *sizes])
+
+    @property
+    def intervals(self) -> int:
+        """Evaluations."""
+        return self.updates // self.evaluation_interval
+
+    def check(self) -> None:
+        """Raises UserError where a number is out of range."""
+        super().check()
+        check_seed(self.seed)
+        positive = ("width", "layers", "updates", "evaluation_interval", "batch_size", "window", "learning_rate", "clip")
+        check_range(self, positive, ("dropout", "weight_decay"))
+        if self.updates % self.evaluation_interval:
+            raise UserError(
+                f"--updates {self.updates} do not end with an evaluation; give a multiple of "
+                f"--evaluation-interval {self.evaluation_interval}."
+            )
+
+    def resolved(self) -> "Settings":
+        """The same run, said in one way: with defaults for what the method does not use."""
+        not_read = unused(vars(self))
+        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in not_read}
+        return dataclasses.replace(self, **defaults)

@@ -1,0 +1,133 @@
+"""What a run is: every choice that changes its result."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from examples.paper.balance import BalanceSettings, check_range, check_seed, unused_of_balance
+from examples.paper.domain import Method
+from examples.paper.errors import UserError
+from examples.paper.vision.models import Model
+
+# What the paper's runs of each optimizer started from.
+_LEARNING_RATES = {
+    **dict.fromkeys(("cal", "snr", "sgdr", "lookahead", "sgdp"), 0.1),
+    **{"lars": 28.0, "lamb": 0.01},
+    **dict.fromkeys(("adam", "adamw", "adamw+alphadecay", "adamp"), 0.001),
+}
+METHODS = {
+    **{base: Method(base) for base in _LEARNING_RATES},
+    "tb": Method("cal", balanced=True),
+    **{f"tb+{base}": Method(base, balanced=True) for base in ("snr", "sgdp", "adam", "adamw", "adamw+alphadecay")},
+}
+_READ_BY_BASE = {
+    "snr": {"snr_coefficient"},
+    "sgdr": {"restart_epochs"},
+    "lookahead": {"lookahead_steps", "lookahead_step_size"},
+}
+
+
+def unused(settings: Mapping[str, Any]) -> set[str]:
+    """The settings that a run with these ones does not read."""
+    method = METHODS[settings["method"]]
+    names = set().union(*(names for base, names in _READ_BY_BASE.items() if base != method.base))
+    names |= unused_of_balance(settings, method.balanced, method.decays)
+    return names if method.balanced or method.decays else names | {"start_epoch"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(BalanceSettings):
+    """Trains one network by one of the paper's methods."""
+
+    method: Literal[
+        "cal",
+        "snr",
+        "sgdr",
+        "lars",
+        "lamb",
+        "lookahead",
+        "sgdp",
+        "adam",
+        "adamw",
+        "adamw+alphadecay",
+        "adamp",
+        "tb",
+        "tb+snr",
+        "tb+sgdp",
+        "tb+adam",
+        "tb+adamw",
+        "tb+adamw+alphadecay",
+    ] = "tb"
+    """cal: SGD, momentum 0.9, cosine annealing per epoch. snr: with spectral norm regularization. tb: TempBalance, a
+    learning rate for each layer, after SGD or another. alphadecay: a weight decay for each layer."""
+    model: Model = "resnet18"
+    """Network; its CIFAR variant."""
+    width: float = 1.0
+    """Multiplies the channels of every layer."""
+    dataset: str = "digits"
+    """digits (embedded), tiny_imagenet (once the command tiny_imagenet has prepared it), or a TFDS image-classification
+    data set, which TFDS downloads: cifar10, svhn_cropped, ..."""
+    data_dir: Path | None = None
+    """Instead of --dataset, a data set already prepared by TFDS, the folder that holds its dataset_info.json; a folder of
+    images, one subfolder a class (or train and test, and the classes in them); or an .npz file of the arrays train_images,
+    train_labels, test_images and test_labels."""
+    train_split: str = "train"
+    """What to train on, as TFDS writes splits: train, or train[:10000]."""
+    test_split: str | None = None
+    """What to test on; by default test, or validation where there is no test."""
+    epochs: int = 200
+    """Passes over the training set, in whole batches."""
+    batch_size: int = 128
+    """Images a step."""
+    seed: int = 43
+    """Of the initialization, the order of the images and their augmentation."""
+    learning_rate: float | None = None
+    """At the start; annealed to zero. By default 0.1; 28 for lars, 0.01 for lamb, 0.001 for adam, adamw, adamp, and for
+    tb what the method that it follows has."""
+    weight_decay: float = 5e-4
+    """On every parameter, norms and biases too."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; parameters are float32."""
+    snr_coefficient: float = 0.01
+    """Of half the sum of squared spectral norms, in the loss (snr, tb+snr)."""
+    restart_epochs: int | None = None
+    """Epochs from one warm restart to the next (sgdr); by default half of --epochs, as the paper's 100 of 200."""
+    lookahead_steps: int = 10
+    """Steps between synchronizations of the fast and the slow weights (lookahead)."""
+    lookahead_step_size: float = 0.8
+    """How far the slow weights then move towards the fast ones (lookahead)."""
+    start_epoch: int = 0
+    """Epochs before the first refresh (tb, alphadecay)."""
+
+    @property
+    def network(self) -> str:
+        """The model and its size."""
+        return f"{self.model} x{self.width:g}"
+
+    @property
+    def intervals(self) -> int:
+        """Epochs."""
+        return self.epochs
+
+    def refreshes(self, steps: int) -> tuple[int, int]:
+        """The steps from one refresh to the next, and before the first; an epoch has `steps`."""
+        interval, _ = super().refreshes(steps)
+        return interval, self.start_epoch * steps
+
+    def check(self) -> None:
+        """Raises UserError where a number is out of range."""
+        super().check()
+        check_seed(self.seed)
+        positive = ("width", "epochs", "batch_size", "learning_rate", "restart_epochs", "lookahead_steps")
+        check_range(self, positive, ("weight_decay", "snr_coefficient", "lookahead_step_size", "start_epoch"))
+        if self.lookahead_step_size > 1:
+            raise UserError(f"--lookahead-step-size {self.lookahead_step_size} must be at most 1.")
+
+    def resolved(self) -> "Settings":
+        """The same run, said in one way: with its method's learning rate, and defaults for what the method does not use."""
+        rate = _LEARNING_RATES[METHODS[self.method].base] if self.learning_rate is None else self.learning_rate
+        restart = -(-self.epochs // 2) if self.restart_epochs is None else self.restart_epochs
+        not_read = unused(vars(self))
+        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in not_read}
+        return dataclasses.replace(self, **{"learning_rate": rate, "restart_epochs": restart} | defaults)
