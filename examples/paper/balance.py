@@ -1,16 +1,15 @@
-"""TempBalance and AlphaDecay in the runs of every domain: their flags, and the transformations that they ask for."""
+"""TempBalance and AlphaDecay as the settings ask for them."""
 
-import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import optax
 
 import tb_optax
 from examples.paper.controls import CONTROLS
-from examples.paper.errors import UserError
+from examples.paper.settings import RunSettings
 from tb_optax import fits
 
 FitTail: TypeAlias = Callable[..., fits.PowerLaw]
@@ -33,93 +32,13 @@ _ASSIGNMENTS = {
     "step": tb_optax.assignments.step,
     "sigmoid": tb_optax.assignments.sigmoid,
 }
-_OF_SCALES = {"control", "min_scale", "max_scale"}
-_OF_DECAYS = {"min_decay_scale", "max_decay_scale"}
 
 
-@dataclasses.dataclass(frozen=True)
-class BalanceSettings:
-    """What TempBalance (tb) and AlphaDecay do in a run that has them; all that a domain adds has a default too."""
-
-    metric: Literal["pl_alpha_hill", "spectral_norm", "alpha_weighted"] = "pl_alpha_hill"
-    """What of a layer's spectrum its scale is read off (tb, alphadecay)."""
-    fit: Literal["median", "goodness_of_fit", "fix_finger"] = "median"
-    """How the tail of a spectrum is fitted (tb, alphadecay)."""
-    tail_fraction: float = 0.5
-    """The share of a spectrum that is its tail, where fit is median (tb, alphadecay)."""
-    spectrum_rows: int | None = None
-    """Instead of a weight's own spectrum, that of square windows of so many rows (FARMS; tb, alphadecay)."""
-    blocks: bool = False
-    """Layers of a block share one scale (tb, alphadecay)."""
-    assignment: Literal["linear", "sqrt", "log2", "step", "sigmoid"] = "linear"
-    """How metrics become scales (tb, alphadecay)."""
-    control: Literal["none", "placebo", "mean"] = "none"
-    """Instead of each layer's own scale (tb), that of a layer drawn at every refresh, or every layer the mean of all."""
-    min_scale: float = 0.5
-    """The least scale of a layer (tb): with linear, that of the heaviest tail."""
-    max_scale: float = 1.5
-    """The greatest scale of a layer (tb)."""
-    min_decay_scale: float = 0.67
-    """The least of what a layer's weight decay is multiplied by (alphadecay)."""
-    max_decay_scale: float = 5.0
-    """The greatest of it (alphadecay)."""
-    update_interval: int | None = None
-    """Steps between refreshes of the scales (tb, alphadecay); by default an epoch's."""
-    first_and_last: bool = False
-    """Balances the first and the last layer too (tb, alphadecay)."""
-
-    def refreshes(self, steps: int) -> tuple[int, int]:
-        """The steps from one refresh to the next, and before the first; an interval has `steps`."""
-        return (steps if self.update_interval is None else self.update_interval), 0
-
-    def refreshed_by_loop(self, steps: int) -> bool:
-        """Whether scales are refreshed before each interval, and never within one."""
-        return self.update_interval is None and self.refreshes(steps) == (steps, 0)
-
-    def check(self) -> None:
-        """Raises UserError where a number is out of range."""
-        bounds = ("min_scale", "max_scale", "min_decay_scale", "max_decay_scale")
-        check_range(self, ("update_interval", "tail_fraction"), bounds)
-        for low, high in (bounds[:2], bounds[2:]):
-            if getattr(self, low) > getattr(self, high):
-                least, greatest = (f"--{name.replace('_', '-')} {getattr(self, name)}" for name in (low, high))
-                raise UserError(f"{least} is above {greatest}.")
-        if self.spectrum_rows is not None and self.spectrum_rows < 2:
-            raise UserError(f"--spectrum-rows {self.spectrum_rows} must be at least 2.")
-        if self.tail_fraction > 1:
-            raise UserError(f"--tail-fraction {self.tail_fraction} must be at most 1.")
-
-    def tail_fit(self) -> FitTail:
-        """The fit, as spectra are fitted with it."""
-        return functools.partial(fits.median, tail_fraction=self.tail_fraction) if self.fit == "median" else _FITS[self.fit]
-
-
-BALANCE = tuple(field.name for field in dataclasses.fields(BalanceSettings))
-
-
-def unused_of_balance(settings: Mapping[str, Any], is_balanced: bool, decays: bool = False) -> set[str]:
-    """Those of `BALANCE` that a run with these settings does not read: TempBalance balances it, or AlphaDecay, or both."""
-    if not (is_balanced or decays):
-        return set(BALANCE)
-    others = (set() if is_balanced else _OF_SCALES) | (set() if decays else _OF_DECAYS)
-    if settings["metric"] == "spectral_norm":
-        return others | {"fit", "tail_fraction"}
-    return others if settings["fit"] == "median" else others | {"tail_fraction"}
-
-
-def check_seed(seed: object) -> None:
-    """Raises UserError where a seed is not one of the 32-bit numbers that JAX draws from."""
-    if type(seed) is not int or not 0 <= seed < 2**32:
-        raise UserError(f"--seed {seed} must be a whole number from 0 to {2**32 - 1}.")
-
-
-def check_range(settings: object, positive: tuple[str, ...], others: tuple[str, ...]) -> None:
-    """Raises UserError where a number is not above 0, or one of the others below it; None is any."""
-    for name in (*positive, *others):
-        value = getattr(settings, name)
-        if value is not None and not (value > 0 if name in positive else value >= 0):
-            least = "above 0" if name in positive else "at least 0"
-            raise UserError(f"--{name.replace('_', '-')} {value} must be {least}.")
+def tail_fit(settings: RunSettings) -> FitTail:
+    """The fit of a spectrum's tail that the settings ask for."""
+    if settings.fit == "median":
+        return functools.partial(fits.median, tail_fraction=settings.tail_fraction)
+    return _FITS[settings.fit]
 
 
 class Refreshable(optax.GradientTransformationExtraArgs):
@@ -137,7 +56,7 @@ def chain(*parts: optax.GradientTransformation) -> Refreshable:
 
 
 def refreshing(
-    tx: optax.GradientTransformation, train: Callable[[Any, Any], Any], settings: BalanceSettings, steps: int
+    tx: optax.GradientTransformation, train: Callable[[Any, Any], Any], settings: RunSettings, steps: int
 ) -> Callable[[Any, Any], Any]:
     """`train(state, data)`, an interval, with scales refreshed before it if that is when the settings refresh them."""
     if not (settings.refreshed_by_loop(steps) and hasattr(tx, "refresh")):
@@ -151,7 +70,7 @@ def refreshing(
 
 
 def balanced(
-    optimizer: optax.GradientTransformation, settings: BalanceSettings, steps: int, layers: LayersOrFn
+    optimizer: optax.GradientTransformation, settings: RunSettings, steps: int, layers: LayersOrFn
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer with TempBalance after it: it scales the step, as PyTorch's per-layer learning rates do.
 
@@ -172,7 +91,7 @@ def balanced(
 
 
 def adamw_with_alphadecay(
-    schedule: optax.Schedule, weight_decay: float, settings: BalanceSettings, steps: int, layers: LayersOrFn
+    schedule: optax.Schedule, weight_decay: float, settings: RunSettings, steps: int, layers: LayersOrFn
 ) -> optax.GradientTransformation:
     """AdamW, with AlphaDecay for its decay.
 
@@ -193,13 +112,13 @@ def adamw_with_alphadecay(
     return chain(optax.scale_by_adam(), decay, optax.scale_by_learning_rate(schedule))
 
 
-def _of_both(settings: BalanceSettings, steps: int, layers: LayersOrFn) -> dict[str, Any]:
+def _of_both(settings: RunSettings, steps: int, layers: LayersOrFn) -> dict[str, Any]:
     interval, start = (None, 0) if settings.refreshed_by_loop(steps) else settings.refreshes(steps)
     windows = None if settings.spectrum_rows is None else tb_optax.Windows(settings.spectrum_rows)
     return {
         "update_interval": interval,
         "start_step": start,
-        "metric": create_metric(settings.metric, settings.tail_fit()),
+        "metric": create_metric(settings.metric, tail_fit(settings)),
         "layers": tb_optax.in_blocks(layers) if settings.blocks else layers,
         "windows": windows,
     }

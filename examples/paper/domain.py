@@ -1,76 +1,18 @@
-"""What makes a domain: all that training, sweeps and reports know of what is trained, on what, and for what."""
+"""A task as training, sweeps and reports know it: settings, data, and training as pure functions."""
 
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self, get_args, get_type_hints
+from typing import Any, NamedTuple, Protocol
 
 import optax
 from jax.sharding import Mesh
 
 import tb_optax
-from examples.paper.balance import FitTail
 from examples.paper.observations import Observations
+from examples.paper.report.style import Style
+from examples.paper.settings import RunSettings
 
 PyTree = Any
-
-
-class Method(NamedTuple):
-    """An optimizer, and whether TempBalance follows it."""
-
-    base: str
-    balanced: bool = False
-
-    @property
-    def decays(self) -> bool:
-        """Whether the optimizer's decay is AlphaDecay's."""
-        return self.base.endswith("+alphadecay")
-
-
-class Settings(Protocol):
-    """A dataclass of every choice that changes a run's result, each with a default; paths only say where data lie.
-
-    Most domains have theirs from `examples.paper.balance.BalanceSettings`.
-    """
-
-    @property
-    def method(self) -> Any: ...
-    @property
-    def model(self) -> Any: ...
-    @property
-    def dataset(self) -> str: ...
-    @property
-    def data_dir(self) -> Path | None: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
-
-    @property
-    def network(self) -> str:
-        """The model and its size, in a few words."""
-        ...
-
-    @property
-    def intervals(self) -> int:
-        """How many a run has."""
-        ...
-
-    def check(self) -> None:
-        """Raises UserError where a number is out of range."""
-        ...
-
-    def resolved(self) -> Self:
-        """The same run, said in one way."""
-        ...
-
-    def tail_fit(self) -> FitTail:
-        """How tails of spectra are fitted."""
-        ...
-
-    def refreshes(self, steps: int) -> tuple[int, int]:
-        """The steps from one refresh of TempBalance to the next, and before the first; an interval has `steps`."""
-        ...
 
 
 class Data(Protocol):
@@ -149,48 +91,28 @@ class Measure(NamedTuple):
         return f"{self.of(row):.2f}" + "%" * self.percent
 
 
-@dataclasses.dataclass(frozen=True)
-class Domain:
-    """A kind of training with settings, data, networks and a measure of its own. Its folder here has its name."""
+class Domain(NamedTuple):
+    """A task: settings, data, and training as pure functions. Its folder here has its name."""
 
     name: str
-    settings: type[Settings]
+    settings: type[RunSettings]
     load: Callable[[Any], Any]
-    """The data of settings; raises UserError where there are none, or they do not fit."""
+    """The data of settings. Raises UserError where there are none, or they do not fit."""
     prepare: Callable[[Any, Any, Mesh], Training]
-    """Of settings, data and a mesh; raises UserError where the model does not fit the data."""
-    methods: Mapping[str, Method]
-    baseline: str
-    """The method that all others are held against."""
+    """Training as pure functions, of settings, data and a mesh. Raises UserError where the model does not fit the data."""
     measure: Measure
     metrics: tuple[str, ...]
-    """What every interval's line tells, and results keep: `train_` and `held_out` before the names of metrics."""
+    """The metrics in the log and in results, named `train_` or `held_out`, then the field of the named tuple."""
     describe: Callable[[Mapping[str, Any]], str]
-    """What the terminal says of a line."""
-    unused: Callable[[Mapping[str, Any]], set[str]]
-    """The settings that a run with these ones does not read."""
-    task: tuple[str, ...]
-    """The settings that tell what is trained, on what and how long, whatever the method."""
+    """What the terminal shows of a line of the log."""
     data: tuple[str, ...]
-    """Those of them that choose the data."""
-    always_told: tuple[str, ...] = ()
-    """The settings that a report tells even where they are as by default."""
-    speaking: tuple[str, ...] = ()
-    """Those whose values need no name beside them."""
-    words: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """How a report writes names: of methods, models, settings."""
-    introduction: str = ""
-    """What a report says of the baseline and of TB."""
+    """The settings that choose the data."""
+    style: Style
     interval: str = "epoch"
-    """What the log has a line of."""
+    """What the log has a line for."""
     unit: str = "images"
     held_out: str = "test"
-    """What every interval is evaluated on."""
-    chosen_by: str | None = None
-    """The metric of intervals, the lower the better, whose least in a run chooses among learning rates where a grid has
-    several; None where every setting is compared."""
-    appendix: Callable[[Path], Iterator[str]] = lambda _: iter(())
-    """What else its report has, in Markdown, with figures in a folder."""
+    """The part of the data that every interval is evaluated on."""
 
     @property
     def folder(self) -> Path:
@@ -198,18 +120,6 @@ class Domain:
         return Path(__file__).parent / self.name
 
     @property
-    def places(self) -> set[str]:
-        """The settings that only say where data lie, which may be elsewhere when a run goes on: those that are paths."""
-        return {name for name, hint in get_type_hints(self.settings).items() if Path in (hint, *get_args(hint))}
-
-    @property
     def speed(self) -> str:
-        """How a line calls it."""
+        """The key of the log for the speed of training."""
         return f"{self.unit}_per_second"
-
-    def field_names(self) -> list[str]:
-        """Of the settings."""
-        return [field.name for field in dataclasses.fields(self.settings)]  # pyright: ignore[reportArgumentType]
-
-    def is_balanced(self, settings: Mapping[str, Any]) -> bool:
-        return self.methods[settings["method"]].balanced

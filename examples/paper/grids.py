@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from examples.paper.balance import check_seed
-from examples.paper.domain import Domain, Settings
+from examples.paper.domain import Domain
 from examples.paper.errors import UserError
+from examples.paper.settings import RunSettings, check_seed
 
 PAPER_SEEDS = (43, 37, 13, 51, 71)
 
@@ -103,7 +103,7 @@ def _products(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _settings(domain: Domain, where: str, values: Mapping[str, Any]) -> Settings:
+def _settings(domain: Domain, where: str, values: Mapping[str, Any]) -> RunSettings:
     types = get_type_hints(domain.settings)
     unknown = set(values) - set(types) | (set(values) & {"seed"})
     if unknown:

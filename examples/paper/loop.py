@@ -13,8 +13,9 @@ import optax
 import rich.console
 from jax.sharding import Mesh
 
+from examples.paper.balance import tail_fit
 from examples.paper.checkpoints import Checkpoints
-from examples.paper.domain import Domain, Settings
+from examples.paper.domain import Domain
 from examples.paper.interval_reports import interval_reports
 from examples.paper.observations import (
     NORM_INTERVAL,
@@ -29,6 +30,7 @@ from examples.paper.parallel import is_first_process
 from examples.paper.program import Program, compile_program, stack, unstack
 from examples.paper.provenance import provenance
 from examples.paper.run_directory import RunDirectory
+from examples.paper.settings import RunSettings
 from examples.paper.weight_spectra import Spectrum, histograms, of_one_weight, told_after
 
 _INTERVALS_WITHIN = 10
@@ -42,11 +44,11 @@ class Trainer:
       UserError: the model does not fit the data.
     """
 
-    def __init__(self, domain: Domain, settings: Settings, data: Any, mesh: Mesh, console: rich.console.Console):
+    def __init__(self, domain: Domain, settings: RunSettings, data: Any, mesh: Mesh, console: rich.console.Console):
         self.domain, self.settings = domain, settings
         self.training = domain.prepare(settings, data, mesh)
         self._name, self._mesh, self._console = data.name, mesh, console
-        self._fit = settings.tail_fit()
+        self._fit = tail_fit(settings)
         self._programs: dict[int, Program] = {}
 
     def program(self, together: int) -> Program:
@@ -174,8 +176,7 @@ class Trainer:
 
     def _refreshes(self, number: int) -> int:
         """How many refreshes fall in an interval, the first being 1."""
-        method = self.domain.methods[self.settings.method]
-        if not (method.balanced or method.decays):
+        if not (self.settings.balanced or self.settings.decays):
             return 0
         steps = self.training.steps
         every, begin = self.settings.refreshes(steps)

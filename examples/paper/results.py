@@ -6,7 +6,6 @@ lines of older versions), histograms of the final spectra, and where it was comp
 settings: where several lines have the same, the last one counts. A line may have a `note`, which reports repeat.
 """
 
-import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,34 +13,31 @@ from typing import Any
 
 import filelock
 
-from examples.paper.domain import Domain, Settings
+from examples.paper.domain import Domain
 from examples.paper.errors import UserError
 from examples.paper.run_directory import RunDirectory, write_whole
+from examples.paper.settings import RunSettings
 
 Row = Mapping[str, Any]
 
 _OVER_LAYERS = ("alpha", "scale", "decay_scale", "gradient_norm")
 
 
-def run_key(domain: Domain, settings: Settings | Mapping[str, Any]) -> str:
-    """What a run is known by: every setting but the place of its data, as text."""
-    if isinstance(settings, Mapping):
-        names = domain.field_names()
-        settings = domain.settings(**{name: value for name, value in settings.items() if name in names})
-    values = dataclasses.asdict(settings.resolved())  # pyright: ignore[reportArgumentType]
-    return json.dumps({name: value for name, value in sorted(values.items()) if name not in domain.places})
+def run_key(domain: Domain, row: Row) -> str:
+    """What the run of a line of results is known by: every setting but the places of data, as text."""
+    return domain.settings.of(row["settings"]).key()
 
 
-def setting_key(domain: Domain, settings: Settings | Mapping[str, Any]) -> str:
+def setting_key(settings: RunSettings) -> str:
     """What runs that differ in their seed only have in common."""
-    return json.dumps({name: value for name, value in json.loads(run_key(domain, settings)).items() if name != "seed"})
+    return json.dumps({name: value for name, value in json.loads(settings.key()).items() if name != "seed"})
 
 
 def row_of(directory: RunDirectory) -> Row:
     """The line of a finished run."""
     domain, log, summary = directory.domain, directory.log(), directory.summary()
     last = log[-1]
-    settings = {name: value for name, value in directory.settings().items() if name not in domain.places}
+    settings = {name: value for name, value in directory.settings().items() if name not in domain.settings.places()}
     over_intervals = ("learning_rate", *domain.metrics, domain.speed)
     return {
         "settings": settings,
@@ -87,13 +83,13 @@ def read_results(domain: Domain, paths: Iterable[Path]) -> list[Row]:
             raise UserError(f"{path}: no such file of results.")
         for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path]:
             for number, row in enumerate(read_rows(file), 1):
-                method = row["settings"].get("method", domain.baseline)
-                if method not in tuple(domain.methods):
+                method = row["settings"].get("method", domain.style.baseline)
+                if method not in domain.settings.methods():
                     raise UserError(
                         f"{file}, line {number}, has the method {method!r}, which this version does not know; take the line "
-                        f"out, or read it with the version that wrote it. Methods are {', '.join(domain.methods)}."
+                        "out, or read it with the version that wrote it."
                     )
-                rows[run_key(domain, row["settings"])] = row
+                rows[run_key(domain, row)] = row
     return list(rows.values())
 
 

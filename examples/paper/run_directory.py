@@ -15,8 +15,9 @@ from typing import Any
 
 import filelock
 
-from examples.paper.domain import Domain, Settings
+from examples.paper.domain import Domain
 from examples.paper.errors import UserError
+from examples.paper.settings import RunSettings
 
 
 class RunDirectory:
@@ -35,7 +36,7 @@ class RunDirectory:
         """Whether it holds a run."""
         return self._settings.exists()
 
-    def check(self, settings: Settings, resume: bool) -> None:
+    def check(self, settings: RunSettings, resume: bool) -> None:
         """Checks that a new run overwrites nothing, and that a resumed one has the same settings.
 
         Raises:
@@ -47,7 +48,7 @@ class RunDirectory:
             raise UserError(f"--resume: {self.path} holds no run; check --out, or start one without --resume.")
         if resume:
             wanted, found = _as_json(settings), self.settings()
-            names = [name for name in wanted | found if name not in self.domain.places]
+            names = [name for name in wanted | found if name not in self.domain.settings.places()]
             different = [name for name in names if wanted.get(name) != found.get(name)]
             if different:
                 flags = ", ".join(f"--{name.replace('_', '-')} {found.get(name)}" for name in different)
@@ -74,7 +75,7 @@ class RunDirectory:
             holder = self._holder.read_text() if self._holder.exists() else "another process"
             raise UserError(f"{self.path} is being trained by {holder}; wait for it, or give another folder.") from error
 
-    def start(self, settings: Settings) -> None:
+    def start(self, settings: RunSettings) -> None:
         """Makes the folder and writes down the settings."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self._settings, json.dumps(_as_json(settings), indent=2) + "\n")
@@ -141,8 +142,8 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _as_json(settings: Settings) -> dict[str, Any]:
-    values = dataclasses.asdict(settings)  # pyright: ignore[reportArgumentType]
+def _as_json(settings: RunSettings) -> dict[str, Any]:
+    values = dataclasses.asdict(settings)
     return {name: os.path.abspath(value) if isinstance(value, os.PathLike) else value for name, value in values.items()}
 
 

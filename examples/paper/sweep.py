@@ -17,9 +17,8 @@ import rich.table
 import tyro
 from jax.sharding import Mesh
 
-from examples.paper.balance import BALANCE
 from examples.paper.checkpoints import last_saved
-from examples.paper.domain import Domain, Settings
+from examples.paper.domain import Domain
 from examples.paper.errors import UserError, WriteError, first_line, naming_write_errors, telling_errors
 from examples.paper.grids import Grid, load_grid, parse_changes, ready_grids
 from examples.paper.loop import Trainer
@@ -27,6 +26,7 @@ from examples.paper.parallel import create_mesh
 from examples.paper.recovery import recover
 from examples.paper.results import append_row, read_results, row_of, run_key
 from examples.paper.run_directory import RunDirectory
+from examples.paper.settings import BALANCE, RunSettings
 from tb_optax._report.compilation import keep_compiled_programs
 
 # Of a device's memory, how much a program may need; the rest is for what the compiler does not count.
@@ -90,8 +90,8 @@ def sweep(domain: Domain, command: Sweep) -> None:
     grid = load_grid(domain, command.grid, parse_changes(domain, command.changes), command.seeds)
     places = _places(command.data)
     there = [command.results] if command.results.exists() else []
-    finished = {run_key(domain, row["settings"]) for row in read_results(domain, there)}
-    missing = [settings for settings in grid.runs() if run_key(domain, settings) not in finished]
+    finished = {run_key(domain, row) for row in read_results(domain, there)}
+    missing = [settings for settings in grid.runs() if settings.key() not in finished]
     console.print(f"{grid.title}: {len(grid.runs()) - len(missing)} of {len(grid.runs())} runs done", soft_wrap=True)
     if command.dry_run:
         for line in _plan(domain, command, grid, missing):
@@ -120,7 +120,7 @@ def sweep(domain: Domain, command: Sweep) -> None:
         raise UserError(f"{len(failed)} of {wanted} settings failed, as listed above; the same command tries them again.")
 
 
-def _plan(domain: Domain, command: Sweep, grid: Grid, missing: Collection[Settings]) -> Iterator[str]:
+def _plan(domain: Domain, command: Sweep, grid: Grid, missing: Collection[RunSettings]) -> Iterator[str]:
     """For each setting, which of its seeds are done, begun and missing."""
     by_name: dict[str, dict[str, list[str]]] = {}
     for settings in grid.runs():
@@ -167,8 +167,8 @@ def _train_setting(
 
 
 def _by_setting(
-    domain: Domain, grid: Grid, missing: Sequence[Settings], places: Mapping[str, Path]
-) -> Iterator[tuple[Settings, list[int], Callable[[], Any]]]:
+    domain: Domain, grid: Grid, missing: Sequence[RunSettings], places: Mapping[str, Path]
+) -> Iterator[tuple[RunSettings, list[int], Callable[[], Any]]]:
     """Each setting with its missing seeds and a function that gives its data.
 
     Settings of one data set follow each other. A data set is read once, and one at a time is in memory.
@@ -227,7 +227,7 @@ def _places(data: Sequence[str]) -> dict[str, Path]:
 
 
 def _without_seed(domain: Domain, settings: Any) -> Any:
-    return dataclasses.replace(settings, seed=0, **dict.fromkeys(domain.places))
+    return dataclasses.replace(settings, seed=0, **dict.fromkeys(domain.settings.places()))
 
 
 def _folder(domain: Domain, command: Sweep, settings: Any, seed: int) -> Path:
@@ -241,8 +241,8 @@ def _name(domain: Domain, settings: Any) -> str:
     in addresses: `train_split_train%5B%3A10000%5D`.
     """
     defaults = domain.settings(**{"method": settings.method}).resolved()
-    named = {"dataset", "model", "method", "seed"} | domain.places
-    others = sorted((name for name in domain.field_names() if name not in named), key=lambda name: name in BALANCE)
+    named = {"dataset", "model", "method", "seed"} | domain.settings.places()
+    others = sorted((name for name in domain.settings.names() if name not in named), key=lambda name: name in BALANCE)
     changed = {name: getattr(settings, name) for name in others if getattr(settings, name) != getattr(defaults, name)}
     quoted = lambda value: urllib.parse.quote(str(value), safe="+").replace("-", "%2D" if isinstance(value, str) else "-")
     parts = [quoted(settings.dataset), settings.model, settings.method]

@@ -14,12 +14,13 @@ import tyro
 
 from examples.paper.checkpoints import last_saved
 from examples.paper.devices import Devices
-from examples.paper.domain import Domain, Settings
+from examples.paper.domain import Domain
 from examples.paper.errors import UserError, naming_write_errors, telling_errors
 from examples.paper.loop import Trainer
 from examples.paper.parallel import check_same, create_mesh, first_process_first, is_first_process, join_processes
 from examples.paper.recovery import recover
 from examples.paper.run_directory import RunDirectory
+from examples.paper.settings import RunSettings
 from tb_optax._report.compilation import keep_compiled_programs
 
 SettingsType = TypeVar("SettingsType")
@@ -57,7 +58,7 @@ _ALL_DEVICES = Devices()
 
 
 def train(
-    domain: Domain, settings: Settings, out: Path | None = None, resume: bool = False, devices: Devices = _ALL_DEVICES
+    domain: Domain, settings: RunSettings, out: Path | None = None, resume: bool = False, devices: Devices = _ALL_DEVICES
 ) -> RunDirectory:
     """Trains a network, or goes on with it, and leaves its results in a folder.
 
@@ -72,8 +73,8 @@ def train(
     mesh = create_mesh(devices.mesh, settings.batch_size)
     console = rich.console.Console(highlight=False, quiet=not is_first_process())
     settings, data, directory = first_process_first(lambda: _open(domain, settings, out, resume))
-    anywhere = dict.fromkeys(domain.places)
-    check_same("flags", repr(dataclasses.replace(settings, **anywhere)).encode())  # pyright: ignore[reportArgumentType]
+    anywhere = dict.fromkeys(domain.settings.places())
+    check_same("flags", repr(dataclasses.replace(settings, **anywhere)).encode())
     check_same("training data", data.contents())
     trainer = Trainer(domain, settings, data, mesh, console)
     with contextlib.ExitStack() as held:
@@ -104,7 +105,7 @@ def _open(domain: Domain, settings: Any, out: Path | None, resume: bool) -> tupl
 
 
 def _start(
-    directory: RunDirectory, settings: Settings, resume: bool, held: contextlib.ExitStack, console: rich.console.Console
+    directory: RunDirectory, settings: RunSettings, resume: bool, held: contextlib.ExitStack, console: rich.console.Console
 ) -> None:
     """Readies the folder, which stays this run's until `held` is closed."""
     if is_first_process():

@@ -1,7 +1,6 @@
 """A domain of a few lines: a network that is to find a function of made data."""
 
 import dataclasses
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
@@ -10,36 +9,29 @@ import numpy as np
 import optax
 
 import tb_optax
-from examples.paper.balance import BalanceSettings, balanced, unused_of_balance
-from examples.paper.domain import Domain, Measure, Method, Selection, Training
+from examples.paper.balance import balanced
+from examples.paper.domain import Domain, Measure, Selection, Training
 from examples.paper.observations import observed_steps
 from examples.paper.parallel import replicate, split
+from examples.paper.report.style import Style
+from examples.paper.settings import RunSettings
 
-METHODS = {"sgd": Method("sgd"), "tb+sgd": Method("sgd", balanced=True)}
 SIZES = [(8, 64), (64, 72), (72, 64), (64, 1)]
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(BalanceSettings):
+class Settings(RunSettings):
     method: Literal["sgd", "tb+sgd"] = "tb+sgd"
     model: str = "mlp"
     dataset: str = "made"
-    data_dir: Path | None = None
     seed: int = 1
     batch_size: int = 16
     learning_rate: float = 0.05
     evaluations: int = 3
 
     @property
-    def network(self):
-        return self.model
-
-    @property
     def intervals(self):
         return self.evaluations
-
-    def resolved(self):
-        return self
 
 
 class Data(NamedTuple):
@@ -82,7 +74,7 @@ def prepare(settings, data, mesh):
     layers, weights = trace(), trace(min_eigenvalues=2, first_and_last=True)
     schedule = optax.constant_schedule(settings.learning_rate)
     tx = optax.with_extra_args_support(optax.sgd(schedule))
-    tx = balanced(tx, settings, steps, layers) if METHODS[settings.method].balanced else tx
+    tx = balanced(tx, settings, steps, layers) if settings.balanced else tx
     loss_of = lambda params, part: jnp.mean((forward(params, part[0]) - part[1]) ** 2)
 
     def initial(seed):
@@ -121,15 +113,11 @@ REGRESSION = Domain(
     Settings,
     load,
     prepare,
-    METHODS,
-    baseline="sgd",
     measure=Measure("test_loss", "test loss", percent=False, higher_is_better=False),
     metrics=("train_loss", "valid_loss"),
     describe=lambda line: f"train {line['train_loss']:.3f}  valid {line['valid_loss']:.3f}",
-    unused=lambda settings: unused_of_balance(settings, METHODS[settings["method"]].balanced),
-    task=("model", "dataset", "evaluations", "batch_size"),
     data=("dataset",),
-    words={"sgd": "SGD", "tb": "TB"},
+    style=Style("sgd", ("model", "dataset", "evaluations", "batch_size"), words={"sgd": "SGD", "tb": "TB"}),
     interval="evaluation",
     unit="points",
     held_out="valid",

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 from flax import nnx
 from made_up import LAYERS, finals, make_row, with_norms_within, with_spectra_within, write_rows
-from on_vision import load_grid, other_runs, read_published, ready_grids, report, sections_of, setting_key
+from on_vision import load_grid, other_runs, read_published, ready_grids, report, sections_of
 
 import tb_optax
 from examples.paper.__main__ import main
@@ -17,6 +17,7 @@ from examples.paper.errors import UserError
 from examples.paper.report.alphas import spreads
 from examples.paper.report.markdown import Report
 from examples.paper.report.sections import comparisons
+from examples.paper.results import setting_key
 from examples.paper.vision.models import create_model
 
 CAL = {43: 73.46, 37: 75.90, 13: 74.64, 51: 75.41}

@@ -8,7 +8,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from on_vision import load_grid, name_of_run, parse_changes, read_results, ready_grids, run_key, setting_key, sweep
+from on_vision import load_grid, name_of_run, parse_changes, read_results, ready_grids, sweep
 from outcomes import final_arrays
 from small_network import create_small_network
 
@@ -17,7 +17,7 @@ from examples.paper import sweep as sweep_module
 from examples.paper.__main__ import main
 from examples.paper.errors import UserError, WriteError
 from examples.paper.grids import PAPER_SEEDS
-from examples.paper.results import append_row
+from examples.paper.results import append_row, setting_key
 from examples.paper.sweep import Sweep
 from examples.paper.vision import domain as domain_module
 from examples.paper.vision.settings import Settings
@@ -204,8 +204,8 @@ def test_every_setting_is_announced_with_the_seeds_that_it_lacks(command, capsys
     monkeypatch.setattr(sweep_module, "_train_setting", lambda *_: None)
     sweep(dataclasses.replace(command, seeds=(2, 3)))
     told = capsys.readouterr().out
-    assert "brightness-resnet18-cal-epochs_2-batch_size_32, seed 2, 3\n" in told
-    assert "brightness-resnet18-tb-epochs_2-batch_size_32, seed 2, 3\n" in told
+    assert "brightness-resnet18-cal-batch_size_32-epochs_2, seed 2, 3\n" in told
+    assert "brightness-resnet18-tb-batch_size_32-epochs_2, seed 2, 3\n" in told
 
 
 def test_a_setting_that_fails_does_not_stop_the_others_and_is_listed_at_the_end(command, capsys, monkeypatch):
@@ -341,22 +341,21 @@ def test_results_of_two_machines_merge_and_a_cut_off_line_is_left_out(tmp_path):
 
 def test_a_run_is_known_by_its_settings_wherever_its_data_lie(tmp_path):
     settings = Settings(method="tb", seed=3)
-    assert run_key(settings) == run_key(dataclasses.replace(settings, data_dir=tmp_path, learning_rate=0.1))
-    assert run_key(settings) != run_key(dataclasses.replace(settings, seed=4))
+    assert settings.key() == dataclasses.replace(settings, data_dir=tmp_path, learning_rate=0.1).key()
+    assert settings.key() != dataclasses.replace(settings, seed=4).key()
     assert setting_key(settings) == setting_key(dataclasses.replace(settings, seed=4))
     old = {name: value for name, value in dataclasses.asdict(settings.resolved()).items() if name != "snr_coefficient"}
-    assert run_key(old) == run_key(settings)  # a row from before there was this setting
+    assert Settings.of(old | {"later": 1}).key() == settings.key()  # a row of a version before, or after
 
 
 def test_a_fit_that_the_metric_does_not_take_makes_no_other_run():
     runs = {
-        run_key(Settings(method="tb", metric="spectral_norm", fit=fit))
-        for fit in ("median", "goodness_of_fit", "fix_finger")
+        Settings(method="tb", metric="spectral_norm", fit=fit).key() for fit in ("median", "goodness_of_fit", "fix_finger")
     }
     assert len(runs) == 1
     row = dataclasses.asdict(Settings(method="tb", metric="spectral_norm").resolved()) | {"fit": "fix_finger"}
-    assert {run_key(row)} == runs  # one of before
-    assert run_key(Settings(method="tb", fit="fix_finger")) != run_key(Settings(method="tb"))
+    assert {Settings.of(row).key()} == runs  # one of before
+    assert Settings(method="tb", fit="fix_finger").key() != Settings(method="tb").key()
 
 
 def test_settings_that_differ_have_folders_that_differ():
@@ -382,8 +381,8 @@ def test_a_dry_run_says_which_seeds_are_done_begun_and_missing(command, capsys):
     sweep(dataclasses.replace(command, seeds=(1, 2, 3), dry_run=True))
     said = capsys.readouterr().out.splitlines()
     assert said[1:] == [
-        "brightness-resnet18-cal-epochs_2-batch_size_32: done 1; begun 2; missing 3",
-        "brightness-resnet18-tb-epochs_2-batch_size_32: missing 1, 2, 3",
+        "brightness-resnet18-cal-batch_size_32-epochs_2: done 1; begun 2; missing 3",
+        "brightness-resnet18-tb-batch_size_32-epochs_2: missing 1, 2, 3",
     ]
 
 
@@ -399,7 +398,7 @@ def test_every_ready_grid_starts_stops_and_goes_on(name, command, small, monkeyp
             with pytest.raises(Stopped) if done < len(wanted) else contextlib.nullcontext():
                 sweep(tiny)
         rows = read_results([tiny.results])
-        assert len(rows) == done and {setting_key(row["settings"]) for row in rows} <= wanted
+        assert len(rows) == done and {setting_key(Settings.of(row["settings"])) for row in rows} <= wanted
 
 
 METHODS = functools.reduce(set.union, ({run.method for run in load_grid(name).settings} for name in ready_grids()), set())

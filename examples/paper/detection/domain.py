@@ -18,13 +18,14 @@ from examples.paper.detection.average_precision import AveragePrecision, evaluat
 from examples.paper.detection.data import DetectionSet, load_detection_set
 from examples.paper.detection.epoch import Images, batch_of, detect_all, train_epoch
 from examples.paper.detection.pretrained import load_weights
-from examples.paper.detection.settings import METHODS, Settings, unused
+from examples.paper.detection.settings import Settings
 from examples.paper.detection.suppression import Detections
 from examples.paper.detection.yolo import create_model
 from examples.paper.domain import Domain, Measure, Training
 from examples.paper.errors import UserError
 from examples.paper.network import Network, TrainState, epoch_cosine
 from examples.paper.parallel import replicate
+from examples.paper.report import style
 
 
 def load(settings: Settings) -> DetectionSet:
@@ -118,13 +119,12 @@ def create_optimizer(
     settings: Settings, schedule: optax.Schedule, steps: int, layers: LayersOrFn
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of `settings.method`, with TempBalance after it where the method has it."""
-    method = METHODS[settings.method]
     bases = {
         "adam": lambda: optax.chain(optax.add_decayed_weights(settings.weight_decay), optax.adam(schedule)),
         "adamw": lambda: optax.adamw(schedule, weight_decay=settings.weight_decay),
     }
-    optimizer = bases[method.base]()
-    return balanced(optimizer, settings, steps, layers) if method.balanced else optax.with_extra_args_support(optimizer)
+    optimizer = bases[settings.base]()
+    return balanced(optimizer, settings, steps, layers) if settings.balanced else optax.with_extra_args_support(optimizer)
 
 
 def average_precision(found: Detections, dataset: DetectionSet) -> AveragePrecision:
@@ -154,19 +154,9 @@ DETECTION = Domain(
     Settings,
     load,
     prepare,
-    METHODS,
-    baseline="adam",
     measure=Measure("test_map", "test mAP", percent=True, higher_is_better=True),
     metrics=("train_loss", "train_box", "train_distribution", "train_classes", "test_map", "test_map50"),
     describe=describe,
-    unused=unused,
-    task=(
-        *("model", "width", "depth", "dataset", "train_split", "test_split", "image_size", "slots", "augment"),
-        *("epochs", "batch_size", "weight_decay", "dtype"),
-    ),
     data=("dataset", "train_split", "test_split", "image_size", "slots"),
-    always_told=("dataset", "epochs", "learning_rate"),
-    speaking=("model", "dataset", "metric", "fit", "assignment", "control", "dtype"),
-    words={"tb": "TB", "adam": "Adam", "adamw": "AdamW", "yolov8n": "YOLOv8n", "dataset": "data set", "model": "network"},
-    introduction="Adam and AdamW have the cosine of all epochs, and TB is TempBalance after them.",
+    style=style.DETECTION,
 )

@@ -1,29 +1,17 @@
 """What a run is: every choice that changes its result."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from examples.paper.balance import BalanceSettings, check_range, check_seed, unused_of_balance
 from examples.paper.detection.boxes import STRIDES
 from examples.paper.detection.yolo import Model
-from examples.paper.domain import Method
 from examples.paper.errors import UserError
-
-_BASES = ("adam", "adamw")
-METHODS = {base: Method(base) for base in _BASES} | {f"tb+{base}": Method(base, balanced=True) for base in _BASES}
-
-
-def unused(settings: Mapping[str, Any]) -> set[str]:
-    """The settings that a run with these ones does not read."""
-    method = METHODS[settings["method"]]
-    names = unused_of_balance(settings, method.balanced, method.decays)
-    return names if method.balanced else names | {"min_eigenvalues"}
+from examples.paper.settings import RunSettings, check_range
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(BalanceSettings):
+class Settings(RunSettings):
     """Trains one detector by one of the paper's methods."""
 
     method: Literal["adam", "adamw", "tb+adam", "tb+adamw"] = "tb+adam"
@@ -83,16 +71,13 @@ class Settings(BalanceSettings):
     def check(self) -> None:
         """Raises UserError where a number is out of range."""
         super().check()
-        check_seed(self.seed)
-        positive = ("width", "depth", "image_size", "slots", "epochs", "batch_size", "learning_rate", "min_eigenvalues")
+        positive = ("width", "depth", "image_size", "slots", "epochs", "learning_rate", "min_eigenvalues")
         check_range(self, positive, ("weight_decay",))
         if self.image_size % STRIDES[-1]:
             raise UserError(f"--image-size {self.image_size} must be a multiple of {STRIDES[-1]}, the largest stride.")
         if self.min_eigenvalues < 2:
             raise UserError(f"--min-eigenvalues {self.min_eigenvalues} must be at least 2.")
 
-    def resolved(self) -> "Settings":
-        """The same run, said in one way: with defaults for what the method does not use."""
-        not_read = unused(vars(self))
-        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in not_read}
-        return dataclasses.replace(self, **defaults)
+    def unused(self) -> set[str]:
+        """The settings that a run with these ones does not read."""
+        return super().unused() | (set() if self.balanced else {"min_eigenvalues"})

@@ -18,9 +18,10 @@ from examples.paper.errors import UserError
 from examples.paper.language.data import Corpus, load_corpus, rows
 from examples.paper.language.models import LanguageModel, create_model
 from examples.paper.language.models.tensorized import TensorizedTransformer, paper_layers
-from examples.paper.language.settings import METHODS, Settings, unused
+from examples.paper.language.settings import Settings
 from examples.paper.language.updates import TrainState, evaluate, keep_best, train_interval, windows
 from examples.paper.parallel import replicate
+from examples.paper.report import style
 
 PyTree = Any
 
@@ -112,15 +113,14 @@ def create_optimizer(
     TempBalance scales the step that the cosine gives at every update. The released program has each layer's rate stand
     from one refresh to the next, the cosine with it.
     """
-    method = METHODS[settings.method]
     steps, decay = settings.evaluation_interval, settings.weight_decay
     bases = {
         "adam": optax.adam,
         "adamw": partial(optax.adamw, weight_decay=decay),
         "adamw+alphadecay": lambda schedule: adamw_with_alphadecay(schedule, decay, settings, steps, layers),
     }
-    optimizer = chain(optax.clip_by_global_norm(settings.clip), bases[method.base](schedule))
-    if method.balanced:
+    optimizer = chain(optax.clip_by_global_norm(settings.clip), bases[settings.base](schedule))
+    if settings.balanced:
         return balanced(optimizer, settings, steps, layers)
     return optax.with_extra_args_support(optimizer)
 
@@ -140,27 +140,12 @@ LANGUAGE = Domain(
     Settings,
     load,
     prepare,
-    METHODS,
-    baseline="adam",
     measure=Measure("test_perplexity", "test perplexity", percent=False, higher_is_better=False),
     metrics=("train_loss", "valid_loss", "valid_perplexity"),
     describe=describe,
-    unused=unused,
-    task=(
-        *("model", "width", "layers", "dropout", "dataset", "tokens", "train_fraction", "updates", "evaluation_interval"),
-        *("batch_size", "window", "clip", "dtype", "remat"),
-    ),
     data=("dataset", "text", "tokens", "train_fraction"),
-    always_told=("dataset", "updates", "learning_rate"),
-    speaking=("model", "dataset", "tokens", "metric", "fit", "assignment", "control", "dtype"),
-    words={
-        **{"tb": "TB", "adam": "Adam", "adamw": "AdamW", "alphadecay": "AlphaDecay", "dataset": "text", "model": "network"},
-        **{"tensorized": "tensorized Transformer", "tensorized_leaking": "tensorized Transformer that sees ahead"},
-        **{f"gpt-{size}": f"GPT {size}" for size in ("tiny", "mini", "small", "medium")},
-    },
-    introduction="Adam and AdamW have the cosine of all updates, and TB is TempBalance after them.",
+    style=style.LANGUAGE,
     interval="evaluation",
     unit="tokens",
     held_out="valid",
-    chosen_by="valid_loss",
 )

@@ -1,29 +1,17 @@
 """What a run is: every choice that changes its result."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from examples.paper.balance import BalanceSettings, check_range, check_seed, unused_of_balance
-from examples.paper.domain import Method
 from examples.paper.errors import UserError
 from examples.paper.language.data import Tokens
 from examples.paper.language.models import Model
-
-_BASES = ("adam", "adamw", "adamw+alphadecay")
-METHODS = {base: Method(base) for base in _BASES} | {f"tb+{base}": Method(base, balanced=True) for base in _BASES}
-
-
-def unused(settings: Mapping[str, Any]) -> set[str]:
-    """The settings that a run with these ones does not read."""
-    method = METHODS[settings["method"]]
-    names = unused_of_balance(settings, method.balanced, method.decays)
-    return names | {"weight_decay"} if method.base == "adam" else names
+from examples.paper.settings import RunSettings, check_range
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(BalanceSettings):
+class Settings(RunSettings):
     """Trains one language model by one of the paper's methods."""
 
     method: Literal["adam", "adamw", "adamw+alphadecay", "tb+adam", "tb+adamw", "tb+adamw+alphadecay"] = "tb+adam"
@@ -85,8 +73,7 @@ class Settings(BalanceSettings):
     def check(self) -> None:
         """Raises UserError where a number is out of range."""
         super().check()
-        check_seed(self.seed)
-        positive = ("width", "layers", "updates", "evaluation_interval", "batch_size", "window", "learning_rate", "clip")
+        positive = ("width", "layers", "updates", "evaluation_interval", "window", "learning_rate", "clip")
         check_range(self, positive, ("dropout", "weight_decay"))
         if self.updates % self.evaluation_interval:
             raise UserError(
@@ -94,8 +81,6 @@ class Settings(BalanceSettings):
                 f"--evaluation-interval {self.evaluation_interval}."
             )
 
-    def resolved(self) -> "Settings":
-        """The same run, said in one way: with defaults for what the method does not use."""
-        not_read = unused(vars(self))
-        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in not_read}
-        return dataclasses.replace(self, **defaults)
+    def unused(self) -> set[str]:
+        """The settings that a run with these ones does not read."""
+        return super().unused() | ({"weight_decay"} if self.base == "adam" else set())

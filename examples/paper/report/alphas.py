@@ -85,7 +85,7 @@ def pooled_by_task(domain: Domain, rows: Iterable[Row]) -> dict[str, dict[str, P
         pair = baseline_and_tb(task)
         if pair is not None:
             base, tb = (list(task.entries[label].rows.values()) for label in pair[1:])
-            found[task.label] = pooled({method_name(domain, domain.baseline): base, "TB": tb})
+            found[task.label] = pooled({method_name(domain, domain.style.baseline): base, "TB": tb})
     return found
 
 
@@ -107,7 +107,7 @@ def spreads(task: Task) -> Iterator[Spread]:
     rows = [row for entry in with_runs.values() for row in entry.rows.values()]
     layers = balanced_layers(rows)
     larger = larger_layers(rows, layers)
-    bases = [entry for entry in task.entries.values() if entry.settings["method"] == entry.domain.baseline]
+    bases = [entry for entry in task.entries.values() if entry.settings["method"] == entry.domain.style.baseline]
     for label, entry in with_runs.items():
         deviations = _last_deviations(entry, layers)
         if deviations:

@@ -73,7 +73,7 @@ def report(domain: Domain, command: Report) -> Path:
     for section in sections:
         if section.rows():
             parts += [f"## {section.title}", *_section(section, published, out, drawn)]
-    parts += [*domain.appendix(out), *_figure12(domain, rows, out)]
+    parts += [*domain.style.appendix(out), *_figure12(domain, rows, out)]
     for section in sections:
         if not section.rows():
             parts += _published_only(section, published)
@@ -97,7 +97,7 @@ def _introduction(domain: Domain, sections: Iterable[Section]) -> Iterator[str]:
     yield "# Results"
     yield (
         f"The {domain.measure.title} at the end of runs{', in percent' * domain.measure.percent}: mean ± sample standard "
-        f"deviation over the seeds. Data sets are called by their own names. {domain.introduction} There "
+        f"deviation over the seeds. Data sets are called by their own names. {domain.style.introduction} There "
         f"{'is' if tested == 1 else 'are'} {_number(tested, 'paired comparison')} below, with no correction for their "
         "number: between equals, one in twenty would be told apart by chance."
     )
@@ -124,7 +124,7 @@ def _results(section: Section, published: Sequence[Published]) -> Iterator[str]:
     among = [entry.settings for entry in section.entries]
     names = list(dict.fromkeys(("model", *varying(section.domain, among))))
     sources: dict[str, int] = {}
-    chosen_by, compared = section.domain.chosen_by, section.compared()
+    chosen_by, compared = section.domain.style.chosen_by, section.compared()
     cells = []
     for entry in section.entries:
         texts = columns(section.domain, entry.settings)
@@ -212,9 +212,9 @@ def _tests(domain: Domain, found: Sequence[Comparison]) -> Iterator[str]:
 
 
 def _which_rates(domain: Domain) -> str:
-    if domain.chosen_by is not None:
+    if domain.style.chosen_by is not None:
         return "each at its own learning rate, the best on validation"
-    return f"with the {method_name(domain, domain.baseline)} of the same learning rate where the grid has one"
+    return f"with the {method_name(domain, domain.style.baseline)} of the same learning rate where the grid has one"
 
 
 def _p(p: float) -> str:
@@ -231,12 +231,12 @@ def _spreads(section: Section) -> Iterator[str]:
     cells = []
     for task in section.tasks():
         methods = {entry.settings["method"] for entry in task.entries.values() if entry.rows}
-        if section.domain.baseline not in methods or not any(
+        if section.domain.style.baseline not in methods or not any(
             entry.is_tempbalance() and entry.rows for entry in task.entries.values()
         ):
             continue
         cells += list(_spread_cells(task))
-    base = method_name(section.domain, section.domain.baseline)
+    base = method_name(section.domain, section.domain.style.baseline)
     if cells:
         yield (
             "How far apart the balanced layers' alphas ended: the largest minus the smallest, and their standard "
@@ -296,7 +296,7 @@ def _notes(section: Section) -> Iterator[str]:
 def _figure12(domain: Domain, rows: Sequence[Row], out: Path) -> Iterator[str]:
     groups = pooled_by_task(domain, rows)
     if groups:
-        path, base = out / "figure12.png", method_name(domain, domain.baseline)
+        path, base = out / "figure12.png", method_name(domain, domain.style.baseline)
         alpha_distributions("Final alphas by network and data set", groups, path)
         yield "## Figure 12: final alphas by network and data set"
         yield f"Of all that {base} and TB after it have both been run on: the balanced layers of all seeds together."

@@ -37,7 +37,7 @@ def read_published(domain: Domain, path: Path | None = None) -> list[Published]:
         path = domain.folder / "published.jsonl"
         if not path.exists():
             return []
-    names = set(domain.field_names()) - {"seed"} - domain.places
+    names = set(domain.settings.names()) - {"seed"} - domain.settings.places()
     found = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:

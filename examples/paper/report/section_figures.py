@@ -140,7 +140,7 @@ def _once(
     draw: Callable[[Path], None],
 ) -> Path:
     """Where a figure of these runs' layers is; draws it where it has not been drawn."""
-    key = (name, title, *layers, *(run_key(domain, row["settings"]) for row in rows))
+    key = (name, title, *layers, *(run_key(domain, row) for row in rows))
     if key not in drawn:
         drawn[key] = start.with_name(f"{start.name}-{name}.png")
         draw(drawn[key])

@@ -13,6 +13,7 @@ from examples.paper.grids import Grid
 from examples.paper.report.statistics import Paired, common_seeds, paired
 from examples.paper.report.wording import method_label, task_label
 from examples.paper.results import Row, run_key, setting_key
+from examples.paper.settings import base_of, is_balanced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Entry:
         return float(np.mean([least(self.rows[seed]["history"][metric]) for seed in seeds]))
 
     def is_tempbalance(self) -> bool:
-        return self.domain.is_balanced(self.settings)
+        return is_balanced(self.settings["method"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Section:
         Of entries that differ in their learning rate alone, it is the one with the least mean over the seeds that all of
         them with any runs have.
         """
-        metric = self.domain.chosen_by
+        metric = self.domain.style.chosen_by
         if metric is None:
             return list(self.entries)
         alike: dict[str, list[Entry]] = {}
@@ -83,7 +84,7 @@ class Section:
         """Of the entries that are compared."""
         found: dict[tuple[Any, ...], list[Entry]] = {}
         for entry in self.compared():
-            found.setdefault(tuple(entry.settings[name] for name in self.domain.task), []).append(entry)
+            found.setdefault(tuple(entry.settings[name] for name in self.domain.style.task), []).append(entry)
         everything = [entry.settings for entry in self.entries]
         tasks = []
         for entries in found.values():
@@ -115,15 +116,15 @@ def _best_held_out(entries: Sequence[Entry], metric: str) -> Entry:
 
 def sections_of(domain: Domain, grids: Iterable[Grid], rows: Iterable[Row]) -> tuple[list[Section], list[Row]]:
     """A section for each grid, and the rows that are in none of them."""
-    by_run = {run_key(domain, row["settings"]): row for row in rows}
+    by_run = {run_key(domain, row): row for row in rows}
     left = dict(by_run)
     sections = []
     for grid in grids:
         entries = []
         for settings in grid.settings:
-            keys = {seed: run_key(domain, dataclasses.replace(settings, seed=seed)) for seed in grid.seeds}
+            keys = {seed: dataclasses.replace(settings, seed=seed).key() for seed in grid.seeds}
             found = {seed: by_run[key] for seed, key in keys.items() if key in by_run}
-            entries.append(Entry(domain, json.loads(setting_key(domain, settings)), found, len(grid.seeds)))
+            entries.append(Entry(domain, json.loads(setting_key(settings)), found, len(grid.seeds)))
             for key in keys.values():
                 left.pop(key, None)
         sections.append(Section(domain, grid.name, grid.title, entries))
@@ -134,7 +135,7 @@ def other_runs(domain: Domain, rows: Iterable[Row]) -> Section:
     """A section of rows that are in no grid: nothing more is wanted there than is done."""
     found: dict[str, dict[int, Row]] = {}
     for row in rows:
-        found.setdefault(setting_key(domain, row["settings"]), {})[row["settings"]["seed"]] = row
+        found.setdefault(setting_key(domain.settings.of(row["settings"])), {})[row["settings"]["seed"]] = row
     entries = [Entry(domain, json.loads(key), by_seed, len(by_seed)) for key, by_seed in found.items()]
     return Section(domain, "other", "Other runs", entries)
 
@@ -150,11 +151,9 @@ def baseline_and_tb(task: Task) -> tuple[int, str, str] | None:
     with_runs = {label: entry for label, entry in task.entries.items() if entry.rows}
     for label, base in with_runs.items():
         method = base.settings["method"]
-        after = [
-            e for e in with_runs.values() if e.is_tempbalance() and base.domain.methods[e.settings["method"]].base == method
-        ]
+        after = [e for e in with_runs.values() if e.is_tempbalance() and base_of(e.settings["method"]) == method]
         others = [entry for entry in after if common_seeds(base.rows, entry.rows)]
-        if method == base.domain.baseline and others:
+        if method == base.domain.style.baseline and others:
             # The baseline reads no setting of TB, so it has the defaults, and these are the paper's.
             balanced = closest(base, others)
             assert balanced is not None
@@ -180,8 +179,8 @@ def _comparisons(task: Task) -> Iterator[Comparison]:
 
 def _held_against(entry: Entry, entries: Sequence[Entry]) -> Iterator[Entry]:
     own = entry.settings["method"]
-    baseline = entry.domain.baseline
-    for method in dict.fromkeys((baseline, entry.domain.methods[own].base)):
+    baseline = entry.domain.style.baseline
+    for method in dict.fromkeys((baseline, base_of(own))):
         against = closest(entry, [other for other in entries if other.settings["method"] == method])
         if against is not None and own not in (baseline, method):
             yield against

@@ -10,13 +10,13 @@ _NONE = {"update_interval": "an epoch's steps"}
 
 def method_name(domain: Domain, method: str) -> str:
     """`TB + SNR` for `tb+snr`."""
-    return " + ".join(domain.words.get(part, part) for part in method.split("+"))
+    return " + ".join(domain.style.words.get(part, part) for part in method.split("+"))
 
 
 def columns(domain: Domain, settings: Mapping[str, Any]) -> dict[str, str]:
     """The text of each choice that the setting's method reads; the two ends of the scales are one choice."""
-    left_out = {"method", "seed"} | domain.places | domain.unused(settings)
-    reads = [*domain.task, *(name for name in domain.field_names() if name not in domain.task)]
+    left_out = {"method", "seed"} | domain.settings.places() | domain.settings.of(settings).unused()
+    reads = [*domain.style.task, *(name for name in domain.settings.names() if name not in domain.style.task)]
     texts = {name: _text(domain, name, settings[name]) for name in reads if name not in left_out}
     if "min_scale" in texts:
         texts["scales"] = f"{texts.pop('min_scale')} to {texts.pop('max_scale')}"
@@ -35,7 +35,7 @@ def in_common(domain: Domain, among: Sequence[Mapping[str, Any]]) -> str:
     told = [
         _named(domain, name, texts[0])
         for name, texts in _texts(domain, among).items()
-        if len(texts) == 1 and name != "model" and (name in domain.always_told or texts[0] != usual.get(name))
+        if len(texts) == 1 and name != "model" and (name in domain.style.always_told or texts[0] != usual.get(name))
     ]
     return ", ".join(told)
 
@@ -43,7 +43,7 @@ def in_common(domain: Domain, among: Sequence[Mapping[str, Any]]) -> str:
 def task_label(domain: Domain, settings: Mapping[str, Any], among: Iterable[Mapping[str, Any]]) -> str:
     """`ResNet18, cifar100`, and whatever else of the task varies among these settings."""
     texts = columns(domain, settings)
-    names = [name for name in varying(domain, among) if name in domain.task and name not in ("model", "dataset")]
+    names = [name for name in varying(domain, among) if name in domain.style.task and name not in ("model", "dataset")]
     return ", ".join([texts["model"], texts["dataset"], *(_named(domain, name, texts[name]) for name in names)])
 
 
@@ -72,13 +72,13 @@ def _text(domain: Domain, name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if name == "model":
-        return domain.words.get(value, value)
+        return domain.style.words.get(value, value)
     return value.replace("_", " ") if name in ("metric", "fit", "assignment") else str(value)
 
 
 def _named(domain: Domain, name: str, text: str) -> str:
-    return text if name in domain.speaking else f"{column_title(domain, name)} {text}"
+    return text if name in domain.style.speaking else f"{column_title(domain, name)} {text}"
 
 
 def column_title(domain: Domain, name: str) -> str:
-    return domain.words.get(name, name.replace("_", " "))
+    return domain.style.words.get(name, name.replace("_", " "))

@@ -1,8 +1,7 @@
 """Image classification as the paper has it: `VISION` is all that runs, sweeps and reports know of it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,11 +16,12 @@ from examples.paper.domain import Domain, Measure, Training
 from examples.paper.errors import UserError
 from examples.paper.network import Network, TrainState
 from examples.paper.parallel import replicate
+from examples.paper.report import style
 from examples.paper.vision.data import Dataset, load_dataset
 from examples.paper.vision.epoch import Images, evaluate, paper_layers, train_epoch
 from examples.paper.vision.methods import create_optimizer, create_schedule
 from examples.paper.vision.models import create_model
-from examples.paper.vision.settings import METHODS, Settings, unused
+from examples.paper.vision.settings import Settings
 
 
 def load(settings: Settings) -> Dataset:
@@ -109,37 +109,14 @@ def describe(line: Mapping[str, Any]) -> str:
     return f"loss {line['train_loss']:.3f}  train {line['train_accuracy']:.1%}  test {line['test_accuracy']:.1%}"
 
 
-def figure10(out: Path) -> Iterator[str]:
-    """What the fits make of spectra whose exponent is known."""
-    from examples.paper.report.figures import synthetic_figure
-
-    synthetic_figure(out / "figure10.png")
-    yield "## Figure 10: the three fits on synthetic spectra"
-    yield "Eigenvalues that decay as `i^-s` have a tail of exponent `1 + 1/s`; 1,000 of them, computed with this report."
-    yield "![Alpha by the three fits against the decay s of synthetic spectra, beside the theory's 1 + 1/s](figure10.png)"
-
-
 VISION = Domain(
     "vision",
     Settings,
     load,
     prepare,
-    METHODS,
-    baseline="cal",
     measure=Measure("test_accuracy", "test accuracy", percent=True, higher_is_better=True),
     metrics=("train_loss", "train_accuracy", "test_loss", "test_accuracy"),
     describe=describe,
-    unused=unused,
-    task=("model", "dataset", "width", "train_split", "test_split", "epochs", "batch_size", "weight_decay", "dtype"),
     data=("dataset", "train_split", "test_split"),
-    always_told=("dataset", "width", "epochs", "learning_rate"),
-    speaking=("model", "dataset", "metric", "fit", "assignment", "control", "dtype"),
-    words={
-        **{name: name.upper() for name in ("cal", "tb", "snr", "sgdr", "lars", "lamb", "sgdp", "vgg16", "vgg19")},
-        **{"lookahead": "Lookahead", "adam": "Adam", "adamw": "AdamW", "adamp": "AdamP"},
-        **{f"resnet{depth}": f"ResNet{depth}" for depth in (18, 34, 50, 101)},
-        **{"wrn16-8": "WRN16-8", "wrn28-6": "WRN28-6", "dataset": "data set", "model": "network"},
-    },
-    introduction="CAL is SGD with cosine annealing, TB the same with TempBalance.",
-    appendix=figure10,
+    style=style.VISION,
 )

@@ -10,7 +10,7 @@ import optax
 import tb_optax
 from examples.paper.balance import LayersOrFn, adamw_with_alphadecay, balanced
 from examples.paper.network import epoch_cosine
-from examples.paper.vision.settings import METHODS, Settings
+from examples.paper.vision.settings import Settings
 
 
 def create_schedule(settings: Settings, steps_per_epoch: int) -> optax.Schedule:
@@ -40,12 +40,11 @@ def create_optimizer(
       layers: that TempBalance balances.
       weights: all weights of two or more axes, for SNR and for the projections of SGDP and AdamP.
     """
-    method = METHODS[settings.method]
-    if method.decays:
+    if settings.decays:
         optimizer = adamw_with_alphadecay(schedule, settings.weight_decay, settings, steps_per_epoch, layers)
     else:
-        optimizer = _OPTIMIZERS[method.base](settings, schedule, weights)
-    if method.balanced:
+        optimizer = _OPTIMIZERS[settings.base](settings, schedule, weights)
+    if settings.balanced:
         return balanced(optimizer, settings, steps_per_epoch, layers)
     return optax.with_extra_args_support(optimizer)
 

@@ -1,13 +1,11 @@
 """What a run is: every choice that changes its result."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Self
 
-from examples.paper.balance import BalanceSettings, check_range, check_seed, unused_of_balance
-from examples.paper.domain import Method
 from examples.paper.errors import UserError
+from examples.paper.settings import RunSettings, check_range
 from examples.paper.vision.models import Model
 
 # What the paper's runs of each optimizer started from.
@@ -16,11 +14,6 @@ _LEARNING_RATES = {
     **{"lars": 28.0, "lamb": 0.01},
     **dict.fromkeys(("adam", "adamw", "adamw+alphadecay", "adamp"), 0.001),
 }
-METHODS = {
-    **{base: Method(base) for base in _LEARNING_RATES},
-    "tb": Method("cal", balanced=True),
-    **{f"tb+{base}": Method(base, balanced=True) for base in ("snr", "sgdp", "adam", "adamw", "adamw+alphadecay")},
-}
 _READ_BY_BASE = {
     "snr": {"snr_coefficient"},
     "sgdr": {"restart_epochs"},
@@ -28,16 +21,8 @@ _READ_BY_BASE = {
 }
 
 
-def unused(settings: Mapping[str, Any]) -> set[str]:
-    """The settings that a run with these ones does not read."""
-    method = METHODS[settings["method"]]
-    names = set().union(*(names for base, names in _READ_BY_BASE.items() if base != method.base))
-    names |= unused_of_balance(settings, method.balanced, method.decays)
-    return names if method.balanced or method.decays else names | {"start_epoch"}
-
-
 @dataclasses.dataclass(frozen=True)
-class Settings(BalanceSettings):
+class Settings(RunSettings):
     """Trains one network by one of the paper's methods."""
 
     method: Literal[
@@ -118,16 +103,19 @@ class Settings(BalanceSettings):
     def check(self) -> None:
         """Raises UserError where a number is out of range."""
         super().check()
-        check_seed(self.seed)
-        positive = ("width", "epochs", "batch_size", "learning_rate", "restart_epochs", "lookahead_steps")
+        positive = ("width", "epochs", "learning_rate", "restart_epochs", "lookahead_steps")
         check_range(self, positive, ("weight_decay", "snr_coefficient", "lookahead_step_size", "start_epoch"))
         if self.lookahead_step_size > 1:
             raise UserError(f"--lookahead-step-size {self.lookahead_step_size} must be at most 1.")
 
-    def resolved(self) -> "Settings":
-        """The same run, said in one way: with its method's learning rate, and defaults for what the method does not use."""
-        rate = _LEARNING_RATES[METHODS[self.method].base] if self.learning_rate is None else self.learning_rate
+    def unused(self) -> set[str]:
+        """The settings that a run with these ones does not read."""
+        names = super().unused().union(*(names for base, names in _READ_BY_BASE.items() if base != self.base))
+        return names if self.balanced or self.decays else names | {"start_epoch"}
+
+    def resolved(self) -> Self:
+        """With its method's learning rate too."""
+        rate = _LEARNING_RATES[self.base] if self.learning_rate is None else self.learning_rate
         restart = -(-self.epochs // 2) if self.restart_epochs is None else self.restart_epochs
-        not_read = unused(vars(self))
-        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in not_read}
-        return dataclasses.replace(self, **{"learning_rate": rate, "restart_epochs": restart} | defaults)
+        own = dataclasses.replace(self, learning_rate=rate, restart_epochs=restart)
+        return super(Settings, own).resolved()
