@@ -47,26 +47,14 @@ class Refreshable(optax.GradientTransformationExtraArgs):
     refresh: Callable[[optax.OptState, Any], optax.OptState]
 
 
-def chain(*parts: optax.GradientTransformation) -> Refreshable:
-    """`optax.chain`, with a `refresh` that calls the parts' own."""
-    chained = Refreshable(*optax.chain(*parts))
+def chain(*parts: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`optax.chain`, with a `refresh` that calls the parts' own, if any has one."""
     own = [part.refresh for part in parts if hasattr(part, "refresh")]  # pyright: ignore[reportAttributeAccessIssue]
+    if not own:
+        return optax.chain(*parts)
+    chained = Refreshable(*optax.chain(*parts))
     chained.refresh = lambda opt_state, params: functools.reduce(lambda state, each: each(state, params), own, opt_state)
     return chained
-
-
-def refreshing(
-    tx: optax.GradientTransformation, train: Callable[[Any, Any], Any], settings: RunSettings, steps: int
-) -> Callable[[Any, Any], Any]:
-    """`train(state, data)`, an interval, with scales refreshed before it if that is when the settings refresh them."""
-    if not (settings.refreshed_by_loop(steps) and hasattr(tx, "refresh")):
-        return train
-    refresh = tx.refresh  # pyright: ignore[reportAttributeAccessIssue]
-
-    def train_refreshed(state: Any, data: Any) -> Any:
-        return train(state._replace(opt_state=refresh(state.opt_state, state.params)), data)
-
-    return train_refreshed
 
 
 def balanced(
@@ -87,7 +75,7 @@ def balanced(
         assign=assign if settings.control == "none" else CONTROLS[settings.control](assign),
         **_of_both(settings, steps, layers),
     )
-    return chain(optimizer, balance)
+    return optax.with_extra_args_support(chain(optimizer, _refreshed_by_loop(balance, settings, steps)))
 
 
 def adamw_with_alphadecay(
@@ -109,7 +97,17 @@ def adamw_with_alphadecay(
         assign=_ASSIGNMENTS[settings.assignment],
         **_of_both(settings, steps, layers),
     )
+    decay = _refreshed_by_loop(decay, settings, steps)
     return chain(optax.scale_by_adam(), decay, optax.scale_by_learning_rate(schedule))
+
+
+def _refreshed_by_loop(
+    transformation: optax.GradientTransformationExtraArgs, settings: RunSettings, steps: int
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation, with its `refresh` only if the loop is to call it."""
+    if settings.refreshed_by_loop(steps):
+        return transformation
+    return optax.GradientTransformationExtraArgs(transformation.init, transformation.update)
 
 
 def _of_both(settings: RunSettings, steps: int, layers: LayersOrFn) -> dict[str, Any]:

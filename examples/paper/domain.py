@@ -6,9 +6,9 @@ from typing import Any, NamedTuple, Protocol
 
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 import tb_optax
-from examples.paper.observations import Observations
 from examples.paper.report.style import Style
 from examples.paper.settings import RunSettings
 
@@ -26,52 +26,52 @@ class Data(Protocol):
         ...
 
 
-class TrainState(Protocol):
-    """A pytree of all that training changes; what it draws hangs on nothing else."""
-
-    @property
-    def params(self) -> PyTree: ...
-    @property
-    def opt_state(self) -> optax.OptState: ...
-
-
 class Selection(NamedTuple):
     """How runs that are evaluated on validation data choose the parameters that are tested, once, at their end."""
 
     keep: Callable[[Any, Any], Any]
-    """The state that has also in it whether it is the best so far, of a state and its metrics."""
+    """The state with its parameters kept as the best ones if they are, of a state and its metrics."""
     best: Callable[[Any], Any]
     """The best state, as it can be evaluated."""
     test_data: PyTree
 
 
 class Training(NamedTuple):
-    """A setting with its data on a mesh: pure functions, which are compiled together, and what there is to say of them."""
+    """A setting with its data on a mesh: pure functions on a state, which are compiled together.
 
-    initial: Callable[[int], Any]
+    The state is a named tuple of all that a step changes. It has `params`, `opt_state` and `step`, the number of steps
+    taken. What a step draws at random depends on the state alone, so a resumed run draws the same.
+    """
+
+    init: Callable[[int], Any]
     """The state, from a seed."""
-    train: Callable[[Any, PyTree], tuple[Any, Any, Observations]]
-    """An interval: the state after it, a named tuple of metrics, and observations. Of a state and `data`."""
+    inputs: Callable[[Any, PyTree], PyTree]
+    """What `loss` needs for each step of an interval, stacked along the first axis: of the state before, and `data`."""
+    loss: Callable[[PyTree, Any, PyTree, PyTree], tuple[Array, tuple[Any, dict[str, Any]]]]
+    """The loss, a named tuple of metrics, and new values of the state's other fields: of the parameters, the state before
+    the step, the step's inputs, and `data`."""
     evaluate: Callable[[Any, PyTree], Any]
-    """A named tuple of metrics, or what `summarize` makes one of: of a state and `held_out_data`."""
+    """A named tuple of metrics, or what the domain's `summarize` makes one of: of a state, and `held_out_data`."""
+    tx: optax.GradientTransformationExtraArgs
+    """The optimizer. If it has a `refresh`, it is called before each interval."""
     data: PyTree
     held_out_data: PyTree
     balanced: tb_optax.Layers
     weights: tb_optax.Layers
     """Every weight with two eigenvalues or more, the first and the last layer too."""
-    watched: tb_optax.Layer
-    """Whose spectrum is told within the first interval too."""
     schedule: optax.Schedule
-    """Of the learning rate, by the step."""
+    """The learning rate, by the step."""
     steps: int
-    """Of an interval."""
-    units: int
-    """That an interval trains on: images, tokens."""
+    """The number of steps of an interval."""
     selection: Selection | None = None
-    summarize: Callable[[Any], Any] = lambda metrics: metrics
-    """The named tuple of metrics of what `evaluate` gives of one seed, where that is something else; on the host."""
-    pictures: Callable[[int, Any, Path], Iterable[Path]] | None = None
-    """Files of pictures, of a seed, of what `evaluate` gives at its end, and of a folder to write them to."""
+
+    @property
+    def watched(self) -> tb_optax.Layer:
+        """The layer whose spectrum is logged within the first interval too.
+
+        It is an early one, which is small: copies of a late one would need as much memory as the network.
+        """
+        return (self.balanced or self.weights)[:2][-1]
 
 
 class Measure(NamedTuple):
@@ -113,6 +113,10 @@ class Domain(NamedTuple):
     unit: str = "images"
     held_out: str = "test"
     """The part of the data that every interval is evaluated on."""
+    summarize: Callable[[Any, Any], Any] = lambda metrics, data: metrics
+    """The named tuple of metrics, of what `evaluate` gives for one seed, and the data; on the host."""
+    pictures: Callable[[Any, Any, Any, Path], Iterable[Path]] | None = None
+    """Writes pictures at the end of a run: of settings, data, what `evaluate` gives, and a folder."""
 
     @property
     def folder(self) -> Path:

@@ -1,9 +1,9 @@
 """Trains a setting: the intervals of one seed, or of several together, and what is written of each."""
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -47,7 +47,7 @@ class Trainer:
     def __init__(self, domain: Domain, settings: RunSettings, data: Any, mesh: Mesh, console: rich.console.Console):
         self.domain, self.settings = domain, settings
         self.training = domain.prepare(settings, data, mesh)
-        self._name, self._mesh, self._console = data.name, mesh, console
+        self._data, self._mesh, self._console = data, mesh, console
         self._fit = tail_fit(settings)
         self._programs: dict[int, Program] = {}
 
@@ -68,13 +68,12 @@ class Trainer:
             checkpoints = [opened.enter_context(Checkpoints(directory.checkpoints)) for directory in directories.values()]
             state = self._train_intervals(program, tuple(directories), tuple(directories.values()), checkpoints)
             tested = {} if program.test is None else _named("test", program.test(state))
-            last = {} if self.training.pictures is None else program.evaluate(state)
+            last = {} if self.domain.pictures is None else program.evaluate(state)
         if is_first_process():
             states = unstack((state, jax.device_get(tested), jax.device_get(last)), len(directories))
             for (seed_state, seed_tested, seed_last), (seed, directory) in zip(states, directories.items(), strict=True):
                 spectra = program.spectra(jax.device_get(seed_state.params))  # alone: the other processes are not here
-                pictures = () if self.training.pictures is None else self.training.pictures(seed, seed_last, directory.path)
-                self._finish(spectra, jax.tree.map(float, seed_tested), pictures, seed, directory)
+                self._finish(spectra, jax.tree.map(float, seed_tested), seed_last, seed, directory)
 
     def _train_intervals(
         self,
@@ -126,7 +125,7 @@ class Trainer:
         decay = optax.tree_utils.tree_get(state.opt_state, "AlphaDecayState")
         refreshes = self._refreshes(number)
         common = {
-            self.domain.speed: together * training.units / (trained - start),
+            self.domain.speed: together * training.steps * self.settings.units / (trained - start),
             "refreshes": refreshes,
             "refresh_seconds": refreshes * (measured - evaluated) / together,
             "seconds": (measured - start) / together,
@@ -142,7 +141,7 @@ class Trainer:
         }
         lines = []
         for one in unstack(jax.device_get(found), together):
-            one |= _named(self.domain.held_out, training.summarize(one.pop(self.domain.held_out)))
+            one |= _named(self.domain.held_out, self.domain.summarize(one.pop(self.domain.held_out), self._data))
             one["scale"] = one["scale"] or {
                 layer.name: np.ones_like(one["alpha"][layer.name]) for layer in training.balanced
             }
@@ -187,7 +186,7 @@ class Trainer:
         self,
         spectra: Mapping[str, Spectrum],
         tested: dict[str, float],
-        pictures: Iterable[Path],
+        last: Any,
         seed: int,
         directory: RunDirectory,
     ) -> None:
@@ -197,8 +196,11 @@ class Trainer:
         told = histograms(spectra, self.training.weights)
         directory.write_summary({**tested, "spectra": told, "provenance": provenance()})
         log = directory.log()
-        title = f"{self.settings.network}, {self._name}, {self.settings.method}, seed {seed}"
-        plots = [*plot_run(log, self.domain.interval, title, directory.path), *pictures]
+        title = f"{self.settings.network}, {self._data.name}, {self.settings.method}, seed {seed}"
+        plots = plot_run(log, self.domain.interval, title, directory.path)
+        if self.domain.pictures is not None:
+            settings = dataclasses.replace(self.settings, seed=seed)
+            plots += self.domain.pictures(settings, self._data, last, directory.path)
         measure, count = self.domain.measure, self.settings.intervals
         result = f"{measure.title} {measure.in_words(log[-1] | tested)} after {count} {self.domain.interval}s"
         self._console.print(result, style="bold")

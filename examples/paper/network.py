@@ -1,24 +1,31 @@
-"""NNX networks with batch norms, trained epoch by epoch: state, forward pass, an epoch's order, a step, the schedule."""
+"""NNX networks with batch norms, trained epoch by epoch: state, forward pass, an epoch's order, the schedule."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 
 class TrainState(NamedTuple):
-    """All that an epoch changes, and the seed of what it draws."""
+    """All that a step changes, and the seed of what is drawn."""
 
     params: nnx.State
     batch_stats: nnx.State
     opt_state: optax.OptState
-    epoch: Int[Array, ""]
+    step: Int[Array, ""]
+    """Steps taken."""
     seed: UInt32[Array, ""]
+
+
+def initial_state(model: nnx.Module, tx: optax.GradientTransformation, seed: int) -> TrainState:
+    """The state of a new model."""
+    _, params, batch_stats = nnx.split(model, nnx.Param, ...)
+    return TrainState(params, batch_stats, tx.init(params), jnp.zeros((), jnp.int32), jnp.asarray(np.uint32(seed)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,27 +44,19 @@ class Network:
         return outputs, nnx.state(model, nnx.Not(nnx.Param))
 
 
-def epoch_inputs(state: TrainState, count: int, batch_size: int) -> tuple[Int[Array, "steps batch"], Key[Array, " steps"]]:
-    """An epoch's examples in a random order, in whole batches, and a key for each; what remains is left for another epoch.
+def epoch_inputs(batch_size: int, state: TrainState, dataset: Any) -> tuple[Int[Array, "steps batch"], Key[Array, " steps"]]:
+    """For each step of an epoch over `dataset.images`, the rows of its batch, and a key.
+
+    The order is random. Images that do not fill a batch are left for another epoch.
 
     Each epoch draws from the run's seed and its own number, so a resumed run draws the same.
     """
-    order_key, step_key = jax.random.split(jax.random.fold_in(jax.random.key(state.seed), state.epoch))
+    count = len(dataset.images)
     steps = count // batch_size
+    epoch = state.step // steps
+    order_key, step_key = jax.random.split(jax.random.fold_in(jax.random.key(state.seed), epoch))
     order = jax.random.permutation(order_key, count)[: steps * batch_size].reshape(steps, batch_size)
     return order, jax.random.split(step_key, steps)
-
-
-def take_step(
-    tx: optax.GradientTransformationExtraArgs,
-    state: TrainState,
-    loss_fn: Callable[[nnx.State], tuple[Array, tuple[Any, nnx.State]]],
-) -> tuple[TrainState, nnx.State, Any]:
-    """The state after a step, the gradients, and the metrics: `loss_fn` gives, beside the loss, these and new statistics."""
-    (_, (metrics, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params: nnx.State = optax.apply_updates(state.params, updates)  # pyright: ignore[reportAssignmentType]
-    return state._replace(params=params, batch_stats=batch_stats, opt_state=opt_state), grads, metrics
 
 
 def epoch_cosine(learning_rate: float, epochs: int, steps: int) -> optax.Schedule:

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from examples.paper.balance import FitTail, create_metric
 from examples.paper.domain import Training
-from examples.paper.observations import Observations, measure_alphas
+from examples.paper.observations import Observations, measure_alphas, observed_steps
 from examples.paper.parallel import is_first_process
 from examples.paper.weight_spectra import Spectrum, fitted_spectra
 
@@ -54,10 +55,10 @@ def compile_program(training: Training, fit: FitTail, mesh: Mesh, together: int 
     def start(seeds: Sequence[int]) -> Any:
         assert len(seeds) == together
         with jax.set_mesh(mesh):
-            states = [training.initial(seed) for seed in seeds]
+            states = [training.init(seed) for seed in seeds]
             return jax.device_put(states[0] if together == 1 else stack(states), replicated)
 
-    one = jax.eval_shape(partial(training.initial, 0))
+    one = jax.eval_shape(partial(training.init, 0))
     many = () if together == 1 else (together,)
     abstract = lambda leaf: jax.ShapeDtypeStruct((*many, *leaf.shape), leaf.dtype, sharding=replicated)
     state, selection = jax.tree.map(abstract, one), training.selection
@@ -69,7 +70,7 @@ def compile_program(training: Training, fit: FitTail, mesh: Mesh, together: int 
     evaluate = jitted(training.evaluate, (0, None))
     alphas = partial(measure_alphas, create_metric("pl_alpha_hill", fit), training.weights)
     lower = {
-        "train": lambda: jitted(training.train, (0, None), donate_argnums=0).lower(state, training.data),
+        "train": lambda: jitted(partial(train_interval, training), (0, None), donate_argnums=0).lower(state, training.data),
         "evaluate": lambda: evaluate.lower(state, training.held_out_data),
         "measure": lambda: jitted(alphas, 0).lower(state.params),
     }
@@ -102,6 +103,22 @@ def compile_program(training: Training, fit: FitTail, mesh: Mesh, together: int 
         partial(call, "spectra"),
         lambda: _bytes_needed(ready["train"].result()),
     )
+
+
+def train_interval(training: Training, state: Any, data: Any) -> tuple[Any, Any, Observations]:
+    """The steps of an interval: the state after them, the mean of their metrics, and observations."""
+    tx = training.tx
+    if hasattr(tx, "refresh"):
+        state = state._replace(opt_state=tx.refresh(state.opt_state, state.params))  # pyright: ignore[reportAttributeAccessIssue]
+
+    def step(state: Any, inputs: Any) -> tuple[Any, Any, Any]:
+        grad_fn = jax.value_and_grad(training.loss, has_aux=True)
+        (_, (metrics, changes)), grads = grad_fn(state.params, state, inputs, data)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return state._replace(params=params, opt_state=opt_state, step=state.step + 1, **changes), grads, metrics
+
+    return observed_steps(step, state, training.inputs(state, data), training.weights, training.watched)
 
 
 def stack(states: Sequence[Any]) -> Any:

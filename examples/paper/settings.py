@@ -75,6 +75,11 @@ class RunSettings:
         """How many epochs or evaluations a run has."""
         raise NotImplementedError
 
+    @property
+    def units(self) -> int:
+        """How many images or tokens a step trains on."""
+        return self.batch_size
+
     @classmethod
     def names(cls) -> list[str]:
         """The names of all settings."""

@@ -11,7 +11,6 @@ import optax
 import tb_optax
 from examples.paper.balance import balanced
 from examples.paper.domain import Domain, Measure, Selection, Training
-from examples.paper.observations import observed_steps
 from examples.paper.parallel import replicate, split
 from examples.paper.report.style import Style
 from examples.paper.settings import RunSettings
@@ -48,6 +47,7 @@ class State(NamedTuple):
     best: dict
     best_loss: jax.Array
     seed: jax.Array
+    step: jax.Array
 
 
 class Metrics(NamedTuple):
@@ -77,34 +77,35 @@ def prepare(settings, data, mesh):
     tx = balanced(tx, settings, steps, layers) if settings.balanced else tx
     loss_of = lambda params, part: jnp.mean((forward(params, part[0]) - part[1]) ** 2)
 
-    def initial(seed):
+    def init(seed):
         keys = jax.random.split(jax.random.key(seed), len(SIZES))
         shaped = zip(shapes, SIZES, keys, strict=True)
         params = {name: jax.random.normal(key, size) / size[0] ** 0.5 for name, size, key in shaped}
-        best = jax.tree.map(jnp.copy, params)
-        return State(params, tx.init(params), best, jnp.float32(jnp.inf), jnp.asarray(np.uint32(seed)))
+        best, step = jax.tree.map(jnp.copy, params), jnp.zeros((), jnp.int32)
+        return State(params, tx.init(params), best, jnp.float32(jnp.inf), jnp.asarray(np.uint32(seed)), step)
 
-    def train(state, part):
-        batches = jax.tree.map(lambda array: array.reshape(steps, settings.batch_size, -1), part)
-
-        def step(state, batch):
-            loss, grads = jax.value_and_grad(loss_of)(state.params, jax.tree.map(split, batch))
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
-            return state._replace(params=params, opt_state=opt_state), grads, Metrics(loss)
-
-        return observed_steps(step, state, batches, weights, layers[0])
+    def loss(params, state, batch, data):
+        loss = loss_of(params, jax.tree.map(split, batch))
+        return loss, (Metrics(loss), {})
 
     def keep(state, metrics):
         better = metrics.loss < state.best_loss
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.params, state.best)
         return state._replace(best=best, best_loss=jnp.minimum(metrics.loss, state.best_loss))
 
-    evaluate = lambda state, part: Metrics(loss_of(state.params, part))
-    selection = Selection(keep, lambda state: state._replace(params=state.best), test_data)
-    units = steps * settings.batch_size
     return Training(
-        initial, train, evaluate, train_data, valid_data, layers, weights, layers[0], schedule, steps, units, selection
+        init=init,
+        inputs=lambda state, part: jax.tree.map(lambda array: array.reshape(steps, settings.batch_size, -1), part),
+        loss=loss,
+        evaluate=lambda state, part: Metrics(loss_of(state.params, part)),
+        tx=tx,
+        data=train_data,
+        held_out_data=valid_data,
+        balanced=layers,
+        weights=weights,
+        schedule=schedule,
+        steps=steps,
+        selection=Selection(keep, lambda state: state._replace(params=state.best), test_data),
     )
 
 

@@ -49,7 +49,7 @@ def test_what_the_log_says_of_the_last_epoch_is_what_its_state_finds(finished):
     dataset = load(settings)
     training = prepare(settings, dataset, create_mesh(1, settings.batch_size))
     with Checkpoints(finished.checkpoints) as checkpoints:
-        state = checkpoints.restore(2, training.initial(43))
+        state = checkpoints.restore(2, training.init(43))
     with jax.set_mesh(create_mesh(1, settings.batch_size)):
         found = jax.jit(training.evaluate)(state, training.held_out_data)
     assert training.evaluate.func is detect_all

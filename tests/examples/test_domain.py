@@ -34,7 +34,7 @@ def test_what_is_tested_at_the_end_is_what_was_best_on_validation(tmp_path):
     assert min(losses) < losses[-1]
     data = load(settings)
     with Checkpoints(run.checkpoints) as checkpoints:
-        state = checkpoints.restore(2, prepare(settings, data, create_mesh(1, 16)).initial(1))
+        state = checkpoints.restore(2, prepare(settings, data, create_mesh(1, 16)).init(1))
     loss = lambda part: float(np.mean((forward(state.best, part[0]) - part[1]) ** 2))
     _, valid, test = data.parts
     assert float(state.best_loss) == min(losses)

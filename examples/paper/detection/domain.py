@@ -7,23 +7,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 
 import tb_optax
-from examples.paper.balance import LayersOrFn, balanced, refreshing
+from examples.paper.balance import LayersOrFn, balanced
 from examples.paper.detection.average_precision import AveragePrecision, evaluate
 from examples.paper.detection.data import DetectionSet, load_detection_set
-from examples.paper.detection.epoch import Images, batch_of, detect_all, train_epoch
+from examples.paper.detection.epoch import Images, batch_of, detect_all, loss
 from examples.paper.detection.pretrained import load_weights
 from examples.paper.detection.settings import Settings
 from examples.paper.detection.suppression import Detections
 from examples.paper.detection.yolo import create_model
 from examples.paper.domain import Domain, Measure, Training
 from examples.paper.errors import UserError
-from examples.paper.network import Network, TrainState, epoch_cosine
+from examples.paper.network import Network, epoch_cosine, epoch_inputs, initial_state
 from examples.paper.parallel import replicate
 from examples.paper.report import style
 
@@ -58,48 +57,38 @@ def prepare(settings: Settings, dataset: DetectionSet, mesh: Mesh) -> Training:
             rngs=nnx.Rngs(key),
         )
 
-    def numbers(seed: int) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-        graphdef, params, batch_stats = nnx.split(create(jax.random.key(seed, impl="rbg")), nnx.Param, ...)
-        if settings.weights is not None:
-            params, batch_stats, _ = load_weights(settings.weights, params, batch_stats)
-        return graphdef, params, batch_stats
+    def create_pretrained(seed: int) -> nnx.Module:
+        model = create(jax.random.key(seed, impl="rbg"))
+        if settings.weights is None:
+            return model
+        graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
+        params, batch_stats, _ = load_weights(settings.weights, params, batch_stats)
+        return nnx.merge(graphdef, params, batch_stats)
 
     with jax.set_mesh(mesh):
-        graphdef, params, batch_stats = numbers(0)
+        graphdef, params, batch_stats = nnx.split(create_pretrained(0), nnx.Param, ...)
     network = Network(graphdef)
     example = jax.ShapeDtypeStruct((1, *dataset.train.images.shape[1:]), jnp.float32)
     layers = partial(find_layers, network, params, batch_stats, example)
     balanced_layers = layers(min_eigenvalues=settings.min_eigenvalues, first_and_last=settings.first_and_last)
     weights = layers(min_eigenvalues=2, first_and_last=True)
-    watched = (balanced_layers or weights)[:2][-1]
     steps = len(dataset.train.images) // settings.batch_size
     schedule = epoch_cosine(settings.learning_rate, settings.epochs, steps)
     tx = create_optimizer(settings, schedule, steps, balanced_layers)
     train_data, test_data = (Images(*(replicate(each, mesh) for each in part)) for part in (dataset.train, dataset.test))
 
-    def initial(seed: int) -> TrainState:
-        _, params, batch_stats = numbers(seed)
-        return TrainState(params, batch_stats, tx.init(params), jnp.zeros((), jnp.int32), jnp.asarray(np.uint32(seed)))
-
     return Training(
-        initial,
-        refreshing(
-            tx,
-            partial(train_epoch, network, tx, weights, watched, settings.batch_size, settings.augment, dataset.flip),
-            settings,
-            steps,
-        ),
-        partial(detect_all, network, settings.batch_size),
-        train_data,
-        test_data,
-        balanced_layers,
-        weights,
-        watched,
-        schedule,
+        init=lambda seed: initial_state(create_pretrained(seed), tx, seed),
+        inputs=partial(epoch_inputs, settings.batch_size),
+        loss=partial(loss, network, settings.augment, dataset.flip),
+        evaluate=partial(detect_all, network, settings.batch_size),
+        tx=tx,
+        data=train_data,
+        held_out_data=test_data,
+        balanced=balanced_layers,
+        weights=weights,
+        schedule=schedule,
         steps=steps,
-        units=steps * settings.batch_size,
-        summarize=lambda found: average_precision(found, dataset),
-        pictures=lambda seed, found, out: pictures(settings, dataset, seed, found, out),
     )
 
 
@@ -131,13 +120,13 @@ def average_precision(found: Detections, dataset: DetectionSet) -> AveragePrecis
     return evaluate(found, dataset.test, dataset.classes).average
 
 
-def pictures(settings: Settings, dataset: DetectionSet, seed: int, found: Detections, out: Path) -> Iterator[Path]:
+def pictures(settings: Settings, dataset: DetectionSet, found: Detections, out: Path) -> Iterator[Path]:
     """Writes a batch as it is trained on, found and true boxes, and precision against recall."""
     from examples.paper.detection import pictures as draw  # here, for matplotlib takes a while
 
     train = Images(*(jnp.asarray(each[:64]) for each in dataset.train))
     rows = jnp.arange(min(8, len(train.images)))
-    batch = batch_of(jax.random.key(seed), rows, train, augmented=settings.augment, flip=dataset.flip)
+    batch = batch_of(jax.random.key(settings.seed), rows, train, augmented=settings.augment, flip=dataset.flip)
     yield draw.batch_picture(batch, dataset.classes, out / "batch.png")
     yield draw.detections_picture(dataset.test, found, dataset.classes, out / "detections.png")
     evaluation = evaluate(found, dataset.test, dataset.classes)
@@ -159,4 +148,6 @@ DETECTION = Domain(
     describe=describe,
     data=("dataset", "train_split", "test_split", "image_size", "slots"),
     style=style.DETECTION,
+    summarize=average_precision,
+    pictures=pictures,
 )

@@ -1,20 +1,17 @@
-"""One training run as pure functions: a state, an epoch, the detections on a set."""
+"""Object detection as pure functions: the loss on a batch, and the detections on a set."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-import tb_optax
 from examples.paper.detection.augment import Batch, augment, plain
 from examples.paper.detection.boxes import expected_distances, from_distances, places
 from examples.paper.detection.losses import Losses, detection_loss
 from examples.paper.detection.suppression import Detections, suppress
-from examples.paper.network import Network, TrainState, epoch_inputs, take_step
-from examples.paper.observations import Observations, observed_steps
+from examples.paper.network import Network, TrainState
 from examples.paper.parallel import batches, split
 
 MOST_DETECTIONS = 300
@@ -47,37 +44,22 @@ def batch_of(key: Array, rows: Int[Array, " batch"], dataset: Images, *, augment
     return augment(augment_key, *(each[together] for each in dataset), flip=flip)
 
 
-def train_epoch(
+def loss(
     network: Network,
-    tx: optax.GradientTransformationExtraArgs,
-    layers: tb_optax.Layers,
-    watched: tb_optax.Layer,
-    batch_size: int,
     augmented: bool,
     flip: bool,
+    params: nnx.State,
     state: TrainState,
+    inputs: tuple[Array, Array],
     dataset: Images,
-) -> tuple[TrainState, Losses, Observations]:
-    """One pass over the training set, as `epoch_inputs` has it.
-
-    The norms are those of `layers`; of `watched` there are copies of its kernel.
-    """
+) -> tuple[Float[Array, ""], tuple[Losses, dict[str, nnx.State]]]:
+    """The loss on a batch: the rows and the key that `epoch_inputs` gives for the step."""
+    rows, key = inputs
+    batch = jax.tree.map(split, batch_of(key, rows, dataset, augmented=augmented, flip=flip))
+    predictions, batch_stats = network.apply(params, state.batch_stats, batch.images, train=True)
     centres, strides = map(jnp.asarray, places(dataset.images.shape[1]))
-
-    def step(state: TrainState, inputs: tuple[Array, Array]) -> tuple[TrainState, nnx.State, Losses]:
-        rows, key = inputs
-        batch = jax.tree.map(split, batch_of(key, rows, dataset, augmented=augmented, flip=flip))
-
-        def loss_fn(params: nnx.State) -> tuple[Array, tuple[Losses, nnx.State]]:
-            predictions, batch_stats = network.apply(params, state.batch_stats, batch.images, train=True)
-            losses = detection_loss(predictions, centres, strides, batch.boxes, batch.labels)
-            return losses.loss, (losses, batch_stats)
-
-        return take_step(tx, state, loss_fn)
-
-    inputs = epoch_inputs(state, len(dataset.images), batch_size)
-    state, losses, observed = observed_steps(step, state, inputs, layers, watched)
-    return state._replace(epoch=state.epoch + 1), losses, observed
+    losses = detection_loss(predictions, centres, strides, batch.boxes, batch.labels)
+    return losses.loss, (losses, {"batch_stats": batch_stats})
 
 
 def detect_all(network: Network, batch_size: int, state: TrainState, dataset: Images) -> Detections:

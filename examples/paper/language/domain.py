@@ -12,14 +12,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 import tb_optax
-from examples.paper.balance import LayersOrFn, adamw_with_alphadecay, balanced, chain, refreshing
+from examples.paper.balance import LayersOrFn, adamw_with_alphadecay, balanced, chain
 from examples.paper.domain import Domain, Measure, Selection, Training
 from examples.paper.errors import UserError
 from examples.paper.language.data import Corpus, load_corpus, rows
 from examples.paper.language.models import LanguageModel, create_model
 from examples.paper.language.models.tensorized import TensorizedTransformer, paper_layers
 from examples.paper.language.settings import Settings
-from examples.paper.language.updates import TrainState, evaluate, keep_best, train_interval, windows
+from examples.paper.language.updates import TrainState, evaluate, keep_best, loss, windows
 from examples.paper.parallel import replicate
 from examples.paper.report import style
 
@@ -67,29 +67,28 @@ def prepare(settings: Settings, corpus: Corpus, mesh: Mesh) -> Training:
     layers = partial(find_layers, model, jax.eval_shape(create, jax.random.key(0)), settings.window)
     balanced_layers = layers(first_and_last=settings.first_and_last)
     weights = layers(min_eigenvalues=2, first_and_last=True)
-    watched = (balanced_layers or weights)[:2][-1]
     steps = settings.evaluation_interval
     schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.updates)
     tx = create_optimizer(settings, schedule, balanced_layers)
 
-    def initial(seed: int) -> TrainState:
+    def init(seed: int) -> TrainState:
         params = create(jax.random.key(seed))
         best = jax.tree.map(jnp.copy, params)  # buffers of their own: both are donated
         zero, infinity = jnp.zeros((), jnp.int32), jnp.asarray(jnp.inf, jnp.float32)
         return TrainState(params, tx.init(params), zero, best, infinity, jnp.asarray(np.uint32(seed)))
 
     return Training(
-        initial,
-        refreshing(tx, partial(train_interval, model, tx, weights, watched, steps), settings, steps),
-        partial(evaluate, model, settings.batch_size),
-        _place(corpus.train, settings.batch_size, settings.window, mesh),
-        _place(corpus.valid, _EVALUATION_ROWS, settings.window, mesh),
-        balanced_layers,
-        weights,
-        watched,
-        schedule,
+        init=init,
+        inputs=lambda state, _: state.step + jnp.arange(steps),
+        loss=partial(loss, model),
+        evaluate=partial(evaluate, model, settings.batch_size),
+        tx=tx,
+        data=_place(corpus.train, settings.batch_size, settings.window, mesh),
+        held_out_data=_place(corpus.valid, _EVALUATION_ROWS, settings.window, mesh),
+        balanced=balanced_layers,
+        weights=weights,
+        schedule=schedule,
         steps=steps,
-        units=steps * settings.batch_size * settings.window,
         selection=Selection(
             keep_best,
             lambda state: state._replace(params=state.best),

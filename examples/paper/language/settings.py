@@ -70,6 +70,11 @@ class Settings(RunSettings):
         """Evaluations."""
         return self.updates // self.evaluation_interval
 
+    @property
+    def units(self) -> int:
+        """Tokens a step."""
+        return self.batch_size * self.window
+
     def check(self) -> None:
         """Raises UserError where a number is out of range."""
         super().check()

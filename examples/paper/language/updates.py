@@ -1,4 +1,4 @@
-"""One training run as pure functions: a state, the updates from one evaluation to the next, an evaluation."""
+"""Language modelling as pure functions: the loss of an update, and an evaluation."""
 
 from typing import Any, NamedTuple
 
@@ -8,9 +8,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, UInt32
 
-import tb_optax
 from examples.paper.language.models import LanguageModel
-from examples.paper.observations import Observations, observed_steps
 from examples.paper.parallel import batches, split
 
 PyTree = Any
@@ -21,7 +19,8 @@ class TrainState(NamedTuple):
 
     params: PyTree
     opt_state: optax.OptState
-    update: Int[Array, ""]
+    step: Int[Array, ""]
+    """Updates made."""
     best: PyTree
     best_loss: Float[Array, ""]
     seed: UInt32[Array, ""]
@@ -49,36 +48,22 @@ def windows(rows: Int[np.ndarray, "rows length"], window: int) -> Int[np.ndarray
     return np.stack([rows[:, start : start + window + 1] for start in starts])
 
 
-def train_interval(
+def loss(
     model: LanguageModel,
-    tx: optax.GradientTransformationExtraArgs,
-    layers: tb_optax.Layers,
-    watched: tb_optax.Layer,
-    steps: int,
+    params: PyTree,
     state: TrainState,
+    number: Int[Array, ""],
     batches: Int[Array, "windows rows window_and_one"],
-) -> tuple[TrainState, TrainMetrics, Observations]:
-    """So many updates, each on one window of every row; after the last one of a row the first one comes again.
+) -> tuple[Float[Array, ""], tuple[TrainMetrics, dict[str, Any]]]:
+    """The loss of an update: on one window of every row, by its number; after the last window the first one comes again.
 
-    Each update draws from the run's seed and its own number, so a resumed run draws the same. The norms are those of
-    `layers`; of `watched` there are copies of its kernel.
+    Each update draws from the run's seed and its own number, so a resumed run draws the same.
     """
-
-    def step(state: TrainState, _: Array) -> tuple[TrainState, PyTree, TrainMetrics]:
-        batch = split(batches[state.update % len(batches)])
-        key = jax.random.fold_in(jax.random.key(state.seed), state.update)
-
-        def loss_fn(params: PyTree) -> Array:
-            logits: Any = model.apply({"params": params}, batch[:, :-1], train=True, rngs={"dropout": key})
-            return optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:]).mean()
-
-        loss, grads = jax.value_and_grad(loss_fn)(state.params)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params: PyTree = optax.apply_updates(state.params, updates)
-        state = state._replace(params=params, opt_state=opt_state, update=state.update + 1)
-        return state, grads, TrainMetrics(loss)
-
-    return observed_steps(step, state, jnp.arange(steps), layers, watched)
+    batch = split(batches[number % len(batches)])
+    key = jax.random.fold_in(jax.random.key(state.seed), number)
+    logits: Any = model.apply({"params": params}, batch[:, :-1], train=True, rngs={"dropout": key})
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:]).mean()
+    return loss, (TrainMetrics(loss), {})
 
 
 def evaluate(

@@ -6,19 +6,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from examples.paper.balance import refreshing
 from examples.paper.domain import Domain, Measure, Training
 from examples.paper.errors import UserError
-from examples.paper.network import Network, TrainState
+from examples.paper.network import Network, epoch_inputs, initial_state
 from examples.paper.parallel import replicate
 from examples.paper.report import style
 from examples.paper.vision.data import Dataset, load_dataset
-from examples.paper.vision.epoch import Images, evaluate, paper_layers, train_epoch
+from examples.paper.vision.epoch import Images, evaluate, loss, paper_layers
 from examples.paper.vision.methods import create_optimizer, create_schedule
 from examples.paper.vision.models import create_model
 from examples.paper.vision.settings import Settings
@@ -49,34 +47,23 @@ def prepare(
     example = jax.ShapeDtypeStruct((1, *dataset.train_images.shape[1:]), jnp.float32)
     layers = partial(paper_layers, network, params, batch_stats, example)
     balanced, weights = layers(first_and_last=settings.first_and_last), layers(min_eigenvalues=2, first_and_last=True)
-    # An early weight, as they are small: copies of a late one would need as much memory as the network.
-    watched = (balanced or weights)[:2][-1]
     steps = len(dataset.train_images) // settings.batch_size
     schedule = create_schedule(settings, steps)
     tx = create_optimizer(settings, schedule, steps, balanced, weights)
     train_data, test_data = _place(dataset, mesh)
 
-    def initial(seed: int) -> TrainState:
-        _, params, batch_stats = nnx.split(create(seed), nnx.Param, ...)
-        return TrainState(params, batch_stats, tx.init(params), jnp.zeros((), jnp.int32), jnp.asarray(np.uint32(seed)))
-
     return Training(
-        initial,
-        refreshing(
-            tx,
-            partial(train_epoch, network, tx, weights, watched, settings.batch_size, dataset.flip),
-            settings,
-            steps,
-        ),
-        partial(evaluate, network, settings.batch_size),
-        train_data,
-        test_data,
-        balanced,
-        weights,
-        watched,
-        schedule,
+        init=lambda seed: initial_state(create(seed), tx, seed),
+        inputs=partial(epoch_inputs, settings.batch_size),
+        loss=partial(loss, network, dataset.flip),
+        evaluate=partial(evaluate, network, settings.batch_size),
+        tx=tx,
+        data=train_data,
+        held_out_data=test_data,
+        balanced=balanced,
+        weights=weights,
+        schedule=schedule,
         steps=steps,
-        units=steps * settings.batch_size,
     )
 
 

@@ -1,4 +1,4 @@
-"""One training run as pure functions: a state, an epoch, an evaluation."""
+"""Image classification as pure functions: the loss on a batch, and an evaluation."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -10,8 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 import tb_optax
-from examples.paper.network import Network, TrainState, epoch_inputs, take_step
-from examples.paper.observations import Observations, observed_steps
+from examples.paper.network import Network, TrainState
 from examples.paper.parallel import batches, split
 from examples.paper.vision.augment import crop_and_flip, normalize
 
@@ -45,37 +44,17 @@ def paper_layers(
     return tb_optax.Layers(map(bare, found), found.left_out)
 
 
-def train_epoch(
-    network: Network,
-    tx: optax.GradientTransformationExtraArgs,
-    layers: tb_optax.Layers,
-    watched: tb_optax.Layer,
-    batch_size: int,
-    flip: bool,
-    state: TrainState,
-    dataset: Images,
-) -> tuple[TrainState, EpochMetrics, Observations]:
-    """One pass over the training set, as `epoch_inputs` has it.
-
-    The norms are those of `layers`; of `watched` there are copies of its kernel.
-    """
-    images, labels, mean, std = dataset
-
-    def step(state: TrainState, inputs: tuple[Array, Array]) -> tuple[TrainState, nnx.State, EpochMetrics]:
-        rows, key = inputs
-        rows = split(rows)
-        batch = split(normalize(crop_and_flip(key, images[rows], flip=flip), mean, std))
-
-        def loss_fn(params: nnx.State) -> tuple[Array, tuple[EpochMetrics, nnx.State]]:
-            logits, batch_stats = network.apply(params, state.batch_stats, batch, train=True)
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows]).mean()
-            return loss, (EpochMetrics(loss, jnp.mean(logits.argmax(-1) == labels[rows])), batch_stats)
-
-        return take_step(tx, state, loss_fn)
-
-    inputs = epoch_inputs(state, len(images), batch_size)
-    state, metrics, observed = observed_steps(step, state, inputs, layers, watched)
-    return state._replace(epoch=state.epoch + 1), metrics, observed
+def loss(
+    network: Network, flip: bool, params: nnx.State, state: TrainState, inputs: tuple[Array, Array], dataset: Images
+) -> tuple[Float[Array, ""], tuple[EpochMetrics, dict[str, nnx.State]]]:
+    """The loss on a batch: the rows and the key that `epoch_inputs` gives for the step."""
+    rows, key = inputs
+    rows = split(rows)
+    images = split(normalize(crop_and_flip(key, dataset.images[rows], flip=flip), dataset.mean, dataset.std))
+    logits, batch_stats = network.apply(params, state.batch_stats, images, train=True)
+    labels = dataset.labels[rows]
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return loss, (EpochMetrics(loss, jnp.mean(logits.argmax(-1) == labels)), {"batch_stats": batch_stats})
 
 
 def evaluate(network: Network, batch_size: int, state: TrainState, dataset: Images) -> EpochMetrics:
