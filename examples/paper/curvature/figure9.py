@@ -14,11 +14,10 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import tyro
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from examples.paper.curvature.spectra import decay_exponent
 from examples.paper.curvature.train import RESULTS
-from examples.paper.report.figures import save
+from examples.paper.report.figures import panels
 from examples.paper.report.statistics import paired
 from examples.paper.results import Row, read_rows
 
@@ -107,8 +106,11 @@ def _name(asked: float | None) -> str:
 
 def draw(runs: Runs, ranks: tuple[int, int], path: Path) -> None:
     """Means over the seeds with their deviations, a line for each setting from the first epoch (hollow) to the last."""
-    figure = Figure(figsize=(6.2, 4.4), layout="constrained")
-    axes: Axes = figure.subplots()
+    with panels(path, "Epochs 1 (hollow), 10, 20, 30, 40, 50", (6.2, 4.4)) as (_, grid):
+        _draw_runs(grid[0, 0], runs, ranks)
+
+
+def _draw_runs(axes: Axes, runs: Runs, ranks: tuple[int, int]) -> None:
     for asked, seeds in runs.items():
         table = np.array([list(epochs.values()) for epochs in seeds.values()])  # seeds x epochs x 2
         mean, deviation = table.mean(axis=0), table.std(axis=0, ddof=min(1, len(table) - 1))
@@ -129,9 +131,5 @@ def draw(runs: Runs, ranks: tuple[int, int], path: Path) -> None:
     axes.set(
         xlabel=f"exponent of the output covariance, ranks {ranks[0]} to {ranks[1]}",
         ylabel=f"exponent of the Hessian, ranks {ranks[0]} to {ranks[1]}",
-        title="Epochs 1 (hollow), 10, 20, 30, 40, 50",
     )
-    axes.title.set_fontsize(10)
     axes.legend(frameon=False, fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    save(figure, path)

@@ -3,14 +3,13 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from examples.paper.report import layer_figures
-from examples.paper.report.figures import method_color, save, tidy
+from examples.paper.report.figures import method_color, panels
 from examples.paper.results import Row
 
 NAMED = ("layer1/0/conv2", "layer4/0/conv2")
@@ -40,24 +39,20 @@ def two_layers_figure(
 ) -> None:
     """A column for each layer, learning rate above alpha; a thin line for each seed and a thick one for their mean."""
     size = (1.0 + 3.3 * len(layers), 5.4)
-    figure, grid = plt.subplots(
-        len(_READ), len(layers), figsize=size, sharex=True, sharey="row", layout="constrained", squeeze=False
-    )
-    for row, quantity in zip(grid, _READ, strict=True):
-        for axes, layer in zip(row, layers, strict=True):
-            for label, runs in methods.items():
-                _draw(axes, over_seeds(runs, quantity, layer), label)
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            tidy(axes, "both")
-        row[0].set_ylabel(quantity)
-    for axes, layer in zip(grid[0], layers, strict=True):
-        axes.set_title(layer, fontsize=10)
-        axes.set_ylim(0, None)
-    for axes in grid[-1]:
-        axes.set_xlabel(interval)
-    figure.suptitle(title, fontsize=10)
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    save(figure, path)
+    with panels(path, title, size, len(_READ), len(layers), sharex=True, sharey="row") as (figure, grid):
+        for row, quantity in zip(grid, _READ, strict=True):
+            for axes, layer in zip(row, layers, strict=True):
+                for label, runs in methods.items():
+                    _draw(axes, over_seeds(runs, quantity, layer), label)
+                axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            row[0].set_ylabel(quantity)
+        for axes, layer in zip(grid[0], layers, strict=True):
+            axes.set_title(layer, fontsize=10)
+            axes.set_ylim(0, None)
+        for axes in grid[-1]:
+            axes.set_xlabel(interval)
+        handles, labels = grid[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
 
 
 def _draw(axes: Axes, lines: np.ndarray, label: str) -> None:

@@ -1,6 +1,7 @@
 """Figures over results: bars, final alphas by layer, and what the three fits make of spectra of known exponent."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,31 +42,27 @@ class LayerAlphas(NamedTuple):
     published: Mapping[str, float]
 
 
-def result_bars(title: str, panels: Mapping[str, Mapping[str, Bar]], label: str, path: Path) -> None:
+def result_bars(title: str, results: Mapping[str, Mapping[str, Bar]], label: str, path: Path) -> None:
     """A panel for each task, with a bar for each method: mean, standard deviation, and a dot for each seed.
 
     Bars do not start at zero; a point is as long in one panel as in any other. `label` says what the results are.
     """
-    across = min(len(panels), 3)
-    rows = [list(panels.items())[start : start + across] for start in range(0, len(panels), across)]
+    across = min(len(results), 3)
+    rows = [list(results.items())[start : start + across] for start in range(0, len(results), across)]
     heights = [0.9 + 0.33 * max(len(bars) for _, bars in row) for row in rows]
-    figure, grid = plt.subplots(
-        len(rows), across, figsize=(max(6, 1.2 + 3.6 * across), sum(heights) + 0.7), layout="constrained", squeeze=False,
-        height_ratios=heights,
-    )  # fmt: skip
-    extents = {task: _extent(bars) for task, bars in panels.items()}
+    size = (max(6, 1.2 + 3.6 * across), sum(heights) + 0.7)
+    extents = {task: _extent(bars) for task, bars in results.items()}
     span = 1.25 * max(max(high - low for low, high in extents.values()), 0.4)
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
-    for (task, bars), axes in zip(panels.items(), grid.flat, strict=False):
-        start = max(0.0, extents[task][1] - 0.95 * span)
-        _draw_bars(axes, bars, start)
-        axes.set_xlim(start, start + span)
-        axes.set_title(task, fontsize=9)
-    published = any(bar.published is not None for bars in panels.values() for bar in bars.values())
-    figure.suptitle(title, fontsize=11)
-    figure.supxlabel(f"{label}; the axes do not start at 0" + "; diamond: published" * published, fontsize=9)
-    save(figure, path)
+    published = any(bar.published is not None for bars in results.values() for bar in bars.values())
+    with panels(path, title, size, len(rows), across, "x", height_ratios=heights) as (figure, grid):
+        for axes in grid.flat[len(results) :]:
+            axes.set_visible(False)
+        for (task, bars), axes in zip(results.items(), grid.flat, strict=False):
+            start = max(0.0, extents[task][1] - 0.95 * span)
+            _draw_bars(axes, bars, start)
+            axes.set_xlim(start, start + span)
+            axes.set_title(task, fontsize=9)
+        figure.supxlabel(f"{label}; the axes do not start at 0" + "; diamond: published" * published, fontsize=9)
 
 
 _PUBLISHED: dict[str, Any] = dict(
@@ -101,7 +98,6 @@ def _draw_bars(axes: Axes, bars: Mapping[str, Bar], start: float) -> None:
     axes.set_yticks(range(len(bars)), list(bars), fontsize=8)
     axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.tick_params(axis="x", labelsize=8)
-    tidy(axes, "x")
 
 
 def method_color(label: str) -> str:
@@ -111,39 +107,42 @@ def method_color(label: str) -> str:
 
 def alphas_by_layer(title: str, methods: Mapping[str, LayerAlphas], layers: Sequence[str], path: Path) -> None:
     """The final alphas of these layers under each method."""
-    figure, axes = plt.subplots(figsize=(2 + 0.32 * len(layers), 3.8), layout="constrained")
-    for shift, (label, alphas) in zip(np.linspace(-0.15, 0.15, len(methods)), methods.items(), strict=True):
-        places = np.arange(len(layers)) + shift
-        means = [alphas.over_seeds[layer][0] for layer in layers]
-        deviations = [alphas.over_seeds[layer][1] or 0 for layer in layers]
-        axes.errorbar(
-            places, means, yerr=deviations, color=method_color(label), linestyle="none", marker="o", capsize=2, label=label
-        )
-        published = [alphas.published.get(layer, np.nan) for layer in layers]
-        axes.plot(places, published, **_PUBLISHED, zorder=4, label="published" if alphas.published else None)
-    axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
-    axes.set_ylabel("PL_Alpha_Hill at the end")
-    axes.set_title(title, fontsize=10)
-    handles, labels = axes.get_legend_handles_labels()
-    named = dict(zip(labels, handles, strict=True))  # what is published, once
-    axes.legend(list(named.values()), list(named), frameon=False, fontsize=8)
-    tidy(axes, "both")
-    save(figure, path)
+    with panels(path, title, (2 + 0.32 * len(layers), 3.8)) as (_, grid):
+        axes: Axes = grid[0, 0]
+        for shift, (label, alphas) in zip(np.linspace(-0.15, 0.15, len(methods)), methods.items(), strict=True):
+            places = np.arange(len(layers)) + shift
+            means = [alphas.over_seeds[layer][0] for layer in layers]
+            deviations = [alphas.over_seeds[layer][1] or 0 for layer in layers]
+            axes.errorbar(
+                places,
+                means,
+                yerr=deviations,
+                color=method_color(label),
+                linestyle="none",
+                marker="o",
+                capsize=2,
+                label=label,
+            )
+            published = [alphas.published.get(layer, np.nan) for layer in layers]
+            axes.plot(places, published, **_PUBLISHED, zorder=4, label="published" if alphas.published else None)
+        axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
+        axes.set_ylabel("PL_Alpha_Hill at the end")
+        handles, labels = axes.get_legend_handles_labels()
+        named = dict(zip(labels, handles, strict=True))  # what is published, once
+        axes.legend(list(named.values()), list(named), frameon=False, fontsize=8)
 
 
 def deviations_over_intervals(title: str, methods: Mapping[str, Sequence[np.ndarray]], interval: str, path: Path) -> None:
     """How far apart the alphas of the balanced layers are after each interval: under each method, a line for each seed."""
-    figure, axes = plt.subplots(figsize=(5.5, 3.2), layout="constrained")
-    for label, runs in methods.items():
-        for number, deviations in enumerate(runs):
-            numbers = range(1, len(deviations) + 1)
-            axes.plot(numbers, deviations, color=method_color(label), marker=".", label=None if number else label)
-    axes.set(xlabel=interval, ylabel="deviation of PL_Alpha_Hill\nover the balanced layers", ylim=(0, None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(title, fontsize=10)
-    axes.legend(frameon=False, fontsize=8)
-    tidy(axes, "both")
-    save(figure, path)
+    with panels(path, title, (5.5, 3.2)) as (_, grid):
+        axes: Axes = grid[0, 0]
+        for label, runs in methods.items():
+            for number, deviations in enumerate(runs):
+                numbers = range(1, len(deviations) + 1)
+                axes.plot(numbers, deviations, color=method_color(label), marker=".", label=None if number else label)
+        axes.set(xlabel=interval, ylabel="deviation of PL_Alpha_Hill\nover the balanced layers", ylim=(0, None))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(frameon=False, fontsize=8)
 
 
 def synthetic_alphas() -> dict[str, np.ndarray]:
@@ -156,20 +155,19 @@ def synthetic_alphas() -> dict[str, np.ndarray]:
 
 def synthetic_figure(path: Path) -> None:
     """Alpha of spectra that decay as a power of the rank, by each fit, beside what theory has."""
-    figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
-    axes.plot(DECAYS, 1 + 1 / DECAYS, color="black", linewidth=1, label="theory: 1 + 1/s")
-    # Hollow and of different sizes: the fits agree, and each must be seen.
-    markers = {"median": ("s", 10, _GREY), "goodness of fit": ("o", 6, _ORANGE), "fix finger": ("x", 4, _BLUE)}
-    for name, alphas in synthetic_alphas().items():
-        marker, size, color = markers[name]
-        shape: dict[str, Any] = dict(
-            marker=marker, markersize=size, markeredgecolor=color, markerfacecolor="none", markeredgewidth=1.5
-        )
-        axes.plot(DECAYS, alphas, linestyle="none", label=name, **shape)
-    axes.set(xlabel="s, of eigenvalues that decay as $\\lambda_i = i^{-s}$", ylabel="alpha")
-    axes.legend(frameon=False)
-    tidy(axes, "both")
-    save(figure, path)
+    with panels(path, "", (6, 3.8)) as (_, grid):
+        axes: Axes = grid[0, 0]
+        axes.plot(DECAYS, 1 + 1 / DECAYS, color="black", linewidth=1, label="theory: 1 + 1/s")
+        # Hollow and of different sizes: the fits agree, and each must be seen.
+        markers = {"median": ("s", 10, _GREY), "goodness of fit": ("o", 6, _ORANGE), "fix finger": ("x", 4, _BLUE)}
+        for name, alphas in synthetic_alphas().items():
+            marker, size, color = markers[name]
+            shape: dict[str, Any] = dict(
+                marker=marker, markersize=size, markeredgecolor=color, markerfacecolor="none", markeredgewidth=1.5
+            )
+            axes.plot(DECAYS, alphas, linestyle="none", label=name, **shape)
+        axes.set(xlabel="s, of eigenvalues that decay as $\\lambda_i = i^{-s}$", ylabel="alpha")
+        axes.legend(frameon=False)
 
 
 def layer_colors(count: int) -> ListedColormap:
@@ -189,12 +187,27 @@ def name_layers(figure: Figure, axes: Sequence[Axes], layers: Sequence[str]) -> 
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
 
 
-def tidy(axes: Axes, lines: str) -> None:
-    axes.grid(alpha=0.25, axis=lines)  # pyright: ignore[reportArgumentType]
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+@contextlib.contextmanager
+def panels(
+    path: Path, title: str, size: tuple[float, float], rows: int = 1, columns: int = 1, lines: str = "both", **options: Any
+) -> Iterator[tuple[Figure, np.ndarray]]:
+    """A figure of panels to draw in, which gets its title, its grid lines and its file at the end.
 
-
-def save(figure: Figure, path: Path) -> None:
+    Args:
+      path: the file.
+      title: above all panels.
+      size: width and height in inches.
+      rows: of panels.
+      columns: likewise.
+      lines: which axis has grid lines: `x`, `y` or `both`.
+      **options: of `plt.subplots`.
+    """
+    figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **options)
+    yield figure, grid
+    figure.suptitle(title, fontsize=10)
+    for axes in grid.flat:
+        axes.grid(alpha=0.25, axis=lines)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=_DPI)
     plt.close(figure)

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from examples.paper.report.figures import method_color, save, tidy
+from examples.paper.report.figures import method_color, panels
 from examples.paper.results import Row
 
 _BINS = 12
@@ -66,18 +65,14 @@ def in_first_interval(norms: Norms, most: int = _MOST_ITERATIONS) -> dict[int, F
 def norms_figure(title: str, runs: Mapping[str, Row], layers: Sequence[str], interval: str, path: Path) -> None:
     """The largest, least and mean norm over the layers, over the iterations; a column for each method."""
     size = (0.9 + 3.9 * len(runs), 3.6)
-    figure, row = plt.subplots(1, len(runs), figsize=size, sharex=True, sharey=True, layout="constrained", squeeze=False)
-    for axes, (label, run) in zip(row[0], runs.items(), strict=True):
-        norms = norms_within(run, layers)
-        _draw_extremes(axes, norms, method_color(label))
-        axes.set(title=label, xlabel=f"iteration; dotted: a new {interval}", yscale="log")
-        axes.title.set_fontsize(10)
-        tidy(axes, "y")
-    low, high = row[0, 0].get_ylim()
-    row[0, 0].set_ylim(low, high * (high / low) ** 0.08)  # room for the legends
-    row[0, 0].set_ylabel("gradient norm over the balanced layers")
-    figure.suptitle(title, fontsize=10)
-    save(figure, path)
+    with panels(path, title, size, 1, len(runs), "y", sharex=True, sharey=True) as (_, row):
+        for axes, (label, run) in zip(row[0], runs.items(), strict=True):
+            _draw_extremes(axes, norms_within(run, layers), method_color(label))
+            axes.set(xlabel=f"iteration; dotted: a new {interval}", yscale="log")
+            axes.set_title(label, fontsize=10)
+        low, high = row[0, 0].get_ylim()
+        row[0, 0].set_ylim(low, high * (high / low) ** 0.08)  # room for the legends
+        row[0, 0].set_ylabel("gradient norm over the balanced layers")
 
 
 def _draw_extremes(axes: Axes, norms: Norms, color: str) -> None:
@@ -96,22 +91,16 @@ def histograms_figure(title: str, runs: Mapping[str, Row], layers: Sequence[str]
     found = {label: in_first_interval(norms_within(run, layers)) for label, run in runs.items()}
     iterations = list(next(iter(found.values())))
     size = (1.0 + 2.5 * len(iterations), 1.2 + 1.9 * len(found))
-    figure, grid = plt.subplots(
-        len(found), len(iterations), figsize=size, sharex=True, sharey=True, layout="constrained", squeeze=False
-    )
     bins = shared_bins([norms for of in found.values() for norms in of.values()])
-    for row, (label, of) in zip(grid, found.items(), strict=True):
-        for axes, norms in zip(row, of.values(), strict=True):
-            axes.hist(norms[np.isfinite(norms)], bins=bins, color=method_color(label), alpha=0.7, edgecolor="white")
-            _in_decades(axes, bins)
-            tidy(axes, "y")
-        row[0].set_ylabel(f"{textwrap.fill(label, 24)}\nlayers")
-    for axes, iteration in zip(grid[0], iterations, strict=True):
-        axes.set_title(f"iteration {iteration}", fontsize=9)
-    for axes in grid[-1]:
-        axes.set_xlabel("gradient norm")
-    figure.suptitle(title, fontsize=10)
-    save(figure, path)
+    with panels(path, title, size, len(found), len(iterations), "y", sharex=True, sharey=True) as (_, grid):
+        for row, (label, of) in zip(grid, found.items(), strict=True):
+            for axes, norms in zip(row, of.values(), strict=True):
+                axes.hist(norms[np.isfinite(norms)], bins=bins, color=method_color(label), alpha=0.7, edgecolor="white")
+                _in_decades(axes, bins)
+            row[0].set_ylabel(f"{textwrap.fill(label, 24)}\nlayers")
+        for top, bottom, iteration in zip(grid[0], grid[-1], iterations, strict=True):
+            top.set_title(f"iteration {iteration}", fontsize=9)
+            bottom.set_xlabel("gradient norm")
 
 
 def _in_decades(axes: Axes, bins: np.ndarray) -> None:

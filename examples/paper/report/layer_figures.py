@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from examples.paper.report.figures import layer_colors, name_layers, save, tidy
+from examples.paper.report.figures import layer_colors, name_layers, panels
 from examples.paper.results import Row
 
 # Of the threshold of the tail, what is drawn: far below it are the eigenvalues that are zero but for rounding.
@@ -43,52 +42,41 @@ def _over_intervals(
     logarithmic: bool = False,
 ) -> None:
     size = (1.9 + 3.2 * len(runs), 1.0 + 2.7 * len(parts))
-    figure, grid = plt.subplots(
-        len(parts), len(runs), figsize=size, sharex=True, sharey="row", layout="constrained", squeeze=False
-    )
     colors = layer_colors(len(layers))
-    for row, (quantity, read) in zip(grid, parts.items(), strict=True):
-        for axes, (label, run) in zip(row, runs.items(), strict=True):
-            lines = read(run["history"])
-            for index, layer in enumerate(layers):
-                numbered = range(1, len(lines[layer]) + 1)
-                axes.plot(
-                    numbered, lines[layer], color=colors(index), linewidth=1.2, marker="o" if len(numbered) == 1 else None
-                )
-            if axes in grid[0]:
-                axes.set_title(label, fontsize=10)
-            if axes in grid[-1]:
-                axes.set_xlabel(interval)
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            if logarithmic:
-                axes.set_yscale("log")
-            tidy(axes, "both")
-        row[0].set_ylabel(quantity)
-    figure.suptitle(title, fontsize=10)
-    name_layers(figure, list(grid.flat), layers)
-    save(figure, path)
+    with panels(path, title, size, len(parts), len(runs), sharex=True, sharey="row") as (figure, grid):
+        for row, (quantity, read) in zip(grid, parts.items(), strict=True):
+            for axes, run in zip(row, runs.values(), strict=True):
+                lines = read(run["history"])
+                for index, layer in enumerate(layers):
+                    numbered = range(1, len(lines[layer]) + 1)
+                    marker = "o" if len(numbered) == 1 else None
+                    axes.plot(numbered, lines[layer], color=colors(index), linewidth=1.2, marker=marker)
+                axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+                if logarithmic:
+                    axes.set_yscale("log")
+            row[0].set_ylabel(quantity)
+        for top, bottom, label in zip(grid[0], grid[-1], runs, strict=True):
+            top.set_title(label, fontsize=10)
+            bottom.set_xlabel(interval)
+        name_layers(figure, list(grid.flat), layers)
 
 
 def spectra_figure(title: str, runs: Mapping[str, Row], layers: Sequence[str], path: Path) -> None:
     """Densities of the eigenvalues of a few layers, with the power law that the median fit finds; a row for each run."""
-    figure, grid = plt.subplots(
-        len(runs), len(layers), figsize=(1.0 + 2.9 * len(layers), 0.7 + 2.5 * len(runs)), sharex="col", sharey="col",
-        layout="constrained", squeeze=False,
-    )  # fmt: skip
-    for column, layer in zip(grid.T, layers, strict=True):
-        spectra = [run["spectra"][layer] for run in runs.values()]
-        largest = 10 ** max(spectrum["log10_edges"][1] for spectrum in spectra)
-        thresholds = [spectrum["threshold"] for spectrum in spectra if np.isfinite(spectrum["threshold"])]
-        smallest = _SMALLEST_DRAWN * min(thresholds, default=0.0)
-        drawn = [_draw_spectrum(axes, spectrum, smallest) for axes, spectrum in zip(column, spectra, strict=True)]
-        heights = np.concatenate(drawn)
-        column[0].set(xlim=(None, 2 * largest), ylim=(heights.min() / 3, 3 * heights.max()))
-        column[0].set_title(layer, fontsize=9)
-        column[-1].set_xlabel("eigenvalue")
-    for axes, label in zip(grid[:, 0], runs, strict=True):
-        axes.set_ylabel(f"{textwrap.fill(label, 24)}\ndensity")
-    figure.suptitle(title, fontsize=10)
-    save(figure, path)
+    size = (1.0 + 2.9 * len(layers), 0.7 + 2.5 * len(runs))
+    with panels(path, title, size, len(runs), len(layers), sharex="col", sharey="col") as (_, grid):
+        for column, layer in zip(grid.T, layers, strict=True):
+            spectra = [run["spectra"][layer] for run in runs.values()]
+            largest = 10 ** max(spectrum["log10_edges"][1] for spectrum in spectra)
+            thresholds = [spectrum["threshold"] for spectrum in spectra if np.isfinite(spectrum["threshold"])]
+            smallest = _SMALLEST_DRAWN * min(thresholds, default=0.0)
+            drawn = [_draw_spectrum(axes, spectrum, smallest) for axes, spectrum in zip(column, spectra, strict=True)]
+            heights = np.concatenate(drawn)
+            column[0].set(xlim=(None, 2 * largest), ylim=(heights.min() / 3, 3 * heights.max()))
+            column[0].set_title(layer, fontsize=9)
+            column[-1].set_xlabel("eigenvalue")
+        for axes, label in zip(grid[:, 0], runs, strict=True):
+            axes.set_ylabel(f"{textwrap.fill(label, 24)}\ndensity")
 
 
 def _draw_spectrum(axes: Axes, spectrum: Mapping[str, Any], smallest: float) -> np.ndarray:
@@ -109,7 +97,6 @@ def _draw_spectrum(axes: Axes, spectrum: Mapping[str, Any], smallest: float) -> 
         axes.axvline(threshold, color="black", linewidth=0.8, linestyle=":")
         axes.text(0.95, 0.9, f"alpha {alpha:.2f}", transform=axes.transAxes, fontsize=9, ha="right")
     axes.minorticks_off()
-    tidy(axes, "both")
     return density[drawn]
 
 

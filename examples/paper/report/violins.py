@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
@@ -12,7 +11,7 @@ from matplotlib.lines import Line2D
 from scipy import stats
 
 from examples.paper.report.alphas import Pooled
-from examples.paper.report.figures import method_color, save, tidy
+from examples.paper.report.figures import method_color, panels
 
 _POINTS = 200
 _HEIGHT = 0.4
@@ -47,27 +46,24 @@ def alpha_distributions(title: str, groups: Mapping[str, Mapping[str, Pooled]], 
     rows = sum(len(methods) for methods in groups.values())
     gap = 0.9 if any(groups) else 0.0
     height = 1.45 + 0.52 * rows + 0.3 * gap * len(groups)
-    figure, axes = plt.subplots(figsize=(7.5, height), layout="constrained")
     highest = max((outline_of[1].max() for outline_of in _outlines(groups)), default=1.0)
     place, ticks, labels = 0.0, [], []
-    for name, methods in groups.items():
-        if name:
-            axes.text(
-                0, place + 0.28, name, transform=axes.get_yaxis_transform(), fontsize=9, fontweight="bold", va="center"
-            )
-            place += gap
-        for label, pooled in methods.items():
-            _draw(axes, place, pooled.alphas, method_color(label), highest)
-            ticks.append(place)
-            labels.append(f"{label}, {pooled.seeds} seed{'' if pooled.seeds == 1 else 's'}")
-            place += 1
-    axes.set_yticks(ticks, labels, fontsize=8)
-    axes.set_ylim(place - 0.45, -0.55 if gap == 0 else -0.2)
-    axes.set_xlabel("PL_Alpha_Hill of the balanced layers at the end")
-    figure.suptitle(title, fontsize=10)
-    figure.legend(handles=_legend(), loc="outside lower center", ncols=3, frameon=False, fontsize=8, borderpad=0.8)
-    tidy(axes, "x")
-    save(figure, path)
+    with panels(path, title, (7.5, height), lines="x") as (figure, grid):
+        axes: Axes = grid[0, 0]
+        for name, methods in groups.items():
+            if name:
+                where = axes.get_yaxis_transform()
+                axes.text(0, place + 0.28, name, transform=where, fontsize=9, fontweight="bold", va="center")
+                place += gap
+            for label, pooled in methods.items():
+                _draw(axes, place, pooled.alphas, method_color(label), highest)
+                ticks.append(place)
+                labels.append(f"{label}, {pooled.seeds} seed{'' if pooled.seeds == 1 else 's'}")
+                place += 1
+        axes.set_yticks(ticks, labels, fontsize=8)
+        axes.set_ylim(place - 0.45, -0.55 if gap == 0 else -0.2)
+        axes.set_xlabel("PL_Alpha_Hill of the balanced layers at the end")
+        figure.legend(handles=_legend(), loc="outside lower center", ncols=3, frameon=False, fontsize=8, borderpad=0.8)
 
 
 def _outlines(groups: Mapping[str, Mapping[str, Pooled]]) -> list[tuple[np.ndarray, np.ndarray]]:

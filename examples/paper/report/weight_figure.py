@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from examples.paper.report.figures import method_color, save, tidy
+from examples.paper.report.figures import method_color, panels
 from examples.paper.report.layer_figures import density_of
 from examples.paper.results import Row
 
@@ -55,24 +54,20 @@ def weight_figure(title: str, runs: Mapping[str, Row], interval: str, path: Path
     found = {label: moments(run) for label, run in runs.items()}
     columns = sorted({iteration for each in found.values() for iteration in each.spectra})
     size = (0.9 + 1.85 * len(columns), 0.9 + 1.9 * len(found))
-    figure, grid = plt.subplots(
-        len(found), len(columns), figsize=size, sharex=True, sharey=True, layout="constrained", squeeze=False
-    )
     steps = next(iter(found.values())).steps
     largest = max(10 ** spectrum["log10_edges"][1] for each in found.values() for spectrum in each.spectra.values())
     heights: list[np.ndarray] = []
-    for row, (label, each) in zip(grid, found.items(), strict=True):
-        for axes, iteration in zip(row, columns, strict=True):
-            if iteration in each.spectra:
-                heights.append(_draw(axes, each.spectra[iteration], _SMALLEST_DRAWN * largest, method_color(label)))
-        row[0].set_ylabel(f"{textwrap.fill(label, 24)}\ndensity")
-    for axes, iteration in zip(grid[0], columns, strict=True):
-        axes.set_title(when(iteration, steps, interval), fontsize=9)
-    drawn = np.concatenate(heights)
-    grid[0, 0].set(xlim=(_SMALLEST_DRAWN * largest, 3 * largest), ylim=(drawn.min() / 3, 10 * drawn.max()))
-    figure.supxlabel("eigenvalue; triangle: the largest", fontsize=10)
-    figure.suptitle(title, fontsize=10)
-    save(figure, path)
+    with panels(path, title, size, len(found), len(columns), sharex=True, sharey=True) as (figure, grid):
+        for row, (label, each) in zip(grid, found.items(), strict=True):
+            for axes, iteration in zip(row, columns, strict=True):
+                if iteration in each.spectra:
+                    heights.append(_draw(axes, each.spectra[iteration], _SMALLEST_DRAWN * largest, method_color(label)))
+            row[0].set_ylabel(f"{textwrap.fill(label, 24)}\ndensity")
+        for axes, iteration in zip(grid[0], columns, strict=True):
+            axes.set_title(when(iteration, steps, interval), fontsize=9)
+        drawn = np.concatenate(heights)
+        grid[0, 0].set(xlim=(_SMALLEST_DRAWN * largest, 3 * largest), ylim=(drawn.min() / 3, 10 * drawn.max()))
+        figure.supxlabel("eigenvalue; triangle: the largest", fontsize=10)
 
 
 def _draw(axes: Axes, spectrum: Mapping[str, Any], smallest: float, color: str) -> Float[np.ndarray, " bins"]:
@@ -86,5 +81,4 @@ def _draw(axes: Axes, spectrum: Mapping[str, Any], smallest: float, color: str) 
     axes.plot(largest, 3 * density[-1], marker="v", markersize=5, color="black")
     axes.text(0.97, 0.9, f"{largest:.2g}", transform=axes.transAxes, fontsize=8, ha="right")
     axes.minorticks_off()
-    tidy(axes, "both")
     return density[shown]
