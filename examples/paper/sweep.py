@@ -97,27 +97,37 @@ def sweep(domain: Domain, command: Sweep) -> None:
         for line in _plan(domain, command, grid, missing):
             console.print(line, soft_wrap=True)
         return
-    mesh = create_mesh(1, 1)
     wanted = len({_without_seed(domain, settings) for settings in missing})
     failed: dict[str, str] = {}
     for number, (settings, seeds, load) in enumerate(_by_setting(domain, grid, missing, places), 1):
         name = f"{_name(domain, settings)}, seed {', '.join(map(str, seeds))}"
         console.rule(f"{number} of {wanted}")
         console.print(name, soft_wrap=True)
-        try:
-            _train_setting(domain, command, settings, seeds, load(), mesh, console)
-        except WriteError:
-            raise
-        except Exception as error:
-            if not isinstance(error, UserError):
-                console.print_exception()
-            failed[name] = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
-            console.print(f"failed: {failed[name]}", style="bold red", soft_wrap=True, markup=False)
+        problem = _problem(partial(_train_setting, domain, command, settings, seeds, load, console), console)
+        if problem is not None:
+            failed[name] = problem
     if failed:
         console.rule("failed")
         for name, problem in failed.items():
             console.print(f"{name}: {problem}", soft_wrap=True, markup=False)
         raise UserError(f"{len(failed)} of {wanted} settings failed, as listed above; the same command tries them again.")
+
+
+def _problem(train: Callable[[], None], console: rich.console.Console) -> str | None:
+    """Trains, and returns in one line why it failed; None where it did not. A file that cannot be written raises."""
+    try:
+        train()
+    except WriteError:
+        raise
+    except UserError as error:
+        problem = str(error)
+    except Exception as error:
+        console.print_exception()
+        problem = f"{type(error).__name__}: {first_line(error)}"
+    else:
+        return None
+    console.print(f"failed: {problem}", style="bold red", soft_wrap=True, markup=False)
+    return problem
 
 
 def _plan(domain: Domain, command: Sweep, grid: Grid, missing: Collection[RunSettings]) -> Iterator[str]:
@@ -138,14 +148,14 @@ def _train_setting(
     command: Sweep,
     settings: Any,
     seeds: Sequence[int],
-    data: Any,
-    mesh: Mesh,
+    load: Callable[[], Any],
     console: rich.console.Console,
 ) -> None:
     """Trains the seeds of a setting, as many at once as fit."""
     runs = {seed: dataclasses.replace(settings, seed=seed) for seed in seeds}
     directories = {seed: RunDirectory(_folder(domain, command, settings, seed), domain) for seed in seeds}
-    trainer = Trainer(domain, settings, data, mesh, console)
+    mesh = create_mesh(1, 1)
+    trainer = Trainer(domain, settings, load(), mesh, console)
     any_saved = lambda: any(last_saved(directory.checkpoints) >= 0 for directory in directories.values())
     goes_on = lambda: "; the same command goes on from the last checkpoints" if any_saved() else ""
     with contextlib.ExitStack() as held, naming_write_errors(command.runs, goes_on):

@@ -232,7 +232,7 @@ def test_a_setting_that_fails_does_not_stop_the_others_and_is_listed_at_the_end(
 
 def test_a_data_set_that_is_not_there_stops_its_own_settings_only(command, capsys, monkeypatch, tmp_path):
     trained = []
-    monkeypatch.setattr(sweep_module, "_train_setting", lambda *arguments: trained.append(arguments[2].dataset))
+    monkeypatch.setattr(sweep_module, "_train_setting", lambda *arguments: trained.append(arguments[4]().name))
     (grid := tmp_path / "sets.toml").write_text('runs = [{ dataset = ["nowhere", "brightness"] }]')
     data = (*command.data, f"nowhere={tmp_path / 'nowhere'}")
     with pytest.raises(UserError, match="1 of 2 settings failed"):
