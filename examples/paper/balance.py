@@ -57,17 +57,21 @@ def chain(*parts: optax.GradientTransformation) -> optax.GradientTransformation:
     return chained
 
 
-def balanced(
+def with_tempbalance(
     optimizer: optax.GradientTransformation, settings: RunSettings, steps: int, layers: LayersOrFn
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer with TempBalance after it: it scales the step, as PyTorch's per-layer learning rates do.
+    """The optimizer, with TempBalance after it if the method has it.
+
+    TempBalance scales the updates, decoupled weight decay included, as PyTorch's learning rates per layer do.
 
     Args:
-      optimizer: its updates are scaled, decoupled decay included.
-      settings: what TempBalance does.
-      steps: of an interval.
-      layers: that are balanced.
+      optimizer: the method without TempBalance.
+      settings: the method and the numbers of TempBalance.
+      steps: the number of steps of an interval.
+      layers: the layers to balance.
     """
+    if not settings.balanced:
+        return optax.with_extra_args_support(optimizer)
     assign = _ASSIGNMENTS[settings.assignment]
     balance = tb_optax.tempbalance(
         min_scale=settings.min_scale,

@@ -1,4 +1,4 @@
-"""Trains a setting: the intervals of one seed, or of several together, and what is written of each."""
+"""Trains a setting: the intervals of one seed, or of several together, and what is logged of each."""
 
 import contextlib
 import dataclasses
@@ -34,11 +34,11 @@ from examples.paper.settings import RunSettings
 from examples.paper.weight_spectra import Spectrum, histograms, of_one_weight, told_after
 
 _INTERVALS_WITHIN = 10
-"""So many intervals' logs tell gradient norms within them too: as many epochs as the paper's Figure 18 shows."""
+"""The first intervals, whose logs have gradient norms of single steps too: as many epochs as the paper's Figure 18."""
 
 
 class Trainer:
-    """A setting, ready to train any of its seeds; compiled once for each number of seeds that train together.
+    """Trains any seeds of a setting. It is compiled once for each number of seeds that train together.
 
     Raises:
       UserError: the model does not fit the data.
@@ -52,13 +52,13 @@ class Trainer:
         self._programs: dict[int, Program] = {}
 
     def program(self, together: int) -> Program:
-        """The compiled functions for so many seeds."""
+        """The compiled functions for this number of seeds."""
         if together not in self._programs:
             self._programs[together] = compile_program(self.training, self._fit, self._mesh, together)
         return self._programs[together]
 
     def train(self, directories: Mapping[int, RunDirectory]) -> None:
-        """Trains seeds together, each from the last checkpoint in its directory, which must be the same one's in all.
+        """Trains seeds together, each from the last checkpoint in its directory. All must stand at the same interval.
 
         Raises:
           KeyboardInterrupt: after the checkpoints are whole.
@@ -103,13 +103,10 @@ class Trainer:
         return state
 
     def _train_interval(self, program: Program, state: Any, number: int, together: int) -> tuple[Any, list[dict[str, Any]]]:
-        """One interval, and what the logs say of it.
+        """Trains one interval: the state after it, and the line of each seed's log, as `docs/log.md` describes it.
 
-        Scales are those of the balanced layers in force at its end, and metrics what they were assigned from: `scale` and
-        `metric` of TempBalance, `decay_scale` and `decay_metric` of AlphaDecay where the method has it. Alphas are those
-        of the weights after the interval, by the fit that the metric has. A refresh inside the compiled interval cannot be
-        timed there: its time is that of measuring alpha after it, by a refresh that takes in the few layers that are not
-        balanced. Where seeds train together, each one's times are its share.
+        A refresh inside the compiled interval cannot be timed alone. Its time is taken as that of measuring alpha
+        afterwards, which is a refresh that includes the few layers that are not balanced.
         """
         training = self.training
         start = time.perf_counter()
@@ -154,11 +151,7 @@ class Trainer:
         return state, lines
 
     def _within(self, number: int, observed: Observations, kernel: jax.Array) -> dict[str, Any]:
-        """What the log of some intervals tells of the steps in between.
-
-        `gradient_norms_within` has, of each layer, the norms at steps 0, `every`, 2 `every` and so on of the interval's
-        `steps`; `spectra_within` the spectra of one weight, within the first interval and after some.
-        """
+        """What some lines of the log have besides: `gradient_norms_within` and `spectra_within`."""
         found, steps, watched = {}, self.training.steps, self.training.watched
         if number <= _INTERVALS_WITHIN:
             norms = {name: np.moveaxis(each, 0, -1) for name, each in jax.device_get(observed.norms_within).items()}
@@ -190,7 +183,7 @@ class Trainer:
         seed: int,
         directory: RunDirectory,
     ) -> None:
-        """What is left of a run after its last interval."""
+        """Writes the summary and the plots of a finished run."""
         from examples.paper.plots import plot_run  # here, for matplotlib takes a while
 
         told = histograms(spectra, self.training.weights)
@@ -213,7 +206,7 @@ class Trainer:
 
 
 def _named(on: str, metrics: Any) -> dict[str, Any]:
-    """Metrics, and what they are measured on, as logs call them."""
+    """Metrics by their names in the log: `test_loss`."""
     return {f"{on}_{name}": value for name, value in metrics._asdict().items()}
 
 
@@ -227,7 +220,7 @@ def _sharding(leaf: jax.Array) -> Any:
 
 
 def _wait(arrays: Any) -> Any:
-    """Waits for arrays in Python, where Ctrl-C is heard, and not in the runtime, where it is not."""
+    """Waits for arrays in Python, where Ctrl-C interrupts; the runtime's own wait does not react to it."""
     while not all(array.is_ready() for array in jax.tree.leaves(arrays)):
         time.sleep(0.002)
     return arrays

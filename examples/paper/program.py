@@ -19,30 +19,30 @@ from examples.paper.weight_spectra import Spectrum, fitted_spectra
 
 
 class Program(NamedTuple):
-    """What trains a setting. Where several seeds train together, every array has a first axis of their number."""
+    """The compiled functions of a setting. If several seeds train together, the first axis of every array is the seed's."""
 
     start: Callable[[Sequence[int]], Any]
     train: Callable[[Any], tuple[Any, Any, Observations]]
-    """An interval; the state before it is gone."""
+    """Trains an interval. The state before it is donated."""
     evaluate: Callable[[Any], Any]
-    """Metrics on what is held out."""
+    """Metrics on the held-out data."""
     measure: Callable[[Any], dict[str, Array]]
-    """The alpha of each of the training's weights, balanced or not; NaN where there is none."""
+    """The alpha of every weight, balanced or not; NaN where there is none."""
     keep: Callable[[Any, Any], Any]
-    """The state with what the training's selection keeps; the state before it is gone."""
+    """The state with the best parameters kept. The state before it is donated."""
     test: Callable[[Any], Any] | None
-    """Metrics of the best state on the test data, where a selection has them."""
+    """Metrics of the best parameters on the test data; None without a selection."""
     spectra: Callable[[Any], dict[str, Spectrum]]
-    """Of each of the weights in the parameters of one seed, in the first process."""
+    """The spectrum of every weight in the parameters of one seed. Only the first process has it."""
     bytes_needed: Callable[[], int]
-    """On each device, while it trains; waits until training is compiled."""
+    """The memory that training needs on each device. Waits until training is compiled."""
 
 
 def compile_program(training: Training, fit: FitTail, mesh: Mesh, together: int = 1) -> Program:
     """Compiles a setting for a mesh.
 
-    Each batch is split over the mesh. Its batch norms are those of the whole batch: the split changes nothing but the
-    order of sums. Seeds that train together do so under `vmap`.
+    Each batch is split over the mesh. Batch norms see the whole batch, so the split changes the order of sums only.
+    Several seeds train under `vmap`.
 
     Args:
       training: the setting.
@@ -85,7 +85,7 @@ def compile_program(training: Training, fit: FitTail, mesh: Mesh, together: int 
         with jax.set_mesh(mesh):
             return lower[name]().compile()
 
-    # One after the other, for XLA has all cores work on each; training begins when its own is there.
+    # XLA uses all cores for one compilation, so they run one after the other. Training begins once `train` is compiled.
     in_turn = concurrent.futures.ThreadPoolExecutor(max_workers=1)
     ready = {name: in_turn.submit(compiled, name) for name in lower}
     if is_first_process():  # The end of a run is its alone.

@@ -15,7 +15,7 @@ _OF_DECAYS = {"min_decay_scale", "max_decay_scale"}
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-    """Every choice that changes a run's result; paths only say where data lie. Each setting has a default."""
+    """Every choice that changes a run's result, each with a default. Paths only say where data lie."""
 
     method: str = "tb"
     model: str = ""
@@ -24,29 +24,29 @@ class RunSettings:
     seed: int = 43
     batch_size: int = 1
     metric: Literal["pl_alpha_hill", "spectral_norm", "alpha_weighted"] = "pl_alpha_hill"
-    """What of a layer's spectrum its scale is read off (tb, alphadecay)."""
+    """The metric of a layer's spectrum that its scale is computed from (tb, alphadecay)."""
     fit: Literal["median", "goodness_of_fit", "fix_finger"] = "median"
-    """How the tail of a spectrum is fitted (tb, alphadecay)."""
+    """How a power law is fitted to the tail of a spectrum (tb, alphadecay)."""
     tail_fraction: float = 0.5
-    """The share of a spectrum that is its tail, where fit is median (tb, alphadecay)."""
+    """The fraction of the eigenvalues that the fit `median` takes as the tail (tb, alphadecay)."""
     spectrum_rows: int | None = None
-    """Instead of a weight's own spectrum, that of square windows of so many rows (FARMS; tb, alphadecay)."""
+    """Measures square windows with this many rows instead of whole matrices (FARMS; tb, alphadecay)."""
     blocks: bool = False
-    """Layers of a block share one scale (tb, alphadecay)."""
+    """The layers of a block share one scale (tb, alphadecay)."""
     assignment: Literal["linear", "sqrt", "log2", "step", "sigmoid"] = "linear"
-    """How metrics become scales (tb, alphadecay)."""
+    """How scales are computed from metrics (tb, alphadecay)."""
     control: Literal["none", "placebo", "mean"] = "none"
-    """Instead of each layer's own scale (tb), that of a layer drawn at every refresh, or every layer the mean of all."""
+    """A control of tb. placebo deals the scales to layers at random; mean gives every layer the mean scale."""
     min_scale: float = 0.5
-    """The least scale of a layer (tb): with linear, that of the heaviest tail."""
+    """The smallest scale of a layer (tb). With linear, the layer with the heaviest tail has it."""
     max_scale: float = 1.5
-    """The greatest scale of a layer (tb)."""
+    """The largest scale of a layer (tb)."""
     min_decay_scale: float = 0.67
-    """The least of what a layer's weight decay is multiplied by (alphadecay)."""
+    """The smallest factor on a layer's weight decay (alphadecay)."""
     max_decay_scale: float = 5.0
-    """The greatest of it (alphadecay)."""
+    """The largest factor on a layer's weight decay (alphadecay)."""
     update_interval: int | None = None
-    """Steps between refreshes of the scales (tb, alphadecay); by default an epoch's."""
+    """Steps from one refresh of the scales to the next (tb, alphadecay); by default the steps of an epoch."""
     first_and_last: bool = False
     """Balances the first and the last layer too (tb, alphadecay)."""
 

@@ -29,7 +29,7 @@ from examples.paper.run_directory import RunDirectory
 from examples.paper.settings import BALANCE, RunSettings
 from tb_optax._report.compilation import keep_compiled_programs
 
-# Of a device's memory, how much a program may need; the rest is for what the compiler does not count.
+# The fraction of a device's memory that a program may need. The compiler's count leaves some memory out.
 _USABLE_MEMORY = 0.9
 
 
@@ -37,9 +37,9 @@ _USABLE_MEMORY = 0.9
 class Sweep:
     """Trains what is missing of a grid, and writes one line of results for each finished run.
 
-    It can be stopped and started again at any point, on any machine: runs that have a line in --results are done, and
-    those that have a folder in --runs go on from their last checkpoint. Results of several machines are merged by
-    putting their files behind one another.
+    It can be stopped and started again at any point, on any machine. Runs with a line in --results are done, and runs
+    with a folder in --runs go on from their last checkpoint. A setting that fails does not stop the others. To merge
+    the results of several machines, concatenate their files.
     """
 
     grid: Annotated[str, tyro.conf.Positional]
@@ -51,14 +51,14 @@ class Sweep:
     changes: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE ...")] = ()
     """Settings that replace the grid's in every run, such as width=0.25 or batch_size=64."""
     seeds: tuple[int, ...] = ()
-    """Instead of the grid's."""
+    """Seeds to train instead of the grid's."""
     data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=DIR ...")] = ()
-    """Data sets that lie ready, and their folders, as --data-dir of the command train has them."""
+    """Data sets, and the folders or files that hold them, as --data-dir of the command train takes them."""
     together: int | None = None
-    """How many seeds of a setting train at once; by default as many as memory allows, and one on CPU, whose cores a
-    single run fills."""
+    """The number of seeds of a setting that train at once. By default as many as fit into memory; one on a CPU, whose
+    cores a single run fills."""
     dry_run: bool = False
-    """Only say which runs are done, begun and missing."""
+    """Only list which runs are done, begun and missing."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder: the same networks start sooner later."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 import tb_optax
-from examples.paper.balance import balanced
+from examples.paper.balance import with_tempbalance
 from examples.paper.domain import Domain, Measure, Selection, Training
 from examples.paper.parallel import replicate, split
 from examples.paper.report.style import Style
@@ -73,8 +73,7 @@ def prepare(settings, data, mesh):
     trace = lambda **changes: tb_optax.trace_layers(forward, shapes, jax.ShapeDtypeStruct((1, 8), jnp.float32), **changes)
     layers, weights = trace(), trace(min_eigenvalues=2, first_and_last=True)
     schedule = optax.constant_schedule(settings.learning_rate)
-    tx = optax.with_extra_args_support(optax.sgd(schedule))
-    tx = balanced(tx, settings, steps, layers) if settings.balanced else tx
+    tx = with_tempbalance(optax.sgd(schedule), settings, steps, layers)
     loss_of = lambda params, part: jnp.mean((forward(params, part[0]) - part[1]) ** 2)
 
     def init(seed):

@@ -1,5 +1,6 @@
 import shutil
 import types
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -222,6 +223,10 @@ def test_what_is_no_file_of_arrays_is_refused(tmp_path):
     for path in (tmp_path / "text.npz", tmp_path / "nowhere.npz"):
         with pytest.raises(UserError, match=f"{path.name} is no .npz file"):
             load_dataset("digits", path, "train", None)
+    with zipfile.ZipFile(tmp_path / "lying.npz", "w") as file, file.open("train_images.npy", "w") as array:
+        np.lib.format.write_array_header_1_0(array, {"descr": "|u1", "fortran_order": False, "shape": (10**13, 64)})
+    with pytest.raises(UserError, match=r"lying.npz is no .npz file"):
+        load_dataset("digits", tmp_path / "lying.npz", "train", None)
     write_arrays(tmp_path / "letters.npz")
     with pytest.raises(UserError, match="leave --train-split"):
         load_dataset("digits", tmp_path / "letters.npz", "train[:3]", None)

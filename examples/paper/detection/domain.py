@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import tb_optax
-from examples.paper.balance import LayersOrFn, balanced
+from examples.paper.balance import LayersOrFn, with_tempbalance
 from examples.paper.detection.average_precision import AveragePrecision, evaluate
 from examples.paper.detection.data import DetectionSet, load_detection_set
 from examples.paper.detection.epoch import Images, batch_of, detect_all, loss
@@ -112,8 +112,7 @@ def create_optimizer(
         "adam": lambda: optax.chain(optax.add_decayed_weights(settings.weight_decay), optax.adam(schedule)),
         "adamw": lambda: optax.adamw(schedule, weight_decay=settings.weight_decay),
     }
-    optimizer = bases[settings.base]()
-    return balanced(optimizer, settings, steps, layers) if settings.balanced else optax.with_extra_args_support(optimizer)
+    return with_tempbalance(bases[settings.base](), settings, steps, layers)
 
 
 def average_precision(found: Detections, dataset: DetectionSet) -> AveragePrecision:

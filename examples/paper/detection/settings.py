@@ -17,13 +17,13 @@ class Settings(RunSettings):
     method: Literal["adam", "adamw", "tb+adam", "tb+adamw"] = "tb+adam"
     """Optimizer, with a cosine by epochs. tb: TempBalance, a learning rate for each layer, after it."""
     min_scale: float = 0.6
-    """The least scale of a layer (tb): with linear, that of the heaviest tail."""
+    """The smallest scale of a layer (tb). With linear, the layer with the heaviest tail has it."""
     max_scale: float = 1.4
-    """The greatest scale of a layer (tb)."""
+    """The largest scale of a layer (tb)."""
     min_eigenvalues: int = 65
-    """The least that a balanced layer has (tb)."""
+    """Layers with fewer eigenvalues are not balanced (tb)."""
     model: Model = "yolov8n"
-    """Network."""
+    """The network."""
     width: float | None = None
     """Multiplies channels, instead of the model's own (yolov8n: 0.25)."""
     depth: float | None = None
@@ -35,27 +35,28 @@ class Settings(RunSettings):
     data_dir: Path | None = None
     """Instead of --dataset, a data set already prepared by TFDS, the folder that holds its dataset_info.json."""
     train_split: str = "train"
-    """What to train on, as TFDS writes splits: train, train+validation, or train[:1000]."""
+    """The split to train on, in the notation of TFDS: train, train+validation, or train[:1000]."""
     test_split: str | None = None
-    """What to test on; by default test, or validation where there is no test."""
+    """The split to test on; by default test, or validation if there is no test."""
     image_size: int = 128
-    """Images are scaled to fit into a square of so many pixels. The paper's are 640."""
+    """Images are scaled to fit into a square with sides of this many pixels. The paper has 640."""
     slots: int = 16
-    """Boxes of an image; of more, the largest are taken."""
+    """The most boxes of an image; the largest are kept."""
     augment: bool = True
     """Augments with mosaics, scales, shifts, mirrors and colours."""
     epochs: int = 20
     """Passes over the training set, in whole batches."""
     batch_size: int = 16
-    """Images a step."""
+    """Images per step."""
     seed: int = 43
-    """Of the initialization, the order of the images and their augmentation."""
+    """The seed of the initialization, of the order of the images, and of their augmentation."""
     learning_rate: float = 2e-3
-    """At the start; annealed to zero: the best on digits. The paper has 7.5e-6 to 2.5e-5, from pre-trained weights."""
+    """The learning rate at the start; it is annealed to zero. The default is the best on digits. The paper has 7.5e-6 to
+    2.5e-5, from pre-trained weights."""
     weight_decay: float = 5e-4
     """On every parameter: decoupled for adamw, with the gradient for adam."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the network computes in; parameters are float32."""
+    """The dtype of the network's computations; parameters are float32."""
 
     @property
     def network(self) -> str:

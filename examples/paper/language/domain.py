@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 import tb_optax
-from examples.paper.balance import LayersOrFn, adamw_with_alphadecay, balanced, chain
+from examples.paper.balance import LayersOrFn, adamw_with_alphadecay, chain, with_tempbalance
 from examples.paper.domain import Domain, Measure, Selection, Training
 from examples.paper.errors import UserError
 from examples.paper.language.data import Corpus, load_corpus, rows
@@ -119,9 +119,7 @@ def create_optimizer(
         "adamw+alphadecay": lambda schedule: adamw_with_alphadecay(schedule, decay, settings, steps, layers),
     }
     optimizer = chain(optax.clip_by_global_norm(settings.clip), bases[settings.base](schedule))
-    if settings.balanced:
-        return balanced(optimizer, settings, steps, layers)
-    return optax.with_extra_args_support(optimizer)
+    return with_tempbalance(optimizer, settings, steps, layers)
 
 
 def _place(tokens: Int[np.ndarray, " n"], count: int, window: int, mesh: Mesh) -> Int[Array, "windows rows window_and_one"]:

@@ -21,11 +21,11 @@ class Settings(RunSettings):
     """Network. tensorized is the paper's, of three layers; tensorized_leaking is as its authors trained it: it sees the
     tokens that it is to predict, and what it reaches is no perplexity of a language model."""
     width: int | None = None
-    """Of the residual stream, instead of the model's own."""
+    """The width of the residual stream, instead of the model's own."""
     layers: int | None = None
-    """How many, instead of the model's own."""
+    """The number of layers, instead of the model's own."""
     dropout: float = 0.1
-    """The share of numbers that training leaves out."""
+    """The dropout rate."""
     dataset: str = "pydoc"
     """pydoc: the help topics that come with Python."""
     data_dir: Path | None = None
@@ -33,9 +33,9 @@ class Settings(RunSettings):
     text: Path | None = None
     """Any text file, instead of --dataset: 90% of it for training, 5% for validation, 5% for testing."""
     tokens: Tokens = "words"
-    """What is predicted."""
+    """The unit that is predicted."""
     train_fraction: float = 1.0
-    """Trains on so much of the training text."""
+    """The fraction of the training text to train on."""
     updates: int = 2000
     """Steps of the optimizer."""
     evaluation_interval: int = 100
@@ -45,19 +45,19 @@ class Settings(RunSettings):
     window: int = 64
     """Tokens that are predicted at once; the first of them from nothing before it."""
     seed: int = 43
-    """Of the initialization and dropout."""
+    """The seed of the initialization and of dropout."""
     learning_rate: float = 1e-3
-    """At the start; annealed to zero, update by update."""
+    """The learning rate at the start; it is annealed to zero, update by update."""
     weight_decay: float = 0.1
-    """On every parameter (adamw)."""
+    """The weight decay of every parameter (adamw)."""
     clip: float = 0.25
     """The norm that gradients are clipped to."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the network computes in; parameters are float32."""
+    """The dtype of the network's computations; parameters are float32."""
     remat: bool = False
-    """Computes the insides of layers again in the backward pass: slower, in less memory."""
+    """Recomputes the activations of each layer in the backward pass: slower, with less memory."""
     update_interval: int | None = 25
-    """Updates between refreshes of the scales (tb, alphadecay)."""
+    """Updates from one refresh of the scales to the next (tb, alphadecay)."""
 
     @property
     def network(self) -> str:

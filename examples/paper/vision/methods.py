@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import tb_optax
-from examples.paper.balance import LayersOrFn, adamw_with_alphadecay, balanced
+from examples.paper.balance import LayersOrFn, adamw_with_alphadecay, with_tempbalance
 from examples.paper.network import epoch_cosine
 from examples.paper.vision.settings import Settings
 
@@ -44,9 +44,7 @@ def create_optimizer(
         optimizer = adamw_with_alphadecay(schedule, settings.weight_decay, settings, steps_per_epoch, layers)
     else:
         optimizer = _OPTIMIZERS[settings.base](settings, schedule, weights)
-    if settings.balanced:
-        return balanced(optimizer, settings, steps_per_epoch, layers)
-    return optax.with_extra_args_support(optimizer)
+    return with_tempbalance(optimizer, settings, steps_per_epoch, layers)
 
 
 _Optimizer = optax.GradientTransformation

@@ -47,9 +47,9 @@ class Settings(RunSettings):
     """cal: SGD, momentum 0.9, cosine annealing per epoch. snr: with spectral norm regularization. tb: TempBalance, a
     learning rate for each layer, after SGD or another. alphadecay: a weight decay for each layer."""
     model: Model = "resnet18"
-    """Network; its CIFAR variant."""
+    """The network, in its variant for CIFAR's small images."""
     width: float = 1.0
-    """Multiplies the channels of every layer."""
+    """Multiplies the number of channels of every layer."""
     dataset: str = "digits"
     """digits (embedded), tiny_imagenet (once the command tiny_imagenet has prepared it), or a TFDS image-classification
     data set, which TFDS downloads: cifar10, svhn_cropped, ..."""
@@ -58,30 +58,30 @@ class Settings(RunSettings):
     images, one subfolder a class (or train and test, and the classes in them); or an .npz file of the arrays train_images,
     train_labels, test_images and test_labels."""
     train_split: str = "train"
-    """What to train on, as TFDS writes splits: train, or train[:10000]."""
+    """The split to train on, in the notation of TFDS: train, or train[:10000]."""
     test_split: str | None = None
-    """What to test on; by default test, or validation where there is no test."""
+    """The split to test on; by default test, or validation if there is no test."""
     epochs: int = 200
     """Passes over the training set, in whole batches."""
     batch_size: int = 128
-    """Images a step."""
+    """Images per step."""
     seed: int = 43
-    """Of the initialization, the order of the images and their augmentation."""
+    """The seed of the initialization, of the order of the images, and of their augmentation."""
     learning_rate: float | None = None
-    """At the start; annealed to zero. By default 0.1; 28 for lars, 0.01 for lamb, 0.001 for adam, adamw, adamp, and for
-    tb what the method that it follows has."""
+    """The learning rate at the start; it is annealed to zero. By default 0.1; 28 for lars, 0.01 for lamb, 0.001 for adam,
+    adamw and adamp. tb+METHOD has the default of METHOD."""
     weight_decay: float = 5e-4
-    """On every parameter, norms and biases too."""
+    """The weight decay of every parameter, norms and biases included."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the network computes in; parameters are float32."""
+    """The dtype of the network's computations; parameters are float32."""
     snr_coefficient: float = 0.01
-    """Of half the sum of squared spectral norms, in the loss (snr, tb+snr)."""
+    """The coefficient in the loss of half the sum of the squared spectral norms (snr, tb+snr)."""
     restart_epochs: int | None = None
-    """Epochs from one warm restart to the next (sgdr); by default half of --epochs, as the paper's 100 of 200."""
+    """Epochs from one warm restart to the next (sgdr); by default half of --epochs, as in the paper (100 of 200)."""
     lookahead_steps: int = 10
     """Steps between synchronizations of the fast and the slow weights (lookahead)."""
     lookahead_step_size: float = 0.8
-    """How far the slow weights then move towards the fast ones (lookahead)."""
+    """The fraction of the way that the slow weights move towards the fast ones (lookahead)."""
     start_epoch: int = 0
     """Epochs before the first refresh (tb, alphadecay)."""
 
