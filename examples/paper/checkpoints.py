@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from examples.paper.errors import UserError
 from examples.paper.parallel import is_first_process
 
 PyTree = Any
@@ -43,9 +44,19 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def restore(self, epoch: int, like: PyTree) -> PyTree:
-        """The state after an epoch, with the shapes, dtypes and shardings of `like`."""
+        """The state after an epoch, with the shapes, dtypes and shardings of `like`.
+
+        Raises:
+          UserError: the checkpoint holds another kind of state, as an earlier version of this program saved it.
+        """
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._manager.restore(epoch, args=ocp.args.StandardRestore(target))  # pyright: ignore[reportCallIssue]
+        try:
+            return self._manager.restore(epoch, args=ocp.args.StandardRestore(target))  # pyright: ignore[reportCallIssue]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self._directory / str(epoch)} holds another kind of state, as another version of this program saves it; "
+                "go on with that version, or start again in another folder."
+            ) from error
 
     def __enter__(self) -> "Checkpoints":
         return self

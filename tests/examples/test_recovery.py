@@ -87,6 +87,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_gone_on_from(run, d
     assert saved(run.checkpoints) == [2, 3] and recovered(run) == []
 
 
+@pytest.mark.parametrize("like", [{"weights": STATE["weights"], "step": STATE["count"]}, {**STATE, "count": jnp.zeros(3)}])
+def test_a_state_of_another_version_is_refused(run, like):
+    with Checkpoints(run.checkpoints) as checkpoints, pytest.raises(UserError, match="3 holds another kind of state"):
+        checkpoints.restore(3, like)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "gone"])
 def test_orbaxs_own_metadata_counts(run, damage):
     DAMAGE[damage](run.checkpoints / "3" / "_CHECKPOINT_METADATA")
