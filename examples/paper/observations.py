@@ -1,4 +1,4 @@
-"""What training tells of its gradients and weights on the way."""
+"""Gradient norms and copies of one weight, recorded while training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -15,18 +15,18 @@ PyTree = Any
 State = TypeVar("State")
 
 NORM_INTERVAL = 30
-"""The paper's, of its Figure 18."""
+"""Steps from one recorded norm to the next, as in the paper's Figure 18."""
 
 
 class Observations(NamedTuple):
-    """What an interval tells of its gradients, by the name of the layer whose kernel's they are, and of one weight."""
+    """What is recorded in an interval: gradient norms by layer, and copies of one weight."""
 
     norms: dict[str, Float[Array, "*stack"]]
-    """Of the loss's gradient, their mean over the steps."""
+    """The norm of the gradient of each layer's kernel, mean over the steps."""
     norms_within: dict[str, Float[Array, "..."]]
-    """At the first step and every `NORM_INTERVAL`th from there, along the first axis."""
+    """The same norm at the first step and at every `NORM_INTERVAL`th after it, along the first axis."""
     watched: Float[Array, "copies ..."]
-    """The first slice of the watched kernel before each of the steps that `watched_steps` has."""
+    """The first slice of the watched kernel, before each of the steps in `watched_steps`."""
 
 
 def observed_steps(
@@ -36,14 +36,17 @@ def observed_steps(
     layers: tb_optax.Layers,
     watched: tb_optax.Layer,
 ) -> tuple[State, PyTree, Observations]:
-    """Takes a step for each of the inputs: the last state, the mean of the metrics, and observations.
+    """Takes one step for each of the inputs.
 
     Args:
-      step: gives the next state, the gradients, and metrics, of a state with `params` and one of the inputs.
-      state: to begin with.
-      inputs: stacked along the first axis.
-      layers: of whose gradients the norms are told.
-      watched: of whose kernel there are copies.
+      step: from a state with `params` and the inputs of a step to the next state, the gradients, and metrics.
+      state: the first state.
+      inputs: the inputs of all steps, stacked along the first axis.
+      layers: the layers whose gradient norms are recorded.
+      watched: the layer whose kernel is copied.
+
+    Returns:
+      The last state, the mean of the metrics, and what was recorded.
     """
     steps = len(jax.tree.leaves(inputs)[0])
     copied = jnp.asarray(watched_steps(steps))
@@ -51,7 +54,7 @@ def observed_steps(
 
     def one(carry: tuple[Any, Array], numbered: tuple[Array, Any]) -> tuple[tuple[Any, Array], Any]:
         (state, copies), (number, own) = carry, numbered
-        # Overwritten until the step that it is to be of; after the last one nothing is written.
+        # Each copy is overwritten until its step is reached. After the last copy's step nothing is written.
         copies = copies.at[jnp.sum(copied < number)].set(kernel(state), mode="drop")
         state, grads, metrics = step(state, own)
         return (state, copies), (metrics, kernel_norms(grads, layers))
@@ -65,12 +68,12 @@ def observed_steps(
 
 
 def watched_steps(steps: int) -> list[int]:
-    """Four steps of an interval, the first one among them; fewer in a shorter one."""
+    """Four steps of an interval, the first included; fewer if the interval is shorter."""
     return sorted({part * steps // 4 for part in range(4)})
 
 
 def kernel_norms(grads: PyTree, layers: tb_optax.Layers) -> dict[str, Float[Array, "*stack"]]:
-    """The norm of the gradient of each layer's kernel, all its axes together but those along which layers are stacked."""
+    """The norm of each layer's gradient, over all axes but those along which layers are stacked."""
     leaves = kernels(grads)
     return {layer.name: _norms(layer, leaves[layer.kernel].astype(jnp.float32)) for layer in layers}
 
@@ -82,7 +85,7 @@ def _norms(layer: tb_optax.Layer, kernel: Float[Array, "..."]) -> Float[Array, "
 
 
 def first_slice(layer: tb_optax.Layer, kernel: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The first layer of a stack, as a stack of one; what is no stack as it is."""
+    """The first layer of a stack, as a stack of one. A layer that is no stack stays as it is."""
     for axis in layer.layer_axes:
         kernel = jax.lax.slice_in_dim(kernel, 0, 1, axis=axis)
     return kernel
@@ -119,7 +122,7 @@ def kernels(params: PyTree) -> dict[str, Array]:
 def measure_alphas(
     alpha: Callable[..., Array], layers: tb_optax.Layers, params: PyTree
 ) -> dict[str, Float[Array, "*stack"]]:
-    """PL_Alpha_Hill of each of `layers` as `alpha` computes it, by a refresh of TempBalance; NaN where there is none."""
+    """The metric `alpha` of each of `layers`, computed by a refresh of TempBalance; NaN if a layer has none."""
     refresh = tb_optax.tempbalance(1, metric=alpha, layers=layers)
     _, refreshed = refresh.update(params, refresh.init(params), params)
     alphas = optax.tree_utils.tree_get(refreshed, "metric")

@@ -1,4 +1,4 @@
-"""What of a run's folder can be believed: the last interval on which its checkpoints and its log agree."""
+"""Finds the last interval on which the checkpoints and the log of a run agree, after damage or a kill."""
 
 from collections.abc import Callable
 

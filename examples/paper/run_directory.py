@@ -1,4 +1,4 @@
-"""The files of a run: its settings, its log, and where the rest goes."""
+"""The folder of a run: settings, log, summary, and a lock."""
 
 import contextlib
 import dataclasses
@@ -81,13 +81,13 @@ class RunDirectory:
         write_whole(self._settings, json.dumps(_as_json(settings), indent=2) + "\n")
 
     def settings(self) -> dict[str, Any]:
-        """As JSON; those that there were not yet when the run was started have their defaults."""
+        """The settings as JSON. A setting that did not exist when the run was started has its default."""
         if not self.exists():
             raise UserError(f"{self.path} holds no run.")
         return _as_json(self.domain.settings().resolved()) | _read_object(self._settings)
 
     def log(self) -> list[dict[str, Any]]:
-        """The lines of the log, one for each interval from the first; what is cut off, or in disorder, ends it."""
+        """The lines of the log, one for each interval from the first. A line that is cut off or out of order ends it."""
         lines = []
         for line in self._log.read_text(errors="replace").splitlines() if self._log.exists() else []:
             try:
@@ -100,7 +100,7 @@ class RunDirectory:
         return lines
 
     def cut_log(self, done: int) -> None:
-        """Drops what was logged after so many intervals: a resumed run will log it again."""
+        """Drops the lines after this number of intervals: a resumed run logs them again."""
         write_whole(self._log, "".join(json.dumps(line) + "\n" for line in self.log()[:done]))
 
     def write_log(self, line: Mapping[str, Any]) -> None:
@@ -110,15 +110,15 @@ class RunDirectory:
             os.fsync(file.fileno())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Writes what is known at the end only: the final spectra, and where the run was computed."""
+        """Writes what is known only at the end: the final spectra, test metrics, and where the run was computed."""
         write_whole(self._summary, json.dumps(_finite(summary)) + "\n")
 
     def summary(self) -> dict[str, Any]:
-        """Nothing before the end."""
+        """The summary; empty before the end of the run."""
         return _read_object(self._summary) if self._summary.exists() else {}
 
     def put_aside(self, path: Path) -> Path:
-        """Moves something to where it is out of the way, in the place of what was put aside of that name before."""
+        """Moves a file or folder to `put_aside/`, where it replaces an earlier one of that name."""
         aside = self.path / "put_aside" / path.name
         shutil.rmtree(aside, ignore_errors=True)
         aside.parent.mkdir(exist_ok=True)
@@ -126,7 +126,7 @@ class RunDirectory:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """All of it, or nothing: a kill leaves what was there before."""
+    """Writes a file atomically: after a kill, the file is complete or as it was before."""
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(text)
     unfinished.rename(path)
@@ -148,7 +148,7 @@ def _as_json(settings: RunSettings) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: null stands for a number that is none."""
+    """The value with null in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):

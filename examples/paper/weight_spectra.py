@@ -1,4 +1,4 @@
-"""Spectra of weights as logs and results have them: a histogram, and the tail that a fit finds."""
+"""Spectra of weights as logs and results store them: a histogram and the fitted tail."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -61,5 +61,5 @@ _fitted_spectra = jax.jit(fitted_spectra, static_argnums=(0, 1))
 
 
 def told_after(epoch: int, epochs: int) -> bool:
-    """Whether the watched weight's spectrum is told after this epoch of so many: ever more rarely, and after the last."""
+    """Whether the spectrum of the watched weight is logged after this epoch: ever more rarely, and after the last."""
     return epoch in _EPOCHS or epoch == epochs
