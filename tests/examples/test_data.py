@@ -45,9 +45,12 @@ def test_known_data_sets_are_normalized_as_in_the_papers_code():
         ("svhn_cropped", (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
         ("tiny_imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ("tiny_imagenet32", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ("brightness", (0, 0, 0), (0, 0, 0)),
     ):
         np.testing.assert_array_equal(data._normalization(name, images), np.array((mean, std), np.float32))
+    with pytest.raises(UserError, match="data set 'brightness': channel 0 is the same in every pixel"):
+        data._normalization("brightness", images)
+    gray = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 1), np.uint8)
+    np.testing.assert_allclose(data._normalization("cifar10_gray", gray)[0], gray.mean(axis=(0, 1, 2)) / 255, rtol=1e-5)
 
 
 def test_what_tfds_cannot_open_is_said_in_one_line(prepared, tmp_path, monkeypatch):

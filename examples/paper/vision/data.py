@@ -163,12 +163,7 @@ def _own_data_set(
     num_classes: int,
 ) -> Dataset:
     """A data set that is not TFDS's: its normalization is measured, whatever its name is."""
-    mean, std = _measured(train_images)
-    if (std == 0).any():
-        raise UserError(
-            f"{flag}: channel {int(np.argmin(std))} is the same in every pixel of the training images, so it cannot be "
-            "normalized; leave this channel out."
-        )
+    mean, std = _measured(flag, train_images)
     flip = not _NOT_FLIPPED.search(name)
     return Dataset(name, train_images, train_labels, test_images, test_labels, num_classes, mean, std, flip)
 
@@ -200,14 +195,20 @@ def _normalization(
     name: str, images: UInt8[np.ndarray, "n height width channels"]
 ) -> tuple[Float[np.ndarray, " channels"], Float[np.ndarray, " channels"]]:
     for prefix, (mean, std) in _NORMALIZATION.items():
-        if name.startswith(prefix):
+        if name.startswith(prefix) and images.shape[-1] == len(mean):
             return np.array(mean, np.float32), np.array(std, np.float32)
-    return _measured(images)
+    return _measured(f"data set {name!r}", images)
 
 
 def _measured(
-    images: UInt8[np.ndarray, "n height width channels"],
+    which: str, images: UInt8[np.ndarray, "n height width channels"]
 ) -> tuple[Float[np.ndarray, " channels"], Float[np.ndarray, " channels"]]:
     """The mean and the standard deviation of each channel, of pixels in 0 to 1."""
     pixels = images.reshape(-1, images.shape[-1]) / np.float32(255)
-    return pixels.mean(axis=0, dtype=np.float64).astype(np.float32), pixels.std(axis=0, dtype=np.float64).astype(np.float32)
+    mean, std = pixels.mean(axis=0, dtype=np.float64), pixels.std(axis=0, dtype=np.float64)
+    if (std == 0).any():
+        raise UserError(
+            f"{which}: channel {int(np.argmin(std))} is the same in every pixel of the training images, so it cannot be "
+            "normalized; leave this channel out."
+        )
+    return mean.astype(np.float32), std.astype(np.float32)
