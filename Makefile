@@ -15,9 +15,9 @@ DEMO := --dataset digits --model resnet18 --width 0.125 --epochs $(DEMO_EPOCHS)
 # Trains a small ResNet-18 on handwritten digits with and without TempBalance.
 demo: .venv/installed-examples
 	rm -rf runs/demo
-	$(BIN)/python -m examples.vision.train $(DEMO) --method cal --out runs/demo/cal
-	$(BIN)/python -m examples.vision.train $(DEMO) --method tb --out runs/demo/tb
-	$(BIN)/python -m examples.vision.compare runs/demo/cal runs/demo/tb
+	$(BIN)/python -m examples.paper vision train $(DEMO) --method cal --out runs/demo/cal
+	$(BIN)/python -m examples.paper vision train $(DEMO) --method tb --out runs/demo/tb
+	$(BIN)/python -m examples.paper vision compare runs/demo/cal runs/demo/tb
 
 test: .venv/installed-test
 	$(BIN)/ruff format --check .

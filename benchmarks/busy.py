@@ -13,7 +13,7 @@ from benchmarks import part
 from benchmarks.part import Deadline
 from benchmarks.tables import or_error, ratio, table
 from benchmarks.timing import Contender, ContenderFailed, Result, Worker, paired_ratio
-from examples.runs.provenance import cores
+from examples.paper.provenance import cores
 
 # Keeps one core busy and uses no memory. It ends when this program does.
 _BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"

@@ -15,7 +15,7 @@ import tb_optax
 from benchmarks.contenders import Case, Prepared
 from benchmarks.networks import create, matrices
 from benchmarks.solvers import EXACT, SOLVERS
-from examples.runs.provenance import cores
+from examples.paper.provenance import cores
 
 
 def tempbalance(case: Case) -> Prepared:

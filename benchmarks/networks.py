@@ -132,7 +132,7 @@ def _tiny(weights: _Weights) -> Network:
 
 
 def _resnet(weights: _Weights, blocks: tuple[int, ...], bottleneck: bool, last: int) -> Network:
-    """The CIFAR variant, named as in `examples/vision`; a bottleneck has four times as many outputs as `last`."""
+    """The CIFAR variant, named as in `examples/paper/vision`; a bottleneck has four times as many outputs as `last`."""
     channels = [last // 2 ** (3 - stage) for stage in range(4)]
     params: Tree = {"conv1": weights.kernel(3, 3, 3, channels[0]), "bn1": weights.norm(channels[0])}
     previous = channels[0]
@@ -155,7 +155,7 @@ def _resnet(weights: _Weights, blocks: tuple[int, ...], bottleneck: bool, last: 
 
 
 def _vgg(weights: _Weights, convs: tuple[int, ...], last: int) -> Network:
-    """With batch norm and one linear layer; features are numbered as in `examples/vision`, ReLUs and pools counted."""
+    """With batch norm and one linear layer; features are numbered as in `examples/paper/vision`, ReLUs and pools counted."""
     features: Tree = {}
     number, previous = 0, 3
     for stage, count in enumerate(convs):

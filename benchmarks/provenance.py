@@ -12,7 +12,7 @@ from typing import Any
 import scipy.linalg  # noqa: F401, with the BLAS of NumPy and its own  # pyright: ignore[reportUnusedImport]
 import threadpoolctl
 
-from examples.runs.provenance import commit, cores, processor, versions
+from examples.paper.provenance import commit, cores, processor, versions
 
 _PACKAGES = ("tb_optax", "jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "optax", "flax", "numpy", "scipy")
 _PACKAGES += ("torch", "weightwatcher", "threadpoolctl")

@@ -26,7 +26,7 @@ class Settings(part.Settings):
     network: str = "resnet18"
     """A network of benchmarks/networks.py, whose parameters the optimizer updates."""
     model: str = "resnet18"
-    """What is trained: a model of examples/vision."""
+    """What is trained: a model of examples/paper/vision."""
     width: float = 1.0
     """Multiplies the model's channels."""
     batch_size: int = 128

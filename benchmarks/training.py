@@ -1,4 +1,4 @@
-"""The contenders that train: an optimizer's update alone, and epochs of the networks in `examples/vision`."""
+"""The contenders that train: an optimizer's update alone, and epochs of the networks in `examples/paper/vision`."""
 
 import functools
 from typing import Any
@@ -12,7 +12,7 @@ from flax import nnx
 import tb_optax
 from benchmarks.contenders import Case, Prepared
 from benchmarks.networks import create
-from examples.vision.models import create_model
+from examples.paper.vision.models import create_model
 
 # An update interval that is never reached.
 NEVER = 10**6

@@ -87,7 +87,7 @@ def test_networks_of_figure_23_have_their_kernels_and_eigenproblems(name, weight
 def test_epochs_of_figure_23_train_the_networks_that_are_refreshed(name, weightless):
     from flax import nnx
 
-    from examples.vision.models import create_model
+    from examples.paper.vision.models import create_model
 
     model, channels = figure23.split(name)
     trained = nnx.eval_shape(

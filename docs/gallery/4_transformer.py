@@ -13,9 +13,9 @@ import numpy as np
 import optax
 
 import tb_optax
-from examples.language.data import load_corpus, rows
-from examples.language.models.gpt import GPT
-from examples.language.updates import windows
+from examples.paper.language.data import load_corpus, rows
+from examples.paper.language.models.gpt import GPT
+from examples.paper.language.updates import windows
 
 # %%
 # Python's own help topics, a character at a time; a decoder of three layers, which are scanned over: one array holds

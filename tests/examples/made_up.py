@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 
-from examples.vision.settings import Settings
+from examples.paper.vision.settings import Settings
 
 LAYERS = ("conv1", "layer1/0/conv1", "layer1/0/conv2", "layer2/0/conv1", "layer2/0/conv2", "linear")
 SMALL = dict(dataset="cifar10_jpeg", train_split="train[:10000]", width=0.25, epochs=24)

@@ -2,12 +2,12 @@
 
 from functools import partial
 
-from examples.runs import compare as compare_module
-from examples.runs import grids, results, run_directory
-from examples.runs import sweep as sweep_module
-from examples.runs import train as train_module
-from examples.runs.report import alphas, markdown, published, sections
-from examples.vision.domain import VISION
+from examples.paper import compare as compare_module
+from examples.paper import grids, results, run_directory
+from examples.paper import sweep as sweep_module
+from examples.paper import train as train_module
+from examples.paper.report import alphas, markdown, published, sections
+from examples.paper.vision.domain import VISION
 
 train = partial(train_module.train, VISION)
 sweep = partial(sweep_module.sweep, VISION)
@@ -19,8 +19,6 @@ load_grid = partial(grids.load_grid, VISION)
 parse_changes = partial(grids.parse_changes, VISION)
 ready_grids = partial(grids.ready_grids, VISION)
 read_results = partial(results.read_results, VISION)
-run_key = partial(results.run_key, VISION)
-setting_key = partial(results.setting_key, VISION)
 read_published = partial(published.read_published, VISION)
 sections_of = partial(sections.sections_of, VISION)
 other_runs = partial(sections.other_runs, VISION)

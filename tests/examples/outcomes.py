@@ -7,7 +7,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from examples.runs.loop import Trainer
+from examples.paper.loop import Trainer
 
 
 def final_arrays(directory, epoch):

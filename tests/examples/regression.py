@@ -1,7 +1,6 @@
 """A domain of a few lines: a network that is to find a function of made data."""
 
 import dataclasses
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
@@ -10,36 +9,28 @@ import numpy as np
 import optax
 
 import tb_optax
-from examples.runs.balance import BalanceSettings, balanced, unused_of_balance
-from examples.runs.domain import Domain, Measure, Method, Selection, Training
-from examples.runs.observations import observed_steps
-from examples.runs.parallel import replicate, split
+from examples.paper.balance import with_tempbalance
+from examples.paper.domain import Domain, Measure, Selection, Training
+from examples.paper.parallel import replicate, split
+from examples.paper.report.style import Style
+from examples.paper.settings import RunSettings
 
-METHODS = {"sgd": Method("sgd"), "tb+sgd": Method("sgd", balanced=True)}
 SIZES = [(8, 64), (64, 72), (72, 64), (64, 1)]
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(BalanceSettings):
+class Settings(RunSettings):
     method: Literal["sgd", "tb+sgd"] = "tb+sgd"
     model: str = "mlp"
     dataset: str = "made"
-    data_dir: Path | None = None
     seed: int = 1
     batch_size: int = 16
     learning_rate: float = 0.05
     evaluations: int = 3
 
     @property
-    def network(self):
-        return self.model
-
-    @property
     def intervals(self):
         return self.evaluations
-
-    def resolved(self):
-        return self
 
 
 class Data(NamedTuple):
@@ -56,6 +47,7 @@ class State(NamedTuple):
     best: dict
     best_loss: jax.Array
     seed: jax.Array
+    step: jax.Array
 
 
 class Metrics(NamedTuple):
@@ -81,38 +73,38 @@ def prepare(settings, data, mesh):
     trace = lambda **changes: tb_optax.trace_layers(forward, shapes, jax.ShapeDtypeStruct((1, 8), jnp.float32), **changes)
     layers, weights = trace(), trace(min_eigenvalues=2, first_and_last=True)
     schedule = optax.constant_schedule(settings.learning_rate)
-    tx = optax.with_extra_args_support(optax.sgd(schedule))
-    tx = balanced(tx, settings, steps, layers) if METHODS[settings.method].balanced else tx
+    tx = with_tempbalance(optax.sgd(schedule), settings, steps, layers)
     loss_of = lambda params, part: jnp.mean((forward(params, part[0]) - part[1]) ** 2)
 
-    def initial(seed):
+    def init(seed):
         keys = jax.random.split(jax.random.key(seed), len(SIZES))
         shaped = zip(shapes, SIZES, keys, strict=True)
         params = {name: jax.random.normal(key, size) / size[0] ** 0.5 for name, size, key in shaped}
-        best = jax.tree.map(jnp.copy, params)
-        return State(params, tx.init(params), best, jnp.float32(jnp.inf), jnp.asarray(np.uint32(seed)))
+        best, step = jax.tree.map(jnp.copy, params), jnp.zeros((), jnp.int32)
+        return State(params, tx.init(params), best, jnp.float32(jnp.inf), jnp.asarray(np.uint32(seed)), step)
 
-    def train(state, part):
-        batches = jax.tree.map(lambda array: array.reshape(steps, settings.batch_size, -1), part)
-
-        def step(state, batch):
-            loss, grads = jax.value_and_grad(loss_of)(state.params, jax.tree.map(split, batch))
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
-            return state._replace(params=params, opt_state=opt_state), grads, Metrics(loss)
-
-        return observed_steps(step, state, batches, weights, layers[0])
+    def loss(params, state, batch, data):
+        loss = loss_of(params, jax.tree.map(split, batch))
+        return loss, (Metrics(loss), {})
 
     def keep(state, metrics):
         better = metrics.loss < state.best_loss
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.params, state.best)
         return state._replace(best=best, best_loss=jnp.minimum(metrics.loss, state.best_loss))
 
-    evaluate = lambda state, part: Metrics(loss_of(state.params, part))
-    selection = Selection(keep, lambda state: state._replace(params=state.best), test_data)
-    units = steps * settings.batch_size
     return Training(
-        initial, train, evaluate, train_data, valid_data, layers, weights, layers[0], schedule, steps, units, selection
+        init=init,
+        inputs=lambda state, part: jax.tree.map(lambda array: array.reshape(steps, settings.batch_size, -1), part),
+        loss=loss,
+        evaluate=lambda state, part: Metrics(loss_of(state.params, part)),
+        tx=tx,
+        data=train_data,
+        held_out_data=valid_data,
+        balanced=layers,
+        weights=weights,
+        schedule=schedule,
+        steps=steps,
+        selection=Selection(keep, lambda state: state._replace(params=state.best), test_data),
     )
 
 
@@ -121,15 +113,11 @@ REGRESSION = Domain(
     Settings,
     load,
     prepare,
-    METHODS,
-    baseline="sgd",
     measure=Measure("test_loss", "test loss", percent=False, higher_is_better=False),
     metrics=("train_loss", "valid_loss"),
     describe=lambda line: f"train {line['train_loss']:.3f}  valid {line['valid_loss']:.3f}",
-    unused=lambda settings: unused_of_balance(settings, METHODS[settings["method"]].balanced),
-    task=("model", "dataset", "evaluations", "batch_size"),
     data=("dataset",),
-    words={"sgd": "SGD", "tb": "TB"},
+    style=Style("sgd", ("model", "dataset", "evaluations", "batch_size"), words={"sgd": "SGD", "tb": "TB"}),
     interval="evaluation",
     unit="points",
     held_out="valid",

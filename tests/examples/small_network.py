@@ -1,13 +1,15 @@
-"""A network that compiles in seconds, and `examples.vision.train` with it: `python -m small_network FLAGS`."""
+"""A network that compiles in seconds, and the command `vision train` with it: `python -m small_network FLAGS`."""
 
 import itertools
 import signal
+import sys
 
 from flax import nnx
 
-from examples.runs.parallel import run_command
-from examples.vision import domain, train
-from examples.vision.convolution import conv_general_dilated
+from examples.paper.__main__ import main
+from examples.paper.parallel import run_command
+from examples.paper.vision import domain
+from examples.paper.vision.convolution import conv_general_dilated
 
 
 class SmallNetwork(nnx.Module):
@@ -37,4 +39,4 @@ def create_small_network(name="small", *, num_classes, image_shape, rngs, **_):
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # heard even where the tests were started to ignore it
     domain.create_model = create_small_network
-    run_command(train.main)
+    run_command(lambda: main(["vision", "train", *sys.argv[1:]]))

@@ -7,8 +7,8 @@ import jax
 import pytest
 from processes import finish, start
 
-from examples.runs import train as runs_train
-from examples.vision import train as train_module
+from examples.paper import train as runs_train
+from examples.paper.__main__ import main
 from tb_optax._report.compilation import keep_compiled_programs
 
 RUN = ["--dataset", "digits", "--width", "0.0625", "--epochs", "1", "--batch-size", "512"]
@@ -37,8 +37,7 @@ def test_programs_are_kept_in_the_users_cache_folder_or_where_jax_was_told(nothi
 @pytest.mark.parametrize(("flags", "kept"), [([], True), (["--no-compilation-cache"], False)])
 def test_a_flag_leaves_the_users_folder_alone(nothing_chosen, monkeypatch, flags, kept):
     monkeypatch.setattr(runs_train, "train", lambda *_: None)
-    monkeypatch.setattr("sys.argv", ["train", *flags])
-    train_module.main()
+    main(["vision", "train", *flags])
     assert (jax.config.jax_compilation_cache_dir is not None) == kept
 
 
@@ -48,7 +47,7 @@ def test_a_run_that_finds_its_programs_computes_the_same(tmp_path):
     large = ("jit_train_", "jit_evaluate", "jit_create")
     environment, logs, programs = {"JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path / "cache")}, [], []
     for name in ("first", "second"):
-        command = ["-m", "examples.vision.train", *RUN, "--out", tmp_path / name]
+        command = ["-m", "examples.paper", "vision", "train", *RUN, "--out", tmp_path / name]
         (said,) = finish(start([command], 1, [environment]))
         log = tmp_path / name / "log.jsonl"
         assert log.exists(), said

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import tb_optax
-from examples.runs.controls import mean, placebo
-from examples.vision.methods import create_optimizer
-from examples.vision.settings import Settings
+from examples.paper.controls import mean, placebo
+from examples.paper.vision.methods import create_optimizer
+from examples.paper.vision.settings import Settings
 from tb_optax import assignments
 
 METRICS = jnp.array([2.0, 3.0, jnp.nan, 4.0, 5.0, 2.5])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from examples.vision.convolution import conv_general_dilated
+from examples.paper.vision.convolution import conv_general_dilated
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 

@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from examples.curvature import figure9, train
-from examples.curvature.mlp import MLP, Penalty, cross_entropy, directions, distance_from_power_law, train_epoch
-from examples.curvature.spectra import decay_exponent, hessian, output_covariance
-from examples.runs.results import read_rows
+from examples.paper.curvature import figure9, train
+from examples.paper.curvature.mlp import MLP, Penalty, cross_entropy, directions, distance_from_power_law, train_epoch
+from examples.paper.curvature.spectra import decay_exponent, hessian, output_covariance
+from examples.paper.results import read_rows
 
 MODEL = MLP(12)
 
@@ -90,13 +90,13 @@ def test_runs_are_measured_once_and_drawn(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "WIDTH", 60)
     monkeypatch.setattr(train, "MEASURED", (1, 10, 11, 12))
     results, figure = tmp_path / "results.jsonl", tmp_path / "figure.png"
-    train.main(seeds=(1,), exponents=(1.0,), results=results)
-    train.main(seeds=(1, 2), exponents=(1.0,), results=results)
+    train.train(seeds=(1,), exponents=(1.0,), results=results)
+    train.train(seeds=(1, 2), exponents=(1.0,), results=results)
     rows = read_rows(results)
     assert [row["settings"] for row in rows] == [
         {"exponent": asked, "seed": seed} for seed in (1, 2) for asked in (1.0, None)
     ]
     capsys.readouterr()
-    figure9.main(results, figure)
+    figure9.figure9(results, figure)
     said = capsys.readouterr().out
     assert "penalty for 1, epochs 1 to 50: r" in said and "across" not in said and figure.stat().st_size > 10_000

@@ -1,15 +1,17 @@
 import shutil
 import types
+import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 
-from examples.runs.errors import UserError
-from examples.vision import data
-from examples.vision.augment import crop_and_flip, normalize
-from examples.vision.data import load_dataset
+from examples.paper.errors import UserError
+from examples.paper.vision import data
+from examples.paper.vision.augment import crop_and_flip, normalize
+from examples.paper.vision.data import load_dataset
 
 
 def test_digits_are_scikit_learns_scaled_up_with_a_fixed_split():
@@ -43,9 +45,12 @@ def test_known_data_sets_are_normalized_as_in_the_papers_code():
         ("svhn_cropped", (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
         ("tiny_imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ("tiny_imagenet32", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ("brightness", (0, 0, 0), (0, 0, 0)),
     ):
         np.testing.assert_array_equal(data._normalization(name, images), np.array((mean, std), np.float32))
+    with pytest.raises(UserError, match="data set 'brightness': channel 0 is the same in every pixel"):
+        data._normalization("brightness", images)
+    gray = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 1), np.uint8)
+    np.testing.assert_allclose(data._normalization("cifar10_gray", gray)[0], gray.mean(axis=(0, 1, 2)) / 255, rtol=1e-5)
 
 
 def test_what_tfds_cannot_open_is_said_in_one_line(prepared, tmp_path, monkeypatch):
@@ -150,6 +155,9 @@ def test_arrays_in_a_file_are_a_data_set(tmp_path):
         (dict(train_images=np.zeros((6, 8, 8), np.uint8)), r"of shape \(6, 8, 8\)"),
         (dict(train_labels=np.arange(5)), "for each of the 6 images"),
         (dict(train_labels=np.arange(6) - 1), "from 0"),
+        (dict(train_labels=np.arange(6) + 2**33), r"has the label 8589934597.* 8589934598 classes of 6 training images"),
+        (dict(test_labels=np.array([0, 2**63 + 1], np.uint64)), "test_labels has the label 9223372036854775809"),
+        (dict(train_images=np.zeros((6, 8, 8, 3), np.uint8)), "channel 0 is the same in every pixel"),
         (dict(test_images=np.zeros((2, 9, 8, 3), np.uint8)), "differ in shape"),
         (dict(train_labels=np.array([{}] * 6)), "no .npz file"),
     ],
@@ -160,11 +168,68 @@ def test_arrays_that_are_no_data_set_are_refused(tmp_path, changes, message):
         load_dataset("digits", tmp_path / "letters.npz", "train", None)
 
 
+def test_a_files_name_does_not_choose_its_normalization(tmp_path):
+    for channels in (1, 3):
+        images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, channels), np.uint8)
+        write_arrays(tmp_path / "cifar10_mine.npz", train_images=images, test_images=images[:2])
+        dataset = load_dataset("digits", tmp_path / "cifar10_mine.npz", "train", None)
+        np.testing.assert_allclose(dataset.mean, images.mean(axis=(0, 1, 2)) / 255, rtol=1e-5)
+
+
+def test_labels_that_are_no_class_are_refused(monkeypatch, prepared):
+    monkeypatch.setattr(data, "_read", lambda builder, split: (np.zeros((2, 4, 4, 3), np.uint8), np.array([-1, 2])))
+    with pytest.raises(UserError, match="split 'train', has labels from -1 to 2, and its 3 classes are 0 to 2"):
+        load_dataset("digits", prepared, "train", None)
+
+
+def write_image(path, brightness, size=(8, 6), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(brightness).integers(0, 9, (size[1], size[0], 3))
+    PIL.Image.fromarray((brightness + noise).astype(np.uint8)).convert(mode).save(path)
+
+
+def test_a_folder_of_images_is_a_data_set_with_a_fifth_held_out(tmp_path):
+    for number in range(20):
+        write_image(tmp_path / "pets" / ("cat" if number % 2 else "dog") / f"{number}.png", 10 * number)
+    (tmp_path / "pets" / "cat" / "notes.txt").write_text("no image")
+    first, second = (load_dataset("digits", tmp_path / "pets", "train", None) for _ in range(2))
+    assert (first.name, first.num_classes, first.flip) == ("pets", 2, True)
+    assert first.train_images.shape == (16, 6, 8, 3) and first.test_images.shape == (4, 6, 8, 3)
+    np.testing.assert_array_equal(first.test_images, second.test_images)
+    for images, labels in ((first.train_images, first.train_labels), (first.test_images, first.test_labels)):
+        numbers = images.reshape(len(images), -1).min(axis=1) // 10
+        np.testing.assert_array_equal(labels, (numbers + 1) % 2)  # cat is 0, dog is 1
+    np.testing.assert_allclose(first.mean, first.train_images.mean(axis=(0, 1, 2)) / 255, rtol=1e-5)
+    with pytest.raises(UserError, match="leave --train-split"):
+        load_dataset("digits", tmp_path / "pets", "train[:3]", None)
+
+
+def test_a_folder_of_images_may_have_a_test_set_of_its_own(tmp_path):
+    for split, names in (("train", ("a", "b", "c")), ("val", ("b", "c"))):
+        for number, name in enumerate(names):
+            write_image(tmp_path / split / name / "1.png", 50 * number, mode="L")
+    dataset = load_dataset("digits", tmp_path, "train", None)
+    assert dataset.train_labels.tolist() == [0, 1, 2] and dataset.test_labels.tolist() == [1, 2]
+    assert dataset.train_images.shape == (3, 6, 8, 1) and dataset.num_classes == 3
+    with pytest.raises(UserError, match="no subfolder other"):
+        load_dataset("digits", tmp_path, "train", "other")
+    write_image(tmp_path / "train" / "a" / "2.png", 90, size=(9, 6))
+    with pytest.raises(UserError, match=r"2 sizes, such as 8 x 6 \(.*\) and 9 x 6 \(.*2.png\)"):
+        load_dataset("digits", tmp_path, "train", None)
+    (tmp_path / "train" / "a" / "2.png").write_text("no image")
+    with pytest.raises(UserError, match=r"2.png cannot be read as an image"):
+        load_dataset("digits", tmp_path, "train", None)
+
+
 def test_what_is_no_file_of_arrays_is_refused(tmp_path):
     (tmp_path / "text.npz").write_text("no arrays")
     for path in (tmp_path / "text.npz", tmp_path / "nowhere.npz"):
         with pytest.raises(UserError, match=f"{path.name} is no .npz file"):
             load_dataset("digits", path, "train", None)
+    with zipfile.ZipFile(tmp_path / "lying.npz", "w") as file, file.open("train_images.npy", "w") as array:
+        np.lib.format.write_array_header_1_0(array, {"descr": "|u1", "fortran_order": False, "shape": (10**13, 64)})
+    with pytest.raises(UserError, match=r"lying.npz is no .npz file"):
+        load_dataset("digits", tmp_path / "lying.npz", "train", None)
     write_arrays(tmp_path / "letters.npz")
     with pytest.raises(UserError, match="leave --train-split"):
         load_dataset("digits", tmp_path / "letters.npz", "train[:3]", None)

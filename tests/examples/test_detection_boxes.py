@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from examples.detection.assignment import assign
-from examples.detection.boxes import (
+from examples.paper.detection.assignment import assign
+from examples.paper.detection.boxes import (
     complete_iou,
     expected_distances,
     from_distances,
@@ -16,8 +16,8 @@ from examples.detection.boxes import (
     places,
     to_distances,
 )
-from examples.detection.losses import Predictions, detection_loss, distribution_focal_loss
-from examples.detection.suppression import suppress
+from examples.paper.detection.losses import Predictions, detection_loss, distribution_focal_loss
+from examples.paper.detection.suppression import suppress
 
 CENTRES, STRIDES = places(64)
 jitted_loss = jax.jit(lambda predictions, boxes, labels: detection_loss(predictions, CENTRES, STRIDES, boxes, labels))

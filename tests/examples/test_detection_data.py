@@ -8,9 +8,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from examples.detection.augment import augment, plain
-from examples.detection.data import GRAY, in_slots, letterbox, load_detection_set
-from examples.runs.errors import UserError
+from examples.paper.detection.augment import augment, plain
+from examples.paper.detection.data import GRAY, in_slots, letterbox, load_detection_set
+from examples.paper.errors import UserError
 
 augmented = jax.jit(augment, static_argnames="flip")
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from examples.detection.average_precision import evaluate
-from examples.detection.data import Images
-from examples.detection.domain import find_layers
-from examples.detection.pretrained import from_torch, load_weights, names
-from examples.detection.suppression import Detections
-from examples.detection.yolo import create_model
-from examples.runs.errors import UserError
-from examples.runs.network import Network
+from examples.paper.detection.average_precision import evaluate
+from examples.paper.detection.data import Images
+from examples.paper.detection.domain import find_layers
+from examples.paper.detection.pretrained import from_torch, load_weights, names
+from examples.paper.detection.suppression import Detections
+from examples.paper.detection.yolo import create_model
+from examples.paper.errors import UserError
+from examples.paper.network import Network
 
 
 @functools.cache
@@ -82,7 +82,7 @@ def test_files_that_are_no_weights_say_so(tmp_path):
 
     (tmp_path / "text").write_text("no")
     trees = [jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), tree) for tree in parts(20)[1:]]
-    with pytest.raises(UserError, match=r"is no safetensors file .* python -m examples\.detection\.convert makes one"):
+    with pytest.raises(UserError, match=r"is no safetensors file .* python -m examples\.paper detection convert makes one"):
         load_weights(tmp_path / "text", *trees)
     save_file({"encoder.weight": np.zeros(2, np.float32)}, tmp_path / "other")
     with pytest.raises(UserError, match=r"holds nothing of this network; its names are like encoder\.weight"):

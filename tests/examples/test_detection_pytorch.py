@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from examples.detection.pretrained import load_weights
-from examples.detection.yolo import create_model
+from examples.paper.detection.pretrained import load_weights
+from examples.paper.detection.yolo import create_model
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -119,7 +119,7 @@ def test_layer_by_layer_outputs_agree(tmp_path):
         elif name.endswith(("running_var", "bn.weight")):
             value.uniform_(0.5, 1.5)
     torch.save(network.state_dict(), tmp_path / "weights.pt")
-    command = [sys.executable, "-m", "examples.detection.convert", "weights.pt", "weights.safetensors"]
+    command = [sys.executable, "-m", "examples.paper", "detection", "convert", "weights.pt", "weights.safetensors"]
     ended = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()}
     )

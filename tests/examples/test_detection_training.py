@@ -1,7 +1,6 @@
 """A detector in training: what a run writes, going on with one, several seeds at once, and commands' errors."""
 
 import json
-import sys
 
 import jax
 import numpy as np
@@ -9,17 +8,17 @@ import pytest
 import rich.console
 from outcomes import killed_before, untimed
 
-from examples.detection import train as train_module
-from examples.detection.average_precision import evaluate
-from examples.detection.domain import DETECTION, load, prepare
-from examples.detection.epoch import detect_all
-from examples.detection.settings import Settings
-from examples.runs.checkpoints import Checkpoints
-from examples.runs.devices import Devices
-from examples.runs.loop import Trainer
-from examples.runs.parallel import create_mesh
-from examples.runs.run_directory import RunDirectory
-from examples.runs.train import train
+from examples.paper.__main__ import main
+from examples.paper.checkpoints import Checkpoints
+from examples.paper.detection.average_precision import evaluate
+from examples.paper.detection.domain import DETECTION, load, prepare
+from examples.paper.detection.epoch import detect_all
+from examples.paper.detection.settings import Settings
+from examples.paper.devices import Devices
+from examples.paper.loop import Trainer
+from examples.paper.parallel import create_mesh
+from examples.paper.run_directory import RunDirectory
+from examples.paper.train import train
 
 SMALL = dict(width=0.0625, image_size=64, epochs=2, batch_size=64, learning_rate=4e-3, first_and_last=True)
 ONE = Devices(mesh=1)
@@ -50,7 +49,7 @@ def test_what_the_log_says_of_the_last_epoch_is_what_its_state_finds(finished):
     dataset = load(settings)
     training = prepare(settings, dataset, create_mesh(1, settings.batch_size))
     with Checkpoints(finished.checkpoints) as checkpoints:
-        state = checkpoints.restore(2, training.initial(43))
+        state = checkpoints.restore(2, training.init(43))
     with jax.set_mesh(create_mesh(1, settings.batch_size)):
         found = jax.jit(training.evaluate)(state, training.held_out_data)
     assert training.evaluate.func is detect_all
@@ -96,7 +95,6 @@ def test_seeds_that_train_together_have_an_average_precision_each(tmp_path):
     ],
 )
 def test_mistakes_are_told_in_a_line(flags, message, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["train", *flags, "--out", str(tmp_path / "run")])
     with pytest.raises(SystemExit):
-        train_module.main()
+        main(["detection", "train", *flags, "--out", str(tmp_path / "run")])
     assert message in " ".join(capsys.readouterr().out.split())

@@ -7,15 +7,15 @@ import pytest
 from outcomes import killed_before, untimed
 from regression import REGRESSION, Settings, forward, load, prepare
 
-from examples.runs.checkpoints import Checkpoints
-from examples.runs.compare import compare
-from examples.runs.devices import Devices
-from examples.runs.parallel import create_mesh
-from examples.runs.report.markdown import Report, report
-from examples.runs.results import read_results
-from examples.runs.run_directory import RunDirectory
-from examples.runs.sweep import Sweep, sweep
-from examples.runs.train import train
+from examples.paper.checkpoints import Checkpoints
+from examples.paper.compare import compare
+from examples.paper.devices import Devices
+from examples.paper.parallel import create_mesh
+from examples.paper.report.markdown import Report, report
+from examples.paper.results import read_results
+from examples.paper.run_directory import RunDirectory
+from examples.paper.sweep import Sweep, sweep
+from examples.paper.train import train
 
 ONE = Devices(mesh=1)
 
@@ -34,7 +34,7 @@ def test_what_is_tested_at_the_end_is_what_was_best_on_validation(tmp_path):
     assert min(losses) < losses[-1]
     data = load(settings)
     with Checkpoints(run.checkpoints) as checkpoints:
-        state = checkpoints.restore(2, prepare(settings, data, create_mesh(1, 16)).initial(1))
+        state = checkpoints.restore(2, prepare(settings, data, create_mesh(1, 16)).init(1))
     loss = lambda part: float(np.mean((forward(state.best, part[0]) - part[1]) ** 2))
     _, valid, test = data.parts
     assert float(state.best_loss) == min(losses)

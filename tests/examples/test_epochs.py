@@ -1,5 +1,7 @@
 """What an epoch tells of its gradients and of a weight, against the same steps taken one by one."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,12 @@ import pytest
 from flax import nnx
 from small_network import create_small_network
 
-from examples.runs.network import Network, TrainState
-from examples.runs.observations import watched_steps
-from examples.runs.parallel import create_mesh
-from examples.vision.epoch import Images, paper_layers, train_epoch
+from examples.paper.domain import Training
+from examples.paper.network import Network, TrainState, epoch_inputs
+from examples.paper.observations import watched_steps
+from examples.paper.parallel import create_mesh
+from examples.paper.program import train_interval
+from examples.paper.vision.epoch import Images, loss, paper_layers
 
 RATE, BATCH, STEPS = 0.05, 2, 65
 
@@ -48,7 +52,9 @@ def test_gradient_norms_are_those_of_every_30th_step_and_the_mean_of_all_and_cop
         by_hand.append({name: np.linalg.norm(np.ravel(layer["kernel"][...])) for name, layer in kernels.items()})
 
     state = TrainState(params, batch_stats, tx.init(params), jnp.zeros((), jnp.int32), jnp.uint32(0))
-    epoch = jax.jit(lambda state, dataset: train_epoch(network, tx, layers, layers[0], BATCH, True, state, dataset))
+    inputs, loss_of = functools.partial(epoch_inputs, BATCH), functools.partial(loss, network, True)
+    training = Training(None, inputs, loss_of, None, tx, dataset, dataset, layers[:1], layers, None, STEPS)
+    epoch = jax.jit(functools.partial(train_interval, training))
     with jax.set_mesh(create_mesh(1, BATCH)):
         _, _, observed = epoch(state, dataset)
     assert set(observed.norms) == set(observed.norms_within) == set(by_hand[0])

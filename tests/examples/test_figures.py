@@ -6,13 +6,13 @@ import scipy.stats
 from made_up import LAYERS, finals, make_row, with_norms_within, with_spectra_within
 from on_vision import pooled_by_task
 
-from examples.runs.report.alphas import pooled
-from examples.runs.report.few_layers import over_seeds, two_layers
-from examples.runs.report.figures import DECAYS, synthetic_alphas
-from examples.runs.report.gradient_figures import extremes, in_first_interval, norms_within, shared_bins
-from examples.runs.report.layer_figures import density_of, tail_share
-from examples.runs.report.violins import center, outline
-from examples.runs.report.weight_figure import moments, tells_spectra, when
+from examples.paper.report.alphas import pooled
+from examples.paper.report.few_layers import over_seeds, two_layers
+from examples.paper.report.figures import DECAYS, synthetic_alphas
+from examples.paper.report.gradient_figures import extremes, in_first_interval, norms_within, shared_bins
+from examples.paper.report.layer_figures import density_of, tail_share
+from examples.paper.report.violins import center, outline
+from examples.paper.report.weight_figure import moments, tells_spectra, when
 
 SEEDS = (43, 37, 13, 51)
 

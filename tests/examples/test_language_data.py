@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from examples.language.data import Tokens, load_corpus, rows
-from examples.runs.errors import UserError
+from examples.paper.errors import UserError
+from examples.paper.language.data import Tokens, load_corpus, rows
 
 
 def write(folder, train="a b\na c\n", valid="a d\n", test="c\n", prefix=""):

@@ -7,10 +7,10 @@ import optax
 import pytest
 
 import tb_optax
-from examples.language.models import MODELS, create_model
-from examples.language.models.gpt import rotate
-from examples.language.models.tensorized import TensorizedTransformer, paper_layers
-from examples.runs.errors import UserError
+from examples.paper.errors import UserError
+from examples.paper.language.models import MODELS, create_model
+from examples.paper.language.models.gpt import rotate
+from examples.paper.language.models.tensorized import TensorizedTransformer, paper_layers
 from tb_optax._layers.layer import kernel_shape, leaves_by_path
 
 VOCABULARY, WINDOW = 11, 6

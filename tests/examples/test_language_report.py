@@ -6,13 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from examples.language.domain import LANGUAGE
-from examples.language.settings import Settings
-from examples.runs.grids import PAPER_SEEDS, load_grid, ready_grids
-from examples.runs.report.markdown import Report, report
-from examples.runs.report.published import read_published
-from examples.runs.report.sections import comparisons, sections_of
-from examples.runs.results import read_results
+from examples.paper.grids import PAPER_SEEDS, load_grid, ready_grids
+from examples.paper.language.domain import LANGUAGE
+from examples.paper.language.settings import Settings
+from examples.paper.report.markdown import Report, report
+from examples.paper.report.published import read_published
+from examples.paper.report.sections import comparisons, sections_of
+from examples.paper.results import read_results
 
 LAYERS = ("layers/attention/q[0]", "layers/attention/q[1]", "layers/feed_forward/out[0]", "layers/feed_forward/out[1]")
 
@@ -27,7 +27,7 @@ def make_row(perplexity, valid, **changes):
     over_layers = dict(alpha=of_layers(2, 4), scale=of_layers(0.5, 1.5), gradient_norm=of_layers(0, 1))
     spectrum = dict(log10_edges=[-2.0, 1.0], counts=[1] * 50, alpha=2.5, threshold=1.0, eigenvalues=50)
     return {
-        "settings": {name: value for name, value in vars(settings).items() if name not in LANGUAGE.places},
+        "settings": {name: value for name, value in vars(settings).items() if name not in LANGUAGE.settings.places()},
         **dict(train_loss=1.0, valid_loss=valid + 0.3, valid_perplexity=np.exp(valid + 0.3), seconds=60.0),
         "history": history | others | over_layers,
         **dict(test_loss=np.log(perplexity), test_perplexity=perplexity),

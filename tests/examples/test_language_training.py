@@ -1,7 +1,7 @@
 """Language models in training: what an update, an evaluation and a run are, against the same done by hand."""
 
 import json
-import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,19 @@ import pytest
 from outcomes import killed_before, untimed
 
 import tb_optax
-from examples.language import train as train_module
-from examples.language.domain import LANGUAGE, create_optimizer, find_layers, load, prepare
-from examples.language.models import create_model
-from examples.language.settings import Settings
-from examples.language.updates import TrainState, evaluate, train_interval, windows
-from examples.runs.checkpoints import Checkpoints
-from examples.runs.devices import Devices
-from examples.runs.observations import watched_steps
-from examples.runs.parallel import create_mesh
-from examples.runs.train import train
+from examples.paper.__main__ import main
+from examples.paper.checkpoints import Checkpoints
+from examples.paper.devices import Devices
+from examples.paper.domain import Training
+from examples.paper.language.domain import LANGUAGE, create_optimizer, find_layers, load, prepare
+from examples.paper.language.models import create_model
+from examples.paper.language.settings import Settings
+from examples.paper.language.updates import TrainState, evaluate, windows
+from examples.paper.language.updates import loss as loss_of
+from examples.paper.observations import watched_steps
+from examples.paper.parallel import create_mesh
+from examples.paper.program import train_interval
+from examples.paper.train import train
 
 SMALL = dict(width=56, layers=2, window=8, batch_size=8, updates=60, evaluation_interval=20, update_interval=10)
 STACKS = (*(f"layers/attention/{part}" for part in "qkvo"), "layers/feed_forward/in", "layers/feed_forward/out")
@@ -67,7 +70,7 @@ def test_a_run_learns_and_logs_every_slice_of_a_stack(finished):
 def test_the_best_parameters_are_tested_once_on_every_window(finished, settings):
     corpus = load(settings)
     with Checkpoints(finished.checkpoints) as checkpoints:
-        state = checkpoints.restore(3, prepare(settings, corpus, create_mesh(1, 8)).initial(43))
+        state = checkpoints.restore(3, prepare(settings, corpus, create_mesh(1, 8)).init(43))
     model = create_model("gpt-tiny", vocabulary=len(corpus.vocabulary), window=8, width=56, layers=2)
     length, forward = (
         len(corpus.test) // 10,
@@ -85,7 +88,7 @@ def test_the_best_parameters_are_tested_once_on_every_window(finished, settings)
 
 def test_the_spectrum_of_each_slice_is_its_own(finished, settings):
     with Checkpoints(finished.checkpoints) as checkpoints:
-        state = checkpoints.restore(3, prepare(settings, load(settings), create_mesh(1, 8)).initial(43))
+        state = checkpoints.restore(3, prepare(settings, load(settings), create_mesh(1, 8)).init(43))
     spectra, alphas = finished.summary()["spectra"], finished.log()[-1]["alpha"]
     for part in ("q", "v"):
         for index, kernel in enumerate(np.asarray(state.params["layers"]["attention"][part]["kernel"], np.float64)):
@@ -169,12 +172,14 @@ def test_updates_take_the_windows_of_a_text_in_order_and_begin_again():
         return -jnp.take_along_axis(chances, window[:, 1:, None], axis=-1).mean()
 
     by_window, grads = zip(*(loss(params, each) for each in cut), strict=True)
-    interval = jax.jit(lambda state: train_interval(model, tx, layers, layers[1], 3, state, jnp.asarray(cut)))
+    steps, rows = (lambda state, _: state.step + jnp.arange(3)), jnp.asarray(cut)
+    training = Training(None, steps, partial(loss_of, model), None, tx, rows, rows, layers, layers, None, 3)
+    interval = jax.jit(lambda state: train_interval(training, state, rows))
     with jax.set_mesh(create_mesh(1, 3)):
         state, first, observed = interval(state)
         state, second, _ = interval(state)
         evaluated = jax.jit(lambda state: evaluate(model, 5, state, jnp.asarray(cut)))(state)  # 12 windows in batches of 5
-    assert int(state.update) == 6
+    assert int(state.step) == 6
     assert float(first.loss) == pytest.approx(np.mean(by_window[:3]), rel=1e-5)
     assert float(second.loss) == pytest.approx(np.mean([by_window[3], *by_window[:2]]), rel=1e-5)
     assert float(evaluated.loss) == pytest.approx(np.mean(by_window), rel=1e-5)
@@ -214,9 +219,8 @@ def test_every_choice_trains(settings, tmp_path, changes):
     ],
 )
 def test_mistakes_get_one_line(monkeypatch, capsys, flags, message):
-    monkeypatch.setattr(sys, "argv", ["train", "--mesh", "1", *flags])
     with pytest.raises(SystemExit) as exit:
-        train_module.main()
+        main(["language", "train", "--mesh", "1", *flags])
     (line,) = capsys.readouterr().out.strip().splitlines()
     assert exit.value.code == 2
     assert line.startswith("error: ") and message in line

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from examples.runs.errors import UserError
-from examples.runs.network import Network
-from examples.vision.epoch import paper_layers
-from examples.vision.models import MODELS, create_model
-from examples.vision.models.resnet import Bottleneck
-from examples.vision.models.wide_resnet import WideBlock
+from examples.paper.errors import UserError
+from examples.paper.network import Network
+from examples.paper.vision.epoch import paper_layers
+from examples.paper.vision.models import MODELS, create_model
+from examples.paper.vision.models.resnet import Bottleneck
+from examples.paper.vision.models.wide_resnet import WideBlock
 from tb_optax._layers.layer import leaves_by_path
 
 IMAGE = (32, 32, 3)

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import signal
-import sys
 import time
 
 import jax
@@ -15,11 +14,11 @@ from outcomes import final_arrays
 from processes import finish, free_address, start
 from small_network import SmallNetwork, create_small_network
 
-from examples.runs.checkpoints import Checkpoints
-from examples.runs.devices import Devices
-from examples.vision import domain as domain_module
-from examples.vision import train as train_module
-from examples.vision.settings import Settings
+from examples.paper.__main__ import main
+from examples.paper.checkpoints import Checkpoints
+from examples.paper.devices import Devices
+from examples.paper.vision import domain as domain_module
+from examples.paper.vision.settings import Settings
 
 RUN = dict(batch_size=32, learning_rate=0.05, epochs=3)
 
@@ -89,9 +88,8 @@ def test_a_run_on_several_devices_is_that_on_one_but_for_the_order_of_sums(prepa
     ],
 )
 def test_mistakes_get_one_line(monkeypatch, capsys, flags, message):
-    monkeypatch.setattr(sys, "argv", ["train", *flags])
     with pytest.raises(SystemExit) as exit:
-        train_module.main()
+        main(["vision", "train", *flags])
     (line,) = capsys.readouterr().out.strip().splitlines()
     assert exit.value.code == 2
     assert line.startswith("error: ") and message in line

@@ -12,11 +12,11 @@ from flax import nnx
 from networks import oihw
 from tiny import numpy_alpha, numpy_linear
 
-from examples.runs.network import Network
-from examples.vision.epoch import paper_layers
-from examples.vision.methods import create_optimizer, create_schedule
-from examples.vision.models import create_model
-from examples.vision.settings import Settings
+from examples.paper.network import Network
+from examples.paper.vision.epoch import paper_layers
+from examples.paper.vision.methods import create_optimizer, create_schedule
+from examples.paper.vision.models import create_model
+from examples.paper.vision.settings import Settings
 
 torch = pytest.importorskip("torch")
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shutil
 import signal
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,14 +14,14 @@ from outcomes import final_arrays
 from processes import finish, start
 from small_network import create_small_network
 
-from examples.runs.checkpoints import Checkpoints, find_damage, last_saved, saved
-from examples.runs.devices import Devices
-from examples.runs.errors import UserError
-from examples.runs.recovery import recover
-from examples.runs.results import append_row
-from examples.vision import domain as domain_module
-from examples.vision import train as train_module
-from examples.vision.settings import Settings
+from examples.paper.__main__ import main
+from examples.paper.checkpoints import Checkpoints, find_damage, last_saved, saved
+from examples.paper.devices import Devices
+from examples.paper.errors import UserError
+from examples.paper.recovery import recover
+from examples.paper.results import append_row
+from examples.paper.vision import domain as domain_module
+from examples.paper.vision.settings import Settings
 
 STATE = {"weights": jnp.arange(400.0).reshape(20, 20) ** 0.5, "count": jnp.array(7)}
 
@@ -86,6 +85,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_gone_on_from(run, d
         checkpoints.save(3, STATE)
     np.testing.assert_array_equal(restored["weights"], STATE["weights"])
     assert saved(run.checkpoints) == [2, 3] and recovered(run) == []
+
+
+@pytest.mark.parametrize("like", [{"weights": STATE["weights"], "step": STATE["count"]}, {**STATE, "count": jnp.zeros(3)}])
+def test_a_state_of_another_version_is_refused(run, like):
+    with Checkpoints(run.checkpoints) as checkpoints, pytest.raises(UserError, match="3 holds another kind of state"):
+        checkpoints.restore(3, like)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "gone"])
@@ -167,9 +172,8 @@ def test_a_run_that_has_no_checkpoint_yet_is_left_as_it_is(tmp_path):
 @pytest.mark.parametrize("text", ["", '{"method": "tb"', "[]", "\x00"])
 def test_damaged_settings_are_one_line(run, monkeypatch, capsys, text):
     (run.path / "settings.json").write_text(text)
-    monkeypatch.setattr(sys, "argv", ["train", "--out", str(run.path), "--resume"])
     with pytest.raises(SystemExit):
-        train_module.main()
+        main(["vision", "train", "--out", str(run.path), "--resume"])
     (line,) = capsys.readouterr().out.strip().splitlines()
     assert line.startswith(f"error: {run.path}/settings.json is damaged")
 
@@ -203,7 +207,7 @@ def test_rows_that_processes_add_at_once_are_all_kept(tmp_path):
     path = tmp_path / "results.jsonl"
     add = f"""
 import pathlib, sys
-from examples.runs.results import append_row
+from examples.paper.results import append_row
 for seed in range(15):
     append_row(pathlib.Path({str(path)!r}), {{"settings": {{"seed": 100 * int(sys.argv[1]) + seed}}}})
 """
@@ -275,9 +279,9 @@ def test_of_two_starts_at_once_one_trains_and_the_other_says_who(prepared, tmp_p
 FAILING = """
 import sys, threading
 from small_network import create_small_network
-from examples.vision import domain, train
-from examples.runs import loop
-from examples.runs.parallel import run_command
+from examples.paper.vision import domain, train
+from examples.paper import loop
+from examples.paper.parallel import run_command
 
 domain.create_model = create_small_network
 train_epoch = loop.Trainer._train_interval

@@ -3,22 +3,22 @@
 import functools
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
 import scipy.stats
 from flax import nnx
 from made_up import LAYERS, finals, make_row, with_norms_within, with_spectra_within, write_rows
-from on_vision import load_grid, other_runs, read_published, ready_grids, report, sections_of, setting_key
+from on_vision import load_grid, other_runs, read_published, ready_grids, report, sections_of
 
 import tb_optax
-from examples.runs.errors import UserError
-from examples.runs.report.alphas import spreads
-from examples.runs.report.markdown import Report
-from examples.runs.report.sections import comparisons
-from examples.vision import report as report_module
-from examples.vision.models import create_model
+from examples.paper.__main__ import main
+from examples.paper.errors import UserError
+from examples.paper.report.alphas import spreads
+from examples.paper.report.markdown import Report
+from examples.paper.report.sections import comparisons
+from examples.paper.results import setting_key
+from examples.paper.vision.models import create_model
 
 CAL = {43: 73.46, 37: 75.90, 13: 74.64, 51: 75.41}
 TB = {43: 75.12, 37: 73.54, 13: 75.23, 51: 73.28}
@@ -362,9 +362,8 @@ def test_published_figures_are_of_the_settings_they_name(tmp_path):
 )
 def test_mistakes_get_one_line(monkeypatch, capsys, tmp_path, flags, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["report", *flags])
     with pytest.raises(SystemExit) as exit:
-        report_module.main()
+        main(["vision", "report", *flags])
     (line,) = capsys.readouterr().out.strip().splitlines()
     assert exit.value.code == 2
     assert line.startswith("error: ") and message in line

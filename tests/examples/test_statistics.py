@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from examples.runs.report.statistics import detectable_difference, mean_and_deviation, paired
+from examples.paper.report.statistics import detectable_difference, mean_and_deviation, paired
 
 CAL = {43: 73.46, 37: 75.90, 13: 74.64, 51: 75.41}
 TB = {43: 75.12, 37: 73.54, 13: 75.23, 51: 73.28}

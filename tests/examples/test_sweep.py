@@ -4,24 +4,23 @@ import contextlib
 import dataclasses
 import functools
 import json
-import sys
 
 import jax
 import numpy as np
 import pytest
-from on_vision import load_grid, name_of_run, parse_changes, read_results, ready_grids, run_key, setting_key, sweep
+from on_vision import load_grid, name_of_run, parse_changes, read_results, ready_grids, sweep
 from outcomes import final_arrays
 from small_network import create_small_network
 
-from examples.runs import loop as loop_module
-from examples.runs import sweep as sweep_module
-from examples.runs.errors import UserError
-from examples.runs.grids import PAPER_SEEDS
-from examples.runs.results import append_row
-from examples.runs.sweep import Sweep
-from examples.vision import domain as domain_module
-from examples.vision import sweep as vision_sweep
-from examples.vision.settings import Settings
+from examples.paper import loop as loop_module
+from examples.paper import sweep as sweep_module
+from examples.paper.__main__ import main
+from examples.paper.errors import UserError, WriteError
+from examples.paper.grids import PAPER_SEEDS
+from examples.paper.results import append_row, setting_key
+from examples.paper.sweep import Sweep
+from examples.paper.vision import domain as domain_module
+from examples.paper.vision.settings import Settings
 
 TINY = ("dataset=brightness", "train_split=train", "epochs=2", "batch_size=32")
 
@@ -133,6 +132,8 @@ def test_grids_on_prepared_data_have_the_numbers_of_table_1():
         ("runs = [{ method = 'sgd' }]", "method = 'sgd' must be 'cal' or "),
         ("runs = [{ epochs = 1.5 }]", "epochs = 1.5 must be int"),
         ("runs = [{ epochs = 0 }]", "--epochs 0 must be above 0"),
+        ("seeds = [4294967296]\nruns = [{ epochs = 2 }]", "--seed 4294967296 must be a whole number from 0 to 4294967295"),
+        ("seeds = ['a']\nruns = [{ epochs = 2 }]", "--seed a must be a whole number"),
     ],
 )
 def test_a_mistake_in_a_grid_is_named(tmp_path, text, message):
@@ -142,7 +143,7 @@ def test_a_mistake_in_a_grid_is_named(tmp_path, text, message):
         load_grid(str(path))
 
 
-def test_mistakes_in_the_command_are_named(command):
+def test_mistakes_in_the_command_are_named(command, capsys):
     with pytest.raises(UserError, match="--set epochs must be NAME=VALUE"):
         parse_changes(["epochs"])
     with pytest.raises(UserError, match=r"--set: epoch is not a setting"):
@@ -154,8 +155,9 @@ def test_mistakes_in_the_command_are_named(command):
     with pytest.raises(UserError, match="--data brightness must be NAME=DIR"):
         sweep(dataclasses.replace(command, data=("brightness",)))
     (place,) = (item.partition("=")[2] for item in command.data)
-    with pytest.raises(UserError, match="holds brightness; name it so in the grid"):
+    with pytest.raises(UserError, match="2 of 2 settings failed"):
         sweep(dataclasses.replace(command, changes=("dataset=darkness",), data=(f"darkness={place}",)))
+    assert "holds brightness; name it so in the grid" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -202,8 +204,57 @@ def test_every_setting_is_announced_with_the_seeds_that_it_lacks(command, capsys
     monkeypatch.setattr(sweep_module, "_train_setting", lambda *_: None)
     sweep(dataclasses.replace(command, seeds=(2, 3)))
     told = capsys.readouterr().out
-    assert "brightness,resnet18,cal,epochs=2,batch-size=32, seed 2, 3\n" in told
-    assert "brightness,resnet18,tb,epochs=2,batch-size=32, seed 2, 3\n" in told
+    assert "brightness-resnet18-cal-batch_size_32-epochs_2, seed 2, 3\n" in told
+    assert "brightness-resnet18-tb-batch_size_32-epochs_2, seed 2, 3\n" in told
+
+
+def test_a_setting_that_fails_does_not_stop_the_others_and_is_listed_at_the_end(command, capsys, monkeypatch):
+    tried = []
+
+    def train_setting(domain, command, settings, seeds, *_):
+        tried.append(settings.batch_size)
+        if settings.batch_size == 16:
+            raise UserError("no such batch")
+        if settings.batch_size == 32:
+            raise RuntimeError("out of memory\nand more")
+
+    monkeypatch.setattr(sweep_module, "_train_setting", train_setting)
+    (grid := command.runs.parent / "batches.toml").write_text('runs = [{ dataset = "digits", batch_size = [16, 32, 64] }]')
+    with pytest.raises(UserError, match="2 of 3 settings failed, as listed above; the same command tries them again"):
+        sweep(dataclasses.replace(command, grid=str(grid), seeds=(1,), data=()))
+    assert tried == [16, 32, 64]
+    listed = capsys.readouterr().out.splitlines()[-2:]
+    assert listed == [
+        "digits-resnet18-tb-batch_size_16, seed 1: no such batch",
+        "digits-resnet18-tb-batch_size_32, seed 1: RuntimeError: out of memory",
+    ]
+
+
+def test_a_data_set_that_is_not_there_stops_its_own_settings_only(command, capsys, monkeypatch, tmp_path):
+    trained = []
+    monkeypatch.setattr(sweep_module, "_train_setting", lambda *arguments: trained.append(arguments[4]().name))
+    (grid := tmp_path / "sets.toml").write_text('runs = [{ dataset = ["nowhere", "brightness"] }]')
+    data = (*command.data, f"nowhere={tmp_path / 'nowhere'}")
+    with pytest.raises(UserError, match="1 of 2 settings failed"):
+        sweep(dataclasses.replace(command, grid=str(grid), data=data))
+    assert trained == ["brightness"] and "nowhere is not a data set" in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_written_stops_a_sweep(command, monkeypatch):
+    def full(*_):
+        raise WriteError("No space left on device")
+
+    monkeypatch.setattr(sweep_module, "_train_setting", full)
+    with pytest.raises(WriteError, match="No space left"):
+        sweep(command)
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_ends_with_a_row_and_the_sweep_goes_on(command, small):
+    """Its weights are finite and their squares, the eigenvalues, are not."""
+    sweep(dataclasses.replace(command, changes=("learning_rate=1e6", 'method="tb"'), seeds=(1, 2)))
+    for row in read_results([command.results]):
+        assert len(row["history"]["train_loss"]) == 2 and len(row["spectra"]) < 4
 
 
 @pytest.mark.slow
@@ -277,6 +328,12 @@ def test_results_of_two_machines_merge_and_a_cut_off_line_is_left_out(tmp_path):
     assert len(read_results([both])) == 3
     with pytest.raises(UserError, match=r"none\.jsonl: no such file"):
         read_results([tmp_path / "none.jsonl"])
+    two.write_text(json.dumps({"settings": {"method": "nosuch"}}) + "\n")
+    with pytest.raises(UserError, match=r"two\.jsonl, line 1, has the method 'nosuch', which this version does not know"):
+        read_results([two])
+    two.write_bytes(b'{"settings": "\xe9"}\n')
+    with pytest.raises(UserError, match=r"two\.jsonl is not in UTF-8 \(byte 14\)"):
+        read_results([two])
     two.write_text("[]\n{}\n")
     with pytest.raises(UserError, match=r"two\.jsonl, line 1, is not a result"):
         read_results([two])
@@ -284,22 +341,21 @@ def test_results_of_two_machines_merge_and_a_cut_off_line_is_left_out(tmp_path):
 
 def test_a_run_is_known_by_its_settings_wherever_its_data_lie(tmp_path):
     settings = Settings(method="tb", seed=3)
-    assert run_key(settings) == run_key(dataclasses.replace(settings, data_dir=tmp_path, learning_rate=0.1))
-    assert run_key(settings) != run_key(dataclasses.replace(settings, seed=4))
+    assert settings.key() == dataclasses.replace(settings, data_dir=tmp_path, learning_rate=0.1).key()
+    assert settings.key() != dataclasses.replace(settings, seed=4).key()
     assert setting_key(settings) == setting_key(dataclasses.replace(settings, seed=4))
     old = {name: value for name, value in dataclasses.asdict(settings.resolved()).items() if name != "snr_coefficient"}
-    assert run_key(old) == run_key(settings)  # a row from before there was this setting
+    assert Settings.of(old | {"later": 1}).key() == settings.key()  # a row of a version before, or after
 
 
 def test_a_fit_that_the_metric_does_not_take_makes_no_other_run():
     runs = {
-        run_key(Settings(method="tb", metric="spectral_norm", fit=fit))
-        for fit in ("median", "goodness_of_fit", "fix_finger")
+        Settings(method="tb", metric="spectral_norm", fit=fit).key() for fit in ("median", "goodness_of_fit", "fix_finger")
     }
     assert len(runs) == 1
     row = dataclasses.asdict(Settings(method="tb", metric="spectral_norm").resolved()) | {"fit": "fix_finger"}
-    assert {run_key(row)} == runs  # one of before
-    assert run_key(Settings(method="tb", fit="fix_finger")) != run_key(Settings(method="tb"))
+    assert {Settings.of(row).key()} == runs  # one of before
+    assert Settings(method="tb", fit="fix_finger").key() != Settings(method="tb").key()
 
 
 def test_settings_that_differ_have_folders_that_differ():
@@ -307,13 +363,13 @@ def test_settings_that_differ_have_folders_that_differ():
         Settings(train_split=split).resolved() for split in ("train", "train[:10000]", "train[10000:]", "train10000")
     ]
     different += [Settings(test_split=split).resolved() for split in ("test", "test[:1]", "te/st", "te%2Fst")]
+    different += [Settings(dataset=name).resolved() for name in ("voc/2007", "a-resnet18", "a")]
     names = [name_of_run(settings) for settings in different]
-    assert len(set(names)) == len(names) and not any("/" in name for name in names)
+    assert len(set(names)) == len(names) and not any(set(name) & set("/,=: []") for name in names)
 
 
 def test_a_dry_run_trains_nothing(command, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["sweep", "table1", "--results", str(command.results), "--dry-run"])
-    vision_sweep.main()
+    main(["vision", "sweep", "table1", "--results", str(command.results), "--dry-run"])
     assert "Table 1, Figure 3: CAL, SNR, TB and TB + SNR: 0 of 240 runs done" in capsys.readouterr().out
     assert not command.runs.exists()
 
@@ -321,12 +377,12 @@ def test_a_dry_run_trains_nothing(command, capsys, monkeypatch):
 def test_a_dry_run_says_which_seeds_are_done_begun_and_missing(command, capsys):
     done, begun, *_ = load_grid(command.grid, seeds=(1, 2, 3)).runs()
     append_row(command.results, {"settings": {**dataclasses.asdict(done), "data_dir": None}})
-    (command.runs / f"{name_of_run(begun)},seed=2").mkdir(parents=True)
+    (command.runs / f"{name_of_run(begun)}-seed_2").mkdir(parents=True)
     sweep(dataclasses.replace(command, seeds=(1, 2, 3), dry_run=True))
     said = capsys.readouterr().out.splitlines()
     assert said[1:] == [
-        "brightness,resnet18,cal,epochs=2,batch-size=32: done 1; begun 2; missing 3",
-        "brightness,resnet18,tb,epochs=2,batch-size=32: missing 1, 2, 3",
+        "brightness-resnet18-cal-batch_size_32-epochs_2: done 1; begun 2; missing 3",
+        "brightness-resnet18-tb-batch_size_32-epochs_2: missing 1, 2, 3",
     ]
 
 
@@ -342,7 +398,7 @@ def test_every_ready_grid_starts_stops_and_goes_on(name, command, small, monkeyp
             with pytest.raises(Stopped) if done < len(wanted) else contextlib.nullcontext():
                 sweep(tiny)
         rows = read_results([tiny.results])
-        assert len(rows) == done and {setting_key(row["settings"]) for row in rows} <= wanted
+        assert len(rows) == done and {setting_key(Settings.of(row["settings"])) for row in rows} <= wanted
 
 
 METHODS = functools.reduce(set.union, ({run.method for run in load_grid(name).settings} for name in ready_grids()), set())

@@ -14,9 +14,9 @@ import pytest
 import rich.console
 import tensorflow_datasets as tfds
 
-from examples.runs.errors import UserError
-from examples.vision.data import load_dataset
-from examples.vision.tiny_imagenet import prepare
+from examples.paper.errors import UserError
+from examples.paper.vision.data import load_dataset
+from examples.paper.vision.tiny_imagenet import prepare
 
 WNIDS = ("n03", "n01", "n02")  # not sorted, as in the official file
 GRAY = "train/n02/images/n02_1.JPEG"
@@ -59,7 +59,7 @@ def archive(tmp_path_factory, contents):
 
 
 def run_command(*flags, **environment):
-    command = [sys.executable, "-m", "examples.vision.tiny_imagenet", *map(str, flags)]
+    command = [sys.executable, "-m", "examples.paper", "vision", "tiny_imagenet", *map(str, flags)]
     result = subprocess.run(command, env=os.environ | environment, stdout=-1, stderr=-2, text=True, timeout=120)
     return result.returncode, result.stdout
 
@@ -101,7 +101,7 @@ def check(dataset, contents):
 def test_what_the_command_prepares_is_found_by_its_name(by_command, contents, tfds_directory):
     directory, output = by_command
     assert re.search(r"12 train and 6 validation images of 3 classes in \S+/tiny_imagenet/1\.0\.0\n", output)
-    assert "python -m examples.vision.train --dataset tiny_imagenet\n" in output
+    assert "python -m examples.paper vision train --dataset tiny_imagenet\n" in output
     assert len(output.splitlines()) == 2
     tfds_directory(directory)
     check(load_dataset("tiny_imagenet", None, "train", None), contents)
@@ -141,7 +141,7 @@ def test_the_unpacked_folder_gives_the_same(archive, contents, tmp_path, parent)
 
 def test_without_it_the_name_says_what_to_run(tmp_path, tfds_directory):
     tfds_directory(tmp_path)
-    with pytest.raises(UserError, match=rf"{tmp_path}.*tiny-imagenet-200\.zip.*examples\.vision\.tiny_imagenet tiny-"):
+    with pytest.raises(UserError, match=rf"{tmp_path}.*tiny-imagenet-200\.zip.*examples\.paper vision tiny_imagenet tiny-"):
         load_dataset("tiny_imagenet", None, "train", None)
 
 
@@ -209,6 +209,6 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path, archive):
 def test_it_is_prepared_where_it_is_asked_for(archive, tmp_path):
     code, output = run_command(archive, "--data-dir", tmp_path / "here")
     folder = tmp_path / "here" / "tiny_imagenet" / "1.0.0"
-    assert code == 0 and f"python -m examples.vision.train --data-dir {folder}\n" in output
+    assert code == 0 and f"python -m examples.paper vision train --data-dir {folder}\n" in output
     assert (folder / "dataset_info.json").is_file()
     shutil.rmtree(tmp_path / "here")

@@ -18,16 +18,20 @@ from processes import TESTS
 from small_network import create_small_network
 
 import tb_optax
-from examples.runs.checkpoints import Checkpoints
-from examples.runs.devices import Devices
-from examples.runs.errors import UserError
-from examples.runs.results import row_of
-from examples.runs.weight_spectra import told_after
-from examples.vision import domain as domain_module
-from examples.vision import train as train_module
-from examples.vision.settings import Settings
+from examples.paper.__main__ import main
+from examples.paper.checkpoints import Checkpoints
+from examples.paper.detection.domain import DETECTION
+from examples.paper.devices import Devices
+from examples.paper.errors import UserError
+from examples.paper.language.domain import LANGUAGE
+from examples.paper.results import row_of
+from examples.paper.vision import domain as domain_module
+from examples.paper.vision.domain import VISION
+from examples.paper.vision.settings import Settings
+from examples.paper.weight_spectra import Spectrum, histograms, told_after
 
 train = functools.partial(on_vision.train, devices=Devices(mesh=1))  # as in a process of its own, on its one device
+DOMAINS = (VISION, LANGUAGE, DETECTION)
 SMALL = dict(width=1 / 16, epochs=3, batch_size=32, train_split="train", learning_rate=0.05)
 
 
@@ -103,6 +107,38 @@ def test_a_run_learns_and_logs_every_layer_each_epoch(finished):
         assert max(line["scale"].values()) == pytest.approx(1.5)
         assert line["refreshes"] == 1 and 0 < line["refresh_seconds"] < line["seconds"]
         assert {"train_loss", "test_loss", "test_accuracy", "images_per_second", "learning_rate"} <= set(line)
+
+
+def test_a_run_of_alphadecay_logs_the_scales_of_its_decay(settings, small, tmp_path, capsys):
+    """Beside those of the learning rate, which are 1 without TempBalance."""
+    own = dataclasses.replace(settings, method="adamw+alphadecay", learning_rate=1e-3, epochs=1, seed=2**32 - 1)
+    run = train(own, tmp_path / "run")
+    (line,) = run.log()
+    assert set(line["scale"].values()) == {1.0} and line["refreshes"] == 1
+    assert list(line["decay_scale"]) == list(line["decay_metric"]) == ["convs/1", "convs/2"]
+    assert sorted(line["decay_scale"].values()) == pytest.approx([0.67, 5.0])
+    assert "  decay scales 0.67-5.00" in capsys.readouterr().out
+    last = {name: values[-1] for name, values in row_of(run)["history"]["decay_scale"].items()}
+    assert last == pytest.approx(line["decay_scale"], rel=1e-4)
+
+
+def test_every_key_of_the_log_is_documented_and_no_other(finished):
+    page = (TESTS.parent / "docs" / "log.md").read_text()
+    table = page[page.index("key by key") : page.index("## `results.jsonl`")]
+    first_cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("|")]
+    documented = {key for cell in first_cells for key in re.findall(r"`(\w+)`", cell)}
+    written = set(json.loads((finished / "log.jsonl").read_text().splitlines()[0])) | {"decay_scale", "decay_metric"}
+    assert documented == written.union(*({domain.interval, domain.speed, *domain.metrics} for domain in DOMAINS))
+
+
+def test_a_layer_whose_eigenvalues_are_infinite_has_no_histogram():
+    infinite, finite = (
+        Spectrum(np.array(values), tb_optax.fits.PowerLaw(*map(np.array, (2.0, 1.0, 0.1))))
+        for values in ([np.inf] * 4, [1.0, 2.0, np.inf])
+    )
+    layers = [tb_optax.Layer(name, f"{name}/kernel") for name in ("a", "b")]
+    found = histograms({"a": infinite, "b": finite}, layers)
+    assert list(found) == ["b"] and sum(found["b"]["counts"]) == 2
 
 
 def test_a_run_leaves_plots_and_tensorboard_events(finished):
@@ -257,6 +293,7 @@ def test_a_folder_is_never_overwritten_and_resumed_only_with_its_settings(settin
         (["--data-dir", "/nowhere"], "/nowhere is not a data set"),
         (["--batch-size", "5000"], "--batch-size 5000 is more than the 1437 training images"),
         (["--epochs", "0"], "--epochs 0 must be above 0"),
+        (["--seed", "4294967296"], "--seed 4294967296 must be a whole number from 0 to 4294967295"),
         (["--min-scale", "2"], "--min-scale 2.0 is above --max-scale 1.5"),
         (["--width", "0.001"], "width=0.001"),
         (["--resume", "--out", "/nowhere/at/all"], "holds no run"),
@@ -264,18 +301,16 @@ def test_a_folder_is_never_overwritten_and_resumed_only_with_its_settings(settin
     ],
 )
 def test_mistakes_get_one_line(monkeypatch, capsys, flags, message):
-    monkeypatch.setattr(sys, "argv", ["train", *flags])
     with pytest.raises(SystemExit) as exit:
-        train_module.main()
+        main(["vision", "train", *flags])
     (line,) = capsys.readouterr().out.strip().splitlines()
     assert exit.value.code == 2
     assert line.startswith("error: ") and message in line
 
 
 def test_an_unknown_model_is_answered_with_those_there_are(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train", "--model", "resnet19"])
     with pytest.raises(SystemExit):
-        train_module.main()
+        main(["vision", "train", "--model", "resnet19"])
     answer = capsys.readouterr().err
     assert "resnet19" in answer and "resnet18" in answer and "Traceback" not in answer
 
@@ -286,10 +321,9 @@ def test_a_full_disk_is_named_and_the_checkpoint_stands(settings, small, monkeyp
     out = tmp_path / "run"
     out.mkdir()
     os.symlink("/dev/full", out / "log.jsonl")
-    monkeypatch.setattr("examples.runs.run_directory.RunDirectory.cut_log", lambda self, epoch: None)
-    monkeypatch.setattr("examples.runs.run_directory.RunDirectory.log", lambda self: [])
-    monkeypatch.setattr(sys, "argv", ["train", *map(str, flags_of(settings, out))])
+    monkeypatch.setattr("examples.paper.run_directory.RunDirectory.cut_log", lambda self, epoch: None)
+    monkeypatch.setattr("examples.paper.run_directory.RunDirectory.log", lambda self: [])
     with pytest.raises(SystemExit):
-        train_module.main()
+        main(["vision", "train", *map(str, flags_of(settings, out))])
     assert "error: No space left on device" in capsys.readouterr().out
     assert Checkpoints((out / "checkpoints").absolute()).latest() == 0

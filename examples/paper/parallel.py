@@ -1,0 +1,143 @@
+"""The processes and the devices of a run: all do the same, each on its share of every batch."""
+
+import os
+import sys
+import traceback
+import zlib
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
+
+from examples.paper.devices import Devices
+from examples.paper.errors import UserError
+
+Value = TypeVar("Value")
+
+_AXIS = "data"
+
+
+def join_processes(devices: Devices) -> None:
+    """Makes this process one of the several that train together, where the flags say that there are.
+
+    Raises:
+      UserError: the other processes could not be found.
+    """
+    if not devices.several_processes():
+        return
+    try:
+        jax.distributed.initialize(devices.coordinator_address, devices.num_processes, devices.process_id)
+    except ValueError as error:
+        raise UserError(
+            "--distributed: neither SLURM, Open MPI, Kubernetes nor Cloud TPU says what processes there are; "
+            "give --coordinator-address, --num-processes and --process-id."
+        ) from error
+    except RuntimeError as error:
+        flag = f"--coordinator-address {devices.coordinator_address}" if devices.coordinator_address else "--distributed"
+        raise UserError(
+            f"{flag}: this process could not meet the others ({str(error).splitlines()[0]}); "
+            "check that every process was started, and that nothing else uses the port."
+        ) from error
+
+
+def create_mesh(count: int | None, batch_size: int) -> Mesh:
+    """The devices that every batch is split over: `count` of them, as many from each process, or all.
+
+    Raises:
+      UserError: there are not so many, or they cannot have equal shares.
+    """
+    processes, there = jax.process_count(), jax.device_count()
+    count = there if count is None else count
+    if count > there:
+        raise UserError(f"--mesh {count} is more than the {there} devices that JAX sees; give at most that.")
+    if count % processes:
+        raise UserError(f"--mesh {count} leaves the {processes} processes unequal shares; give a multiple of {processes}.")
+    if batch_size % count:
+        raise UserError(
+            f"--batch-size {batch_size} does not split evenly over {count} devices; "
+            f"give a multiple of {count}, or a --mesh that divides it."
+        )
+    of_process = lambda index: jax.local_devices(process_index=index)[: count // processes]
+    chosen = [device for index in range(processes) for device in of_process(index)]
+    return jax.make_mesh((count,), (_AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
+
+
+def split(batch: jax.Array) -> jax.Array:
+    """Splits a batch over the mesh in force, along its first axis."""
+    return jax.lax.with_sharding_constraint(batch, PartitionSpec(_AXIS))
+
+
+def batches(count: int, batch_size: int) -> Int[Array, "batches batch"]:
+    """The numbers of so many examples, a row a batch; the last one is filled up with numbers from `count` on."""
+    rows = -(-count // batch_size)
+    return jnp.arange(rows * batch_size).reshape(rows, batch_size)
+
+
+def replicate(array: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Puts an array that every process has onto every device."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+    return jax.make_array_from_process_local_data(sharding, array, array.shape)  # device_put would send it to all others
+
+
+def is_first_process() -> bool:
+    """Whether this process tells of the run, on the terminal and in files: one does."""
+    return jax.process_index() == 0
+
+
+def first_process_first(action: Callable[[], Value]) -> Value:
+    """What every process does once the first has: it may download, or write what the others then find.
+
+    Raises:
+      Exception: the one that `action` raised.
+      UserError: it raised one in another process: none waits for one that has given up.
+    """
+    result = None
+    for turn in (True, False):
+        problem = None
+        if is_first_process() == turn:
+            try:
+                result = action()
+            except Exception as error:
+                problem = error
+        failed = multihost_utils.process_allgather(np.asarray(problem is not None))
+        if problem is not None:
+            raise problem
+        if failed.any():
+            raise UserError(f"process {failed.argmax()} of {len(failed)} gave up; it says why.")
+    return result  # pyright: ignore[reportReturnType]
+
+
+def check_same(what: str, value: bytes) -> None:
+    """Raises UserError in every process where `value` is not the same in all of them."""
+    sums = multihost_utils.process_allgather(np.uint32(zlib.crc32(value)))
+    if (sums != sums[0]).any():
+        other = (sums != sums[0]).argmax()
+        raise UserError(f"process {other} has other {what} than process 0; start all with the same flags and data.")
+
+
+def run_command(main: Callable[[], None]) -> NoReturn:
+    """Runs a command as all of a process: it ends when `main` does, or there and then at an error.
+
+    In the usual way it would wait at its exit for threads that wait for others, and one of several processes for the other
+    ones, minutes long, and they for its part of the work.
+    """
+    code = 0
+    try:
+        main()
+    except KeyboardInterrupt:
+        code = 130
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else error.code is not None
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    if code == 0:
+        sys.exit()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,60 @@
+"""Figures that others have published for a setting, from a domain's `published.jsonl`."""
+
+import json
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from examples.paper.domain import Domain
+from examples.paper.errors import UserError
+
+
+class Published(NamedTuple):
+    """The domain's measure: mean and sample standard deviation over seeds."""
+
+    source: str
+    settings: Mapping[str, Any]
+    """What a setting must have to be the one that this is the figure of."""
+    mean: float
+    deviation: float | None
+    seeds: int
+    alphas: Mapping[str, float] = types.MappingProxyType({})
+    """The final alphas by layer, as our networks name the layers: means over the seeds."""
+
+    def is_of(self, settings: Mapping[str, Any]) -> bool:
+        wanted = {"control": "none", **self.settings}  # nobody else has published one
+        return all(settings[name] == value for name, value in wanted.items())
+
+
+def read_published(domain: Domain, path: Path | None = None) -> list[Published]:
+    """The lines of a file, by default the domain's; none where it has none.
+
+    Raises:
+      UserError: a line is not a figure of a setting.
+    """
+    if path is None:
+        path = domain.folder / "published.jsonl"
+        if not path.exists():
+            return []
+    names = set(domain.settings.names()) - {"seed"} - domain.settings.places()
+    found = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            found.append(Published(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise UserError(
+                f"{path}, line {number}, must be a JSON object of {', '.join(Published._fields)}; alphas may be missing."
+            ) from error
+        unknown = set(found[-1].settings) - names
+        if unknown or not found[-1].settings:
+            raise UserError(f"{path}, line {number}: settings must be some of {', '.join(sorted(names))}{_but(unknown)}.")
+    return found
+
+
+def figures_of(settings: Mapping[str, Any], published: Sequence[Published]) -> list[Published]:
+    return [each for each in published if each.is_of(settings)]
+
+
+def _but(unknown: set[str]) -> str:
+    return f"; {', '.join(sorted(unknown))} is none" if unknown else ""

@@ -1,0 +1,269 @@
+"""The command that runs a grid of a domain."""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import urllib.parse
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import rich.box
+import rich.console
+import rich.table
+import tyro
+from jax.sharding import Mesh
+
+from examples.paper.checkpoints import last_saved
+from examples.paper.domain import Domain
+from examples.paper.errors import UserError, WriteError, first_line, naming_write_errors, telling_errors
+from examples.paper.grids import Grid, load_grid, parse_changes, ready_grids
+from examples.paper.loop import Trainer
+from examples.paper.parallel import create_mesh
+from examples.paper.recovery import recover
+from examples.paper.results import append_row, read_results, row_of, run_key
+from examples.paper.run_directory import RunDirectory
+from examples.paper.settings import BALANCE, RunSettings
+from tb_optax._report.compilation import keep_compiled_programs
+
+# The fraction of a device's memory that a program may need. The compiler's count leaves some memory out.
+_USABLE_MEMORY = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Trains what is missing of a grid, and writes one line of results for each finished run.
+
+    It can be stopped and started again at any point, on any machine. Runs with a line in --results are done, and runs
+    with a folder in --runs go on from their last checkpoint. A setting that fails does not stop the others. To merge
+    the results of several machines, concatenate their files.
+    """
+
+    grid: Annotated[str, tyro.conf.Positional]
+    """A ready grid, or a TOML file like those in the task's folder grids; `list` shows all."""
+    results: Path = Path("runs/results.jsonl")
+    """Where finished runs are written, one line each."""
+    runs: Path = Path("runs/sweep")
+    """Where each run has its folder: log, checkpoints, events, plots."""
+    changes: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE ...")] = ()
+    """Settings that replace the grid's in every run, such as width=0.25 or batch_size=64."""
+    seeds: tuple[int, ...] = ()
+    """Seeds to train instead of the grid's."""
+    data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=DIR ...")] = ()
+    """Data sets, and the folders or files that hold them, as --data-dir of the command train takes them."""
+    together: int | None = None
+    """The number of seeds of a setting that train at once. By default as many as fit into memory; one on a CPU, whose
+    cores a single run fills."""
+    dry_run: bool = False
+    """Only list which runs are done, begun and missing."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache folder: the same networks start sooner later."""
+
+
+def sweep_command(domain: Domain, arguments: Sequence[str], program: str) -> None:
+    """Runs the grid that the command line names."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    command = tyro.cli(Sweep, prog=program, args=arguments)
+    if command.compilation_cache:
+        keep_compiled_programs()
+    with telling_errors(command.runs):
+        sweep(domain, command)
+
+
+def sweep(domain: Domain, command: Sweep) -> None:
+    """Trains what is missing.
+
+    A setting that fails does not stop those after it. Only Ctrl-C and a file that cannot be written do.
+
+    Raises:
+      UserError: something in the command or the grid does not fit; or settings failed, when all others are done.
+    """
+    console = rich.console.Console(highlight=False)
+    if command.grid == "list":
+        console.print(_list_grids(domain))
+        return
+    if command.together is not None and command.together < 1:
+        raise UserError(f"--together {command.together} must be at least 1.")
+    grid = load_grid(domain, command.grid, parse_changes(domain, command.changes), command.seeds)
+    places = _places(command.data)
+    there = [command.results] if command.results.exists() else []
+    finished = {run_key(domain, row) for row in read_results(domain, there)}
+    missing = [settings for settings in grid.runs() if settings.key() not in finished]
+    console.print(f"{grid.title}: {len(grid.runs()) - len(missing)} of {len(grid.runs())} runs done", soft_wrap=True)
+    if command.dry_run:
+        for line in _plan(domain, command, grid, missing):
+            console.print(line, soft_wrap=True)
+        return
+    wanted = len({_without_seed(domain, settings) for settings in missing})
+    failed: dict[str, str] = {}
+    for number, (settings, seeds, load) in enumerate(_by_setting(domain, grid, missing, places), 1):
+        name = f"{_name(domain, settings)}, seed {', '.join(map(str, seeds))}"
+        console.rule(f"{number} of {wanted}")
+        console.print(name, soft_wrap=True)
+        problem = _problem(partial(_train_setting, domain, command, settings, seeds, load, console), console)
+        if problem is not None:
+            failed[name] = problem
+    if failed:
+        console.rule("failed")
+        for name, problem in failed.items():
+            console.print(f"{name}: {problem}", soft_wrap=True, markup=False)
+        raise UserError(f"{len(failed)} of {wanted} settings failed, as listed above; the same command tries them again.")
+
+
+def _problem(train: Callable[[], None], console: rich.console.Console) -> str | None:
+    """Trains, and returns in one line why it failed; None where it did not. A file that cannot be written raises."""
+    try:
+        train()
+    except WriteError:
+        raise
+    except UserError as error:
+        problem = str(error)
+    except Exception as error:
+        console.print_exception()
+        problem = f"{type(error).__name__}: {first_line(error)}"
+    else:
+        return None
+    console.print(f"failed: {problem}", style="bold red", soft_wrap=True, markup=False)
+    return problem
+
+
+def _plan(domain: Domain, command: Sweep, grid: Grid, missing: Collection[RunSettings]) -> Iterator[str]:
+    """For each setting, which of its seeds are done, begun and missing."""
+    by_name: dict[str, dict[str, list[str]]] = {}
+    for settings in grid.runs():
+        if settings not in missing:
+            stands = "done"
+        else:
+            stands = "begun" if _folder(domain, command, settings, settings.seed).exists() else "missing"
+        by_name.setdefault(_name(domain, settings), {}).setdefault(stands, []).append(str(settings.seed))
+    for name, seeds in by_name.items():
+        yield f"{name}: " + "; ".join(f"{stands} {', '.join(each)}" for stands, each in seeds.items())
+
+
+def _train_setting(
+    domain: Domain,
+    command: Sweep,
+    settings: Any,
+    seeds: Sequence[int],
+    load: Callable[[], Any],
+    console: rich.console.Console,
+) -> None:
+    """Trains the seeds of a setting, as many at once as fit."""
+    runs = {seed: dataclasses.replace(settings, seed=seed) for seed in seeds}
+    directories = {seed: RunDirectory(_folder(domain, command, settings, seed), domain) for seed in seeds}
+    mesh = create_mesh(1, 1)
+    trainer = Trainer(domain, settings, load(), mesh, console)
+    any_saved = lambda: any(last_saved(directory.checkpoints) >= 0 for directory in directories.values())
+    goes_on = lambda: "; the same command goes on from the last checkpoints" if any_saved() else ""
+    with contextlib.ExitStack() as held, naming_write_errors(command.runs, goes_on):
+        try:
+            together = min(len(seeds), command.together or _how_many(trainer, len(seeds), mesh, console))
+            for seed, directory in directories.items():
+                held.enter_context(directory.held())
+                directory.check(runs[seed], resume=directory.exists())
+                if not directory.exists():
+                    directory.start(runs[seed])
+                recover(directory, lambda line: console.print(line, style="yellow", soft_wrap=True))
+            for group in _groups(directories, together):
+                trainer.train(group)
+                for directory in group.values():
+                    append_row(command.results, row_of(directory))
+        except KeyboardInterrupt:
+            console.print(f"stopped{goes_on()}")
+            os._exit(130)  # an interval may still be running on the device, and leaving in the usual way would wait for it
+
+
+def _by_setting(
+    domain: Domain, grid: Grid, missing: Sequence[RunSettings], places: Mapping[str, Path]
+) -> Iterator[tuple[RunSettings, list[int], Callable[[], Any]]]:
+    """Each setting with its missing seeds and a function that gives its data.
+
+    Settings of one data set follow each other. A data set is read once, and one at a time is in memory.
+    """
+    by_data: dict[tuple[Any, ...], list[Any]] = {}
+    for settings in grid.settings:
+        by_data.setdefault(tuple(getattr(settings, name) for name in domain.data), []).append(settings)
+    for of_data in by_data.values():
+        place = places.get(of_data[0].dataset)
+        load = functools.cache(partial(_load, domain, dataclasses.replace(of_data[0], data_dir=place)))
+        for settings in of_data:
+            bare = _without_seed(domain, settings)
+            seeds = [run.seed for run in missing if _without_seed(domain, run) == bare]
+            if seeds:
+                yield dataclasses.replace(settings, data_dir=place), seeds, load
+
+
+def _load(domain: Domain, settings: Any) -> Any:
+    data = domain.load(settings)
+    if data.name != settings.dataset:
+        raise UserError(f"--data {settings.dataset}={settings.data_dir} holds {data.name}; name it so in the grid.")
+    return data
+
+
+def _groups(directories: Mapping[int, RunDirectory], together: int) -> Iterator[dict[int, RunDirectory]]:
+    """Seeds that train together: at most so many, which stand at the same epoch."""
+    by_epoch: dict[int, list[int]] = {}
+    for seed, directory in directories.items():
+        by_epoch.setdefault(last_saved(directory.checkpoints), []).append(seed)
+    for _, seeds in sorted(by_epoch.items(), reverse=True):
+        for start in range(0, len(seeds), together):
+            yield {seed: directories[seed] for seed in seeds[start : start + together]}
+
+
+def _how_many(trainer: Trainer, most: int, mesh: Mesh, console: rich.console.Console) -> int:
+    """How many seeds fit into the device's memory together; one where it is not known, as on CPU."""
+    device = mesh.devices.flat[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
+    if limit is None:
+        return 1
+    together = most
+    while together > 1 and trainer.program(together).bytes_needed() > _USABLE_MEMORY * limit:
+        together = -(-together // 2)
+    console.print(f"{together} seeds at once")
+    return together
+
+
+def _places(data: Sequence[str]) -> dict[str, Path]:
+    places = {}
+    for item in data:
+        name, equals, place = item.partition("=")
+        if not equals:
+            raise UserError(f"--data {item} must be NAME=DIR, such as cifar10=~/tensorflow_datasets/cifar10/3.0.2.")
+        places[name] = Path(place).expanduser()
+    return places
+
+
+def _without_seed(domain: Domain, settings: Any) -> Any:
+    return dataclasses.replace(settings, seed=0, **dict.fromkeys(domain.settings.places()))
+
+
+def _folder(domain: Domain, command: Sweep, settings: Any, seed: int) -> Path:
+    return command.runs / f"{_name(domain, settings)}-seed_{seed}"
+
+
+def _name(domain: Domain, settings: Any) -> str:
+    """The name of a setting, such as `digits-resnet18-tb-epochs_2`: data, model, method, and whatever is not the default.
+
+    With the seed it is the name of the run's folder. Other characters than letters, digits, `.`, `+` and `_` are written as
+    in addresses: `train_split_train%5B%3A10000%5D`.
+    """
+    defaults = domain.settings(**{"method": settings.method}).resolved()
+    named = {"dataset", "model", "method", "seed"} | domain.settings.places()
+    others = sorted((name for name in domain.settings.names() if name not in named), key=lambda name: name in BALANCE)
+    changed = {name: getattr(settings, name) for name in others if getattr(settings, name) != getattr(defaults, name)}
+    quoted = lambda value: urllib.parse.quote(str(value), safe="+").replace("-", "%2D" if isinstance(value, str) else "-")
+    parts = [quoted(settings.dataset), settings.model, settings.method]
+    return "-".join([*parts, *(f"{name}_{quoted(value)}" for name, value in changed.items())])
+
+
+def _list_grids(domain: Domain) -> rich.table.Table:
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+    for column in ("grid", "what", "settings", "runs"):
+        table.add_column(column, justify="right" if column in ("settings", "runs") else "left")
+    for name in ready_grids(domain):
+        grid = load_grid(domain, name)
+        table.add_row(name, grid.title, str(len(grid.settings)), str(len(grid.runs())))
+    return table
