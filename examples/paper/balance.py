@@ -1,6 +1,7 @@
 """TempBalance and AlphaDecay as the settings ask for them."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -72,14 +73,34 @@ def with_tempbalance(
     """
     if not settings.balanced:
         return optax.with_extra_args_support(optimizer)
-    assign = _ASSIGNMENTS[settings.assignment]
+    if settings.control == "embedding":
+        return optax.with_extra_args_support(chain(optimizer, _scale_unmeasured(settings.max_scale, layers)))
+    control = CONTROLS.get(settings.control, lambda assign: assign)
+    options = _of_both(settings, steps, layers)
+    if settings.control == "shape":
+        options["metric"] = tb_optax.metrics.noise_of_shape
+    if settings.refresh_fraction < 1:
+        options["stop_step"] = math.ceil(settings.refresh_fraction * settings.intervals * steps) - 1
     balance = tb_optax.tempbalance(
         min_scale=settings.min_scale,
         max_scale=settings.max_scale,
-        assign=assign if settings.control == "none" else CONTROLS[settings.control](assign),
-        **_of_both(settings, steps, layers),
+        assign=control(_ASSIGNMENTS[settings.assignment]),
+        transition_steps=settings.transition_steps,
+        **options,
     )
     return optax.with_extra_args_support(chain(optimizer, _refreshed_by_loop(balance, settings, steps)))
+
+
+def _scale_unmeasured(scale: float, layers: LayersOrFn) -> optax.GradientTransformation:
+    """Scales the updates of the layers that are not measured, with what follows them, by one constant."""
+
+    def mask(params: Any) -> Any:
+        found = layers(params) if callable(layers) else layers
+        paths = {path for layer in found if not layer.measured for path in (layer.kernel, *layer.follows)}
+        name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+        return jax.tree_util.tree_map_with_path(lambda path, _: name(path) in paths, params)
+
+    return optax.masked(optax.scale(scale), mask)
 
 
 def adamw_with_alphadecay(
@@ -128,4 +149,6 @@ def _of_both(settings: RunSettings, steps: int, layers: LayersOrFn) -> dict[str,
 
 def create_metric(metric: str, fit: FitTail) -> Callable[..., jax.Array]:
     """What is read off a spectrum, by its name and the fit that it takes, if it takes one."""
+    if metric == "relative_to_noise":
+        return tb_optax.metrics.relative_to_noise(functools.partial(tb_optax.metrics.pl_alpha_hill, fit=fit))
     return _METRICS[metric] if metric == "spectral_norm" else functools.partial(_METRICS[metric], fit=fit)

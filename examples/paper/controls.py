@@ -1,7 +1,9 @@
 """Controls of TempBalance: the same scales without what they are said to say. Each makes an assignment of another.
 
-If TempBalance beats its optimizer and a control does as well, alphas were not the reason: `placebo` keeps that rates
-differ, and how much; `mean` keeps the mean rate alone.
+If TempBalance beats its optimizer and a control does as well, alphas were not the reason. `placebo` keeps how much rates
+differ; `mean` keeps the mean rate alone; `reversed` keeps the scales and turns their order around. Two controls are no
+assignments (`balance`): `shape` takes the alpha of noise of each layer's shape for its metric, and `embedding` scales only
+the layers that are not measured.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,6 +35,23 @@ def placebo(assign: assignments.Assignment) -> assignments.Assignment:
     return dealt
 
 
+def reverse(assign: assignments.Assignment) -> assignments.Assignment:
+    """Deals the scales in reverse: the layer with the smallest metric gets the scale of the one with the greatest."""
+
+    def reversed_scales(
+        metrics: Float[Array, " layers"], min_scale: assignments.Bound, max_scale: assignments.Bound
+    ) -> Float[Array, " layers"]:
+        scales = assign(metrics, min_scale, max_scale)
+        has_scale = jnp.isfinite(scales)
+        rising, falling = (
+            jnp.argsort(jnp.where(has_scale, scales, jnp.inf)),
+            jnp.argsort(jnp.where(has_scale, -scales, jnp.inf)),
+        )
+        return jnp.full_like(scales, jnp.nan).at[rising].set(scales[falling])
+
+    return reversed_scales
+
+
 def mean(assign: assignments.Assignment) -> assignments.Assignment:
     """Gives every layer the mean of the scales."""
 
@@ -45,7 +64,11 @@ def mean(assign: assignments.Assignment) -> assignments.Assignment:
     return level
 
 
-CONTROLS: Mapping[str, Callable[[assignments.Assignment], assignments.Assignment]] = {"placebo": placebo, "mean": mean}
+CONTROLS: Mapping[str, Callable[[assignments.Assignment], assignments.Assignment]] = {
+    "placebo": placebo,
+    "mean": mean,
+    "reversed": reverse,
+}
 
 
 def _key_of(metrics: Float[Array, " layers"]) -> Key[Array, ""]:

@@ -118,7 +118,9 @@ class Trainer:
         alphas = _wait(program.measure(state))
         measured = time.perf_counter()
         state = program.keep(state, held_out)
-        balance = optax.tree_utils.tree_get(state.opt_state, "TempBalanceState")
+        names = ("TempBalanceState", "TempBalanceTransitionState")
+        states = [optax.tree_utils.tree_get(state.opt_state, name) for name in names]
+        balance = next((found for found in states if found is not None), None)
         decay = optax.tree_utils.tree_get(state.opt_state, "AlphaDecayState")
         refreshes = self._refreshes(number)
         common = {
@@ -140,7 +142,7 @@ class Trainer:
         for one in unstack(jax.device_get(found), together):
             one |= _named(self.domain.held_out, self.domain.summarize(one.pop(self.domain.held_out), self._data))
             one["scale"] = one["scale"] or {
-                layer.name: np.ones_like(one["alpha"][layer.name]) for layer in training.balanced
+                layer.name: np.ones_like(one["alpha"][layer.name]) for layer in training.balanced.measured
             }
             ordered = {name: self._in_order(one[name]) for name in found if isinstance(one.get(name), dict)}
             others = {name: float(value) for name, value in one.items() if name not in ordered}

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, get_args, get_type_hints
 
 from examples.paper.errors import UserError
 
-_OF_SCALES = {"control", "min_scale", "max_scale"}
+_OF_SCALES = {"control", "min_scale", "max_scale", "greatest_ends", "transition_steps", "refresh_fraction"}
 _OF_DECAYS = {"min_decay_scale", "max_decay_scale"}
 
 
@@ -23,8 +23,9 @@ class RunSettings:
     data_dir: Path | None = None
     seed: int = 43
     batch_size: int = 1
-    metric: Literal["pl_alpha_hill", "spectral_norm", "alpha_weighted"] = "pl_alpha_hill"
-    """The metric of a layer's spectrum that its scale is computed from (tb, alphadecay)."""
+    metric: Literal["pl_alpha_hill", "spectral_norm", "alpha_weighted", "relative_to_noise"] = "pl_alpha_hill"
+    """The metric of a layer's spectrum that its scale is computed from (tb, alphadecay). relative_to_noise is pl_alpha_hill
+    over that of noise of the layer's shape, for the assignments sqrt and sigmoid."""
     fit: Literal["median", "goodness_of_fit", "fix_finger"] = "median"
     """How a power law is fitted to the tail of a spectrum (tb, alphadecay)."""
     tail_fraction: float = 0.5
@@ -35,8 +36,10 @@ class RunSettings:
     """The layers of a block share one scale (tb, alphadecay)."""
     assignment: Literal["linear", "sqrt", "log2", "step", "sigmoid"] = "linear"
     """How scales are computed from metrics (tb, alphadecay)."""
-    control: Literal["none", "placebo", "mean"] = "none"
-    """A control of tb. placebo deals the scales to layers at random; mean gives every layer the mean scale."""
+    control: Literal["none", "placebo", "mean", "reversed", "shape", "embedding"] = "none"
+    """A control of tb. placebo deals the scales to layers at random; mean gives every layer the mean scale; reversed deals
+    the scales in reverse order of the metric; shape takes the alpha of noise of a layer's shape for its metric; embedding
+    scales only what --greatest-ends gives the greatest scale."""
     min_scale: float = 0.5
     """The smallest scale of a layer (tb). With linear, the layer with the heaviest tail has it."""
     max_scale: float = 1.5
@@ -49,6 +52,12 @@ class RunSettings:
     """Steps from one refresh of the scales to the next (tb, alphadecay); by default the steps of an epoch."""
     first_and_last: bool = False
     """Balances the first and the last layer too (tb, alphadecay)."""
+    greatest_ends: bool = False
+    """Gives the embedding, the first and the last layer the greatest scale, without measuring them, as LLR does (tb)."""
+    transition_steps: int | None = None
+    """The steps that a scale takes to its new value (tb); 20 in LLR."""
+    refresh_fraction: float = 1.0
+    """The first part of the training in which scales are refreshed (tb); 0.2 in LLR."""
 
     @property
     def base(self) -> str:
@@ -114,6 +123,8 @@ class RunSettings:
         if not (self.balanced or self.decays):
             return set(BALANCE)
         others = (set() if self.balanced else _OF_SCALES) | (set() if self.decays else _OF_DECAYS)
+        if self.control in ("shape", "embedding"):
+            return others | {"metric", "fit", "tail_fraction", "spectrum_rows"}
         if self.metric == "spectral_norm":
             return others | {"fit", "tail_fraction"}
         return others if self.fit == "median" else others | {"tail_fraction"}
@@ -125,19 +136,31 @@ class RunSettings:
             self, **{each.name: each.default for each in dataclasses.fields(self) if each.name in not_read}
         )
 
+    @property
+    def ends(self) -> bool | Literal["unmeasured"]:
+        """What `trace_layers` does with the first and the last layer."""
+        return "unmeasured" if self.greatest_ends else self.first_and_last
+
     def refreshes(self, steps: int) -> tuple[int, int]:
         """The steps from one refresh to the next, and before the first; an interval has `steps`."""
         return (steps if self.update_interval is None else self.update_interval), 0
 
     def refreshed_by_loop(self, steps: int) -> bool:
         """Whether scales are refreshed before each interval, and never within one."""
-        return self.update_interval is None and self.refreshes(steps) == (steps, 0)
+        return self.update_interval is None and self.refreshes(steps) == (steps, 0) and self.refresh_fraction == 1
 
     def check(self) -> None:
         """Raises UserError where a number is out of range."""
         bounds = ("min_scale", "max_scale", "min_decay_scale", "max_decay_scale")
         check_range(self, ("update_interval", "tail_fraction", "batch_size"), bounds)
+        check_range(self, ("transition_steps", "refresh_fraction"), ())
         check_seed(self.seed)
+        if self.refresh_fraction > 1:
+            raise UserError(f"--refresh-fraction {self.refresh_fraction} must be at most 1.")
+        if self.first_and_last and self.greatest_ends:
+            raise UserError("--first-and-last and --greatest-ends exclude each other; give one of them.")
+        if self.control == "embedding" and not self.greatest_ends:
+            raise UserError("--control embedding scales what --greatest-ends names; give --greatest-ends too.")
         for low, high in (bounds[:2], bounds[2:]):
             if getattr(self, low) > getattr(self, high):
                 least, greatest = (f"--{name.replace('_', '-')} {getattr(self, name)}" for name in (low, high))

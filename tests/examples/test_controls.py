@@ -5,10 +5,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import tb_optax
-from examples.paper.controls import mean, placebo
+from examples.paper.balance import with_tempbalance
+from examples.paper.controls import mean, placebo, reverse
+from examples.paper.errors import UserError
+from examples.paper.language.settings import Settings as LanguageSettings
 from examples.paper.vision.methods import create_optimizer
 from examples.paper.vision.settings import Settings
 from tb_optax import assignments
@@ -53,6 +57,84 @@ def test_the_mean_keeps_the_mean_rate_alone():
     own, level = many(assignments.linear, 10), many(mean(assignments.linear), 10)
     assert np.isnan(level[:, 2]).all() and (np.ptp(np.delete(level, 2, axis=1), axis=1) == 0).all()
     np.testing.assert_allclose(level[:, 0], np.nanmean(own, axis=1), rtol=1e-6)
+
+
+def test_the_reverse_deals_the_same_scales_in_the_opposite_order():
+    own, turned = many(assignments.linear, 10), many(reverse(assignments.linear), 10)
+    np.testing.assert_array_equal(np.isnan(own), np.isnan(turned))
+    own, turned = (np.delete(scales, 2, axis=1) for scales in (own, turned))
+    np.testing.assert_array_equal(np.sort(own), np.sort(turned))
+    np.testing.assert_array_equal(np.argsort(own), np.argsort(-turned))
+
+
+SHAPES = {"attention": (60, 60), "up": (60, 240), "down": (240, 60), "out": (60, 60), "value": (60, 60)}
+PARAMS = {
+    name: {"kernel": jax.random.normal(key, shape)}
+    for key, (name, shape) in zip(jax.random.split(jax.random.key(2), 5), SHAPES.items(), strict=True)
+} | {"embed": {"embedding": jnp.ones((100, 60))}, "norm": {"scale": jnp.ones(60)}}
+LLR = LanguageSettings(
+    method="tb+adamw",
+    min_scale=1.0,
+    max_scale=3.0,
+    greatest_ends=True,
+    update_interval=4,
+    transition_steps=3,
+    refresh_fraction=0.2,
+)
+
+
+def scales_after(settings, updates=15):
+    """What each parameter's step is multiplied by, after so many updates."""
+    layers = tb_optax.find_layers(PARAMS, unmeasured="embed*")
+    tx = with_tempbalance(optax.identity(), settings, settings.evaluation_interval, layers)
+    ones, state = jax.tree.map(jnp.ones_like, PARAMS), tx.init(PARAMS)
+    for _ in range(updates):
+        updated, state = tx.update(ones, state, PARAMS)
+    return {name: float(jax.tree.leaves(leaf)[0].mean()) for name, leaf in updated.items()}
+
+
+def test_flags_make_llr():
+    found = scales_after(LLR)
+    assert found["norm"] == 1 and found["embed"] == pytest.approx(3)
+    assert [min(found[name] for name in SHAPES), max(found[name] for name in SHAPES)] == pytest.approx([1, 3])
+    llr = tb_optax.llr(
+        LLR.updates, layers=tb_optax.find_layers(PARAMS, unmeasured="embed*"), update_interval=4, transition_steps=3
+    )
+    state = llr.init(PARAMS)
+    for _ in range(15):
+        updates, state = llr.update(jax.tree.map(jnp.ones_like, PARAMS), state, PARAMS)
+    expected = {name: float(jax.tree.leaves(leaf)[0].mean()) for name, leaf in updates.items()}
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("control", ["mean", "shape", "embedding", "reversed", "placebo"])
+def test_every_control_of_llr_keeps_the_greatest_scale_of_the_embedding_or_says_so(control):
+    own, found = scales_after(LLR), scales_after(dataclasses.replace(LLR, control=control))
+    assert found["norm"] == 1
+    measured = [found[name] for name in SHAPES]
+    if control == "mean":
+        assert measured == pytest.approx([np.mean([own[name] for name in SHAPES])] * 5)
+    elif control == "shape":
+        assert measured == pytest.approx([1, 3, 3, 1, 1])
+    elif control == "embedding":
+        assert measured == [1] * 5
+    else:
+        assert sorted(measured) == pytest.approx(sorted(own[name] for name in SHAPES), rel=1e-4)
+    assert found["embed"] == pytest.approx(max(measured) if control == "mean" else 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"greatest_ends": False, "control": "embedding"}, "--control embedding scales what --greatest-ends names"),
+        ({"first_and_last": True}, "--first-and-last and --greatest-ends exclude each other"),
+        ({"refresh_fraction": 1.5}, "--refresh-fraction 1.5 must be at most 1"),
+        ({"transition_steps": 0}, "--transition-steps 0 must be above 0"),
+    ],
+)
+def test_flags_that_contradict_each_other_end_in_one_line(changes, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(LLR, **changes).check()
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ def prepare(settings: Settings, dataset: DetectionSet, mesh: Mesh) -> Training:
     network = Network(graphdef)
     example = jax.ShapeDtypeStruct((1, *dataset.train.images.shape[1:]), jnp.float32)
     layers = partial(find_layers, network, params, batch_stats, example)
-    balanced_layers = layers(min_eigenvalues=settings.min_eigenvalues, first_and_last=settings.first_and_last)
+    balanced_layers = layers(min_eigenvalues=settings.min_eigenvalues, first_and_last=settings.ends)
     weights = layers(min_eigenvalues=2, first_and_last=True)
     steps = len(dataset.train.images) // settings.batch_size
     schedule = epoch_cosine(settings.learning_rate, settings.epochs, steps)

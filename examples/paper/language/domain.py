@@ -65,7 +65,7 @@ def prepare(settings: Settings, corpus: Corpus, mesh: Mesh) -> Training:
     )
     create = jax.jit(lambda key: model.init(key, jnp.zeros((1, settings.window), jnp.int32), train=False)["params"])
     layers = partial(find_layers, model, jax.eval_shape(create, jax.random.key(0)), settings.window)
-    balanced_layers = layers(first_and_last=settings.first_and_last)
+    balanced_layers = layers(first_and_last=settings.ends)
     weights = layers(min_eigenvalues=2, first_and_last=True)
     steps = settings.evaluation_interval
     schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.updates)

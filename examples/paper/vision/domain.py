@@ -46,7 +46,7 @@ def prepare(
     network = Network(graphdef)
     example = jax.ShapeDtypeStruct((1, *dataset.train_images.shape[1:]), jnp.float32)
     layers = partial(paper_layers, network, params, batch_stats, example)
-    balanced, weights = layers(first_and_last=settings.first_and_last), layers(min_eigenvalues=2, first_and_last=True)
+    balanced, weights = layers(first_and_last=settings.ends), layers(min_eigenvalues=2, first_and_last=True)
     steps = len(dataset.train_images) // settings.batch_size
     schedule = create_schedule(settings, steps)
     tx = create_optimizer(settings, schedule, steps, balanced, weights)
