@@ -1,7 +1,7 @@
 """A whole training program on one page, to read and copy: a residual network on handwritten digits, SGD and TempBalance.
 
-`python -m examples.digits` takes a minute on a CPU; `--no-tempbalance` trains without. What a page leaves out (the paper's
-networks and rivals, resuming, logs, several devices, sweeps) has `python -m examples.paper vision train`.
+`python -m examples.digits` takes a minute on a CPU; `--no-tempbalance` trains without. `examples/image_classification.py`
+adds several devices, checkpoints and `--resume`; `python -m examples.paper vision` has the paper's networks and methods.
 """
 
 from collections.abc import Iterator
