@@ -46,7 +46,7 @@ class Settings:
     image_size: int = 32  # images are cut to squares and resized to this many pixels each way
     model: Literal["resnet18", "resnet34", "vgg16", "vgg19"] = "resnet18"  # network, in its form for small images
     width: float = 1.0  # multiplies the number of channels of every layer
-    method: Literal["cal", "tb"] = "tb"  # SGD with cosine annealing (cal), or the same with TempBalance (tb)
+    method: Literal["cal", "tb", "shape"] = "tb"  # SGD, cosine annealing (cal); with TempBalance (tb), with scales by shape
     epochs: int = 20  # passes over the training images
     batch_size: int = 128  # images in a step, on all devices together
     learning_rate: float = 0.1  # in the first epoch; annealed to zero
@@ -195,15 +195,15 @@ def prepare(settings: Settings, key: Key[Array, ""], train_set: Images, classes:
     on_all, by_batch = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
     auto = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
     dtype = jnp.dtype(auto if settings.dtype == "auto" else settings.dtype)
-    create = partial(NETWORKS[settings.model], settings.width, classes, dtype=dtype)
-    model = nnx.jit(lambda key: create(rngs=nnx.Rngs(key)))(key)
+    model = nnx.jit(lambda key: NETWORKS[settings.model](settings.width, classes, dtype=dtype, rngs=nnx.Rngs(key)))(key)
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     cosine = optax.cosine_decay_schedule(settings.learning_rate, settings.epochs)
     schedule = lambda step: cosine(jnp.asarray(step) // steps)  # as in the paper, one learning rate an epoch
     tx = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(schedule, momentum=0.9))
     layers = tb_optax.trace_layers(model, jnp.float32(train_set.pixels[:1]))
-    tb = tb_optax.tempbalance(None, layers=layers)
-    if settings.method == "tb":
+    metric = tb_optax.metrics.noise_of_shape if settings.method == "shape" else tb_optax.metrics.pl_alpha_hill
+    tb = tb_optax.tempbalance(None, layers=layers, metric=metric)
+    if settings.method != "cal":
         tx = optax.chain(tx, tb)  # last: it scales the step
 
     def apply(params: optax.Params, stats: nnx.State, pixels: Array, train: bool) -> tuple[Array, nnx.State]:
@@ -271,7 +271,7 @@ def train(settings: Settings, mesh: Mesh) -> float:
         order_key, augment_key = jax.random.split(jax.random.fold_in(data_key, epoch))
         order = jax.random.permutation(order_key, len(train_set.labels))[: steps * settings.batch_size].reshape(steps, -1)
         line: dict[str, Any] = {"epoch": epoch}
-        if settings.method == "tb":  # Once an epoch, each layer's scale is computed anew from its weights.
+        if settings.method != "cal":  # Once an epoch, each layer's scale is computed anew from its weights.
             state = state._replace(opt_state=tb.refresh(state.opt_state, state.params))
             balance = jax.device_get(optax.tree_utils.tree_get(state.opt_state, "TempBalanceState"))
             of_layers = lambda numbers: {layer.name: float(numbers[layer.name]) for layer in layers}
@@ -289,7 +289,7 @@ def train(settings: Settings, mesh: Mesh) -> float:
         (settings.out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log["epochs"]))
         checkpoints.save(epoch, args=Composite(state=StandardSave(state), log=JsonSave(log)))
     checkpoints.close()
-    if settings.method == "tb":
+    if settings.method != "cal":
         plot(log["epochs"], settings.out / "layers.png")
     tested = float(accuracy(state, test_set))
     print(f"test {tested:.1%}; log and plots in {settings.out}")
