@@ -154,16 +154,16 @@ def relative_to_noise(metric: Metric = pl_alpha_hill) -> Metric:
     return functools.partial(_relative, metric=metric)
 
 
-@declare(gram=True, noise=True)
+@declare(gram=True, noise=True, noise_by_row=True)
 def _relative(
-    eigenvalues: Float[Array, "*layers n"], noise: Float[Array, " n"], *, metric: Metric
+    eigenvalues: Float[Array, "*layers n"], noise: Float[np.ndarray, "*layers n"], *, metric: Metric
 ) -> Float[Array, "*layers"]:
     if innermost(metric) is spectral_norm:
-        return eigenvalues[..., -1] / (noise[-1] * eigenvalues.mean(axis=-1))
-    # In NumPy, so that it is a constant of the program.
+        return eigenvalues[..., -1] / (noise[..., -1] * eigenvalues.mean(axis=-1))
+    # In NumPy, so that these are constants of the program; one fit for all spectra of a length compiles once.
     fit = getattr(metric, "keywords", {}).get("fit", median)
     reference = alpha_of(np.asarray(noise), getattr(fit, "keywords", {}).get("tail_fraction", 0.5))
-    return metric(eigenvalues) / reference
+    return metric(eigenvalues) / reference.astype(eigenvalues.dtype)
 
 
 def is_relative(metric: Any) -> bool:

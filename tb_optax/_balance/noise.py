@@ -21,14 +21,14 @@ def noise_alpha(rows: int, columns: int, matrices: int = 1) -> float:
       columns: the larger side.
       matrices: how many matrices share the spectrum.
     """
-    return alpha_of(noise_spectrum(rows, columns, rows * matrices))
+    return float(alpha_of(noise_spectrum(rows, columns, rows * matrices)))
 
 
-def alpha_of(eigenvalues: Float[np.ndarray, " n"], tail_fraction: float = 0.5) -> float:
+def alpha_of(eigenvalues: Float[np.ndarray, "*layers n"], tail_fraction: float = 0.5) -> Float[np.ndarray, "*layers"]:
     """Alpha by the fit `median`, in NumPy and float64: a constant where the spectrum is one."""
     logs = np.log(eigenvalues.astype(np.float64))
-    start = tail_start(len(logs), tail_fraction)
-    return float(1 + 1 / np.mean(logs[start:] - logs[start]))
+    start = tail_start(logs.shape[-1], tail_fraction)
+    return np.asarray(1 + 1 / np.mean(logs[..., start:] - logs[..., start : start + 1], axis=-1))
 
 
 def noise_alpha_deviation(rows: int, columns: int, matrices: int = 1) -> float:

@@ -91,18 +91,21 @@ def _metrics(
 ) -> Float[Array, " slices"]:
     """The metrics of all layers in the order of `names`, NaN where unusable; one call for all spectra of a length.
 
-    A metric that wants noise is called once for all spectra of a length whose matrices have the same sides.
+    A metric that wants noise is called once for all spectra of a length whose matrices have the same sides, or, if it takes
+    noise row by row, once for all spectra of a length.
     """
-    noise = {}
-    if declares(options.metric, "noise", default=False):
-        noise = {layer.name: (layer.grid.rows, layer.grid.columns) for batch in plan.batches for layer in batch.layers}
+    sides = {layer.name: (layer.grid.rows, layer.grid.columns) for batch in plan.batches for layer in batch.layers}
+    wants_noise, by_row = (declares(options.metric, name, default=False) for name in ("noise", "noise_by_row"))
+    if wants_noise and not by_row:
         stacks = [part for stack in stacks for part in stack.by_layer()]
     found, positions, start = [], {}, 0
-    same_call = lambda stack: (stack.spectra.shape[1], stack.spectra.dtype, noise.get(stack.names[0]))
-    for group in group_by(stacks, same_call):
+    kind = lambda stack: sides[stack.names[0]] if wants_noise and not by_row else None
+    for group in group_by(stacks, lambda stack: (stack.spectra.shape[1], stack.spectra.dtype, kind(stack))):
         rows = jnp.concatenate([stack.spectra for stack in group])
-        sides = noise.get(group[0].names[0])
-        given = () if sides is None else (noise_spectrum(*sides, rows.shape[1]).astype(rows.dtype),)
+        given = ()
+        if wants_noise:
+            noise = _noise_of(group, sides).astype(rows.dtype)
+            given = (noise if by_row else noise[0],)
         what = f"number for each spectrum of shape {rows.shape}"
         values = call_checked(options.argument_of, "metric", options.metric, (rows, *given), what, rows.shape[:1])
         found.append(jnp.where(jnp.isfinite(values) & (rows[:, -1] > 0), values, jnp.nan))
@@ -112,6 +115,16 @@ def _metrics(
                 positions[name] = np.arange(start, start + slices)
                 start += slices
     return jnp.concatenate(found)[np.concatenate([positions[name] for name in names])]
+
+
+def _noise_of(group: Sequence[SpectrumStack], sides: Mapping[str, tuple[int, int]]) -> Float[np.ndarray, "rows n"]:
+    """The spectrum of noise beside each spectrum of these stacks."""
+    rows = []
+    for stack in group:
+        count, length = stack.spectra.shape
+        for name in stack.names:
+            rows += [noise_spectrum(*sides[name], length)] * (count // len(stack.names))
+    return np.stack(rows)
 
 
 def _metrics_of_shapes(options: BalanceOptions, plan: SpectrumPlan, names: Sequence[str]) -> Float[Array, " slices"]:
