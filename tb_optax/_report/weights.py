@@ -1,7 +1,7 @@
 """Which arrays of a checkpoint are the network's weights: a train state holds an optimizer's too."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,8 @@ _NO_WEIGHTS = frozenset(
         *("mu", "nu", "trace", "ema", "ema_params", "ema_state", "ema_state_dict", "ema_model", "batch_stats", "rngs"),
     }
 )
+# What training scripts put a state dict below, where it is all that is left beside the optimizer's state.
+_WRAPPERS = frozenset(("state_dict", "model_state_dict", "model", "module", "net", "network", "weights"))
 
 
 class Weights(NamedTuple):
@@ -49,8 +51,10 @@ def weights_of(source: Source, params: str | None = None) -> Weights:
     """
     prefix = None if params is None else tuple(_keys(params.strip("/")))
     full_paths = {}
-    for path in sorted(_within(source.shapes, prefix), key=natural):
-        full_paths[_without_value(_cut(path, _root(source.shapes, prefix)))] = path
+    within = _within(source.shapes, prefix)
+    keys = _root(source.shapes, prefix) or (_wrappers(within) if source.format == "PyTorch" else 0)
+    for path in sorted(within, key=natural):
+        full_paths[_without_value(_cut(path, keys))] = path
     if not full_paths:
         roots = sorted({keys[0] for keys in map(_keys, source.shapes)})
         if not roots:
@@ -77,6 +81,17 @@ def _root(paths: Mapping[Path, object], prefix: tuple[str, ...] | None) -> int:
     """How many keys of the weights' paths all share as their root, which is not told."""
     roots = [prefix] if prefix is not None else _params_roots(paths)
     return len(roots[0]) if len(roots) == 1 else 0
+
+
+def _wrappers(paths: Sequence[Path]) -> int:
+    """How many keys of a PyTorch checkpoint only wrap the state dict, whose own names have dots and no slashes."""
+    cut = 0
+    parents = [path.split("/")[:-1] for path in paths]
+    while parents and all(len(keys) > cut and keys[cut] in _WRAPPERS for keys in parents):
+        if len({keys[cut] for keys in parents}) > 1:
+            break
+        cut += 1
+    return cut
 
 
 def _params_roots(paths: Iterable[Path]) -> list[tuple[str, ...]]:

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from pytorch_files import Writer, call
 from safetensors.numpy import save_file
 
 from tb_optax._report.formats import open_checkpoint
@@ -153,6 +154,37 @@ def test_damaged_msgpack(tmp_path, seed, chunk, monkeypatch):
     path = tmp_path / "model.msgpack"
     path.write_bytes(flax.serialization.to_bytes({"params": _tree(), "step": 3}))
     assert _fuzz(path, [path], 1500 // _PARTS, seed) > 50
+
+
+def _without_checksums(archive):
+    """A zip without them, as `torch.save` can write it, so that damage of the pickle gets as far as it can."""
+    changed = bytearray(archive)
+    for mark, place in ((b"PK\3\4", 14), (b"PK\1\2", 16)):
+        start = changed.find(mark)
+        while start >= 0:
+            changed[start + place : start + place + 4] = bytes(4)
+            start = changed.find(mark, start + 4)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("seed", range(_PARTS))
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "stream"])
+def test_damaged_pytorch(tmp_path, seed, old):
+    """Most of the damage is in the pickle, of which a zip's is at its start and an old stream's too."""
+    writer = Writer(old)
+    tensors = {name: writer.tensor(array) for name, array in _flat().items()}
+    parameter = call("torch._utils._rebuild_parameter", writer.of("0", 3, (4, 5), (8, 1)), True, None)
+    root = {"state_dict": tensors, "step": 3, "rest": [parameter, (None, True), call("a.b", "words")]}
+    path = tmp_path / "model.pt"
+    path.write_bytes(writer.file(root) if old else _without_checksums(writer.file(root)))
+    assert _fuzz(path, [path], 3000 // _PARTS, seed) > 50
+
+
+@pytest.mark.parametrize("seed", range(_PARTS))
+def test_damaged_npy(tmp_path, seed):
+    path = tmp_path / "kernel.npy"
+    np.save(path, _tree()["layer"]["kernel"])
+    assert _fuzz(path, [path], 500 // _PARTS, seed) > 10
 
 
 @pytest.mark.parametrize("seed", range(_PARTS))

@@ -1,7 +1,6 @@
 """Safetensors, in one file or several with an index, by the format's own package."""
 
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any
@@ -10,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from tb_optax._layers.layer import Path
+from tb_optax._report.formats.index import files_of_index
 from tb_optax._report.source import CheckpointError, Source, printable, shape_of
 
 _WAY_OUT = "get or save the file again"
@@ -28,22 +28,7 @@ def open_safetensors(where: FilePath) -> Source:
 
 def open_index(where: FilePath) -> Source:
     """The arrays of the files that an index names, all of which lie beside it."""
-    try:
-        weight_map = json.loads(where.read_text("utf-8"))["weight_map"]
-        names = {str(path): str(name) for path, name in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(where, "it is no index of safetensors: it has no weight_map", _WAY_OUT) from error
-    files: dict[FilePath, set[Path]] = {}
-    for path, name in names.items():
-        if name != FilePath(name).name or name in ("", ".", "..") or "\\" in name or "\0" in name:
-            raise CheckpointError(where, f"it names {name!r}, which is no file beside it", "mend the index")
-        files.setdefault(where.parent / name, set()).add(path)
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise CheckpointError(
-            where, f"it names {printable(missing[0])}, which is not there", "get all files of the checkpoint"
-        )
-    return _of_files(where, files)
+    return _of_files(where, files_of_index(where, _WAY_OUT))
 
 
 def _of_files(where: FilePath, files: Mapping[FilePath, set[Path] | None]) -> Source:

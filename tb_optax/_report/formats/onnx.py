@@ -1,0 +1,124 @@
+"""ONNX, by its own package: the initializers of the graph, and constants in it."""
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path as FilePath
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from tb_optax._layers.layer import Path
+from tb_optax._report.source import CheckpointError, Source, printable, shape_of
+
+_WAY_OUT = "export the model again"
+_RECURRENT = ("LSTM", "GRU", "RNN")  # Their weights have a leading axis for the directions.
+
+
+class _Place(NamedTuple):
+    """A tensor, which direction of it, and the range of another file that holds it, if one does."""
+
+    tensor: Any
+    direction: int | None
+    outside: tuple[FilePath, int, int] | None
+
+
+def open_onnx(where: FilePath) -> Source:
+    import onnx
+
+    try:
+        with where.open("rb") as file:
+            graph = onnx.load_model_from_string(file.read()).graph
+        if not graph.node and not graph.initializer:
+            raise ValueError("it has no graph")
+    except OSError:
+        raise
+    except Exception as error:  # The parser of protocol buffers raises anything.
+        raise CheckpointError(where, f"it is no whole ONNX file ({error})", _WAY_OUT) from error
+    shapes: dict[Path, jax.ShapeDtypeStruct] = {}
+    unreadable: dict[Path, str] = {}
+    places: dict[Path, _Place] = {}
+    recurrent = {name for node in graph.node if node.op_type in _RECURRENT for name in node.input[1:3]}
+    for name, tensor in _tensors(graph):
+        if name in shapes or name in unreadable:
+            raise CheckpointError(where, f"two arrays are called {name!r}", _WAY_OUT)
+        outside, shape = _outside(where, tensor), tuple(tensor.dims)
+        found = outside if isinstance(outside, str) else _dtype(tensor, outside)
+        if isinstance(found, str) or isinstance(outside, str):
+            unreadable[name] = str(found)
+        elif name in recurrent and len(shape) == 3 and shape[0] in (1, 2):
+            for direction in range(shape[0]):
+                own = name if shape[0] == 1 else f"{name}/{('forward', 'reverse')[direction]}"
+                shapes[own], places[own] = shape_of(shape[1:], found), _Place(tensor, direction, outside)
+        else:
+            shapes[name], places[name] = shape_of(shape, found), _Place(tensor, None, outside)
+    # A Conv's weight is outputs, inputs, window in every ONNX file.
+    return Source(str(where), "ONNX", shapes, functools.partial(_read, where, places), unreadable, layout="torch")
+
+
+def _tensors(graph: Any) -> Iterator[tuple[Path, Any]]:
+    yield from ((tensor.name, tensor) for tensor in graph.initializer)
+    for node in graph.node:
+        if node.op_type == "Constant":
+            yield from ((node.output[0], each.t) for each in node.attribute if each.name == "value" and each.t.dims)
+
+
+def _dtype(tensor: Any, outside: tuple[FilePath, int, int] | None) -> np.dtype | str:
+    """Of a tensor whose numbers are all there; else why it cannot be read."""
+    import onnx
+
+    try:
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    except (KeyError, TypeError, ValueError):
+        return "its dtype is not known"
+    if dtype.kind not in "biufc" and dtype.name != "bfloat16":
+        return f"its dtype, {dtype}, is not known"
+    if any(size < 0 for size in tensor.dims):
+        return "its shape is negative"
+    size = math.prod(tensor.dims) * dtype.itemsize
+    if outside is not None:
+        here = outside[2]
+    elif tensor.HasField("raw_data"):
+        here = len(tensor.raw_data)
+    else:  # Several numbers of 16 bits and less are in an int32 each, a complex one in two.
+        field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
+        here = len(getattr(tensor, field)) * dtype.itemsize // (2 if dtype.kind == "c" else 1)
+    return dtype if here == size else f"of shape {tuple(tensor.dims)}, it takes {size:,} bytes and has {here:,}"
+
+
+def _outside(where: FilePath, tensor: Any) -> tuple[FilePath, int, int] | str | None:
+    """The range of another file that holds a tensor's numbers, or why it cannot be read; None if they are in this one."""
+    if tensor.data_location != tensor.EXTERNAL:
+        return None
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    name = entries.get("location", "")
+    if name != FilePath(name).name or name in ("", ".", "..") or "\\" in name or "\0" in name:
+        return f"its numbers are in {printable(name)!r}, which is no file beside it"
+    file = where.parent / name
+    try:
+        start, size = int(entries.get("offset", "0")), int(entries.get("length", "-1"))
+        whole = file.stat().st_size if file.is_file() else -1
+    except (ValueError, OSError):
+        return "where its numbers are is damaged"
+    if whole < 0:
+        return f"its numbers are in {printable(name)}, which is not there"
+    size = whole - start if size < 0 else size
+    return (file, start, size) if 0 <= start <= start + size <= whole else f"it goes beyond {printable(name)}"
+
+
+def _read(where: FilePath, places: Mapping[Path, _Place], path: Path) -> np.ndarray:
+    import onnx
+
+    tensor, direction, outside = places[path]
+    try:
+        if outside is None:
+            array = onnx.numpy_helper.to_array(tensor)
+        else:
+            file, start, size = outside
+            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+            array = np.fromfile(file, dtype.newbyteorder("<"), size // dtype.itemsize, offset=start)
+            array = array.astype(dtype, copy=False).reshape(tuple(tensor.dims))
+    except Exception as error:  # As above.
+        raise CheckpointError(where, f"{path!r} is damaged ({error})", _WAY_OUT) from error
+    return array if direction is None else array[direction]
