@@ -188,6 +188,29 @@ def test_damaged_npy(tmp_path, seed):
 
 
 @pytest.mark.parametrize("seed", range(_PARTS))
+def test_damaged_hdf5(tmp_path, seed):
+    import h5py
+
+    path = tmp_path / "model.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["keras_version"] = "3"
+        for name, array in _flat().items():
+            if array.dtype == np.float32:
+                file.create_dataset(f"layers/{name}", data=array, compression="gzip" if name == "conv.kernel" else None)
+    assert _fuzz(path, [path], 1500 // _PARTS, seed) > 50
+
+
+@pytest.mark.parametrize("seed", range(_PARTS))
+def test_damaged_onnx(tmp_path, seed):
+    onnx = pytest.importorskip("onnx")
+    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in _flat().items()]
+    nodes = [onnx.helper.make_node("LSTM", ["x", "layer.kernel", "r"], ["y"])]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(onnx.helper.make_model(onnx.helper.make_graph(nodes, "graph", [], [], tensors)).SerializeToString())
+    assert _fuzz(path, [path], 1500 // _PARTS, seed) > 10
+
+
+@pytest.mark.parametrize("seed", range(_PARTS))
 @pytest.mark.parametrize("use_ocdbt", [False, True])
 def test_damaged_orbax(tmp_path, seed, use_ocdbt):
     path = tmp_path / "saved"

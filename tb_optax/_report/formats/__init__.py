@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path as FilePath
 
-from tb_optax._report.formats import hdf5, msgpack, npz, onnx, orbax, pytorch, safetensors
+from tb_optax._report.formats import hdf5, msgpack, npz, onnx_graph, orbax, pytorch, safetensors
 from tb_optax._report.source import CheckpointError, Source, printable
 
 _ZIP = b"PK\x03\x04"
@@ -19,7 +19,7 @@ _OPENED_BY_SUFFIX: dict[str, Callable[[FilePath], Source]] = {
     ".safetensors.index.json": safetensors.open_index,
     ".bin.index.json": pytorch.open_index,
     ".msgpack": msgpack.open_msgpack,
-    ".onnx": onnx.open_onnx,
+    ".onnx": onnx_graph.open_onnx,
 }
 # Of a directory with one file of these, and no other that comes before it.
 _IN_DIRECTORIES = (

@@ -25,24 +25,33 @@ class _Place(NamedTuple):
 
 
 def open_onnx(where: FilePath) -> Source:
-    import onnx
-
+    onnx = _package()
     try:
         with where.open("rb") as file:
             graph = onnx.load_model_from_string(file.read()).graph
         if not graph.node and not graph.initializer:
             raise ValueError("it has no graph")
-    except OSError:
+        return _of_graph(where, graph)
+    except (OSError, CheckpointError):
         raise
-    except Exception as error:  # The parser of protocol buffers raises anything.
+    except Exception as error:  # The parser of protocol buffers raises anything, and gives bytes for damaged text.
         raise CheckpointError(where, f"it is no whole ONNX file ({error})", _WAY_OUT) from error
+
+
+def _package() -> Any:
+    import onnx  # pyright: ignore[reportMissingImports] # It is in an extra that the tests do without.
+
+    return onnx
+
+
+def _of_graph(where: FilePath, graph: Any) -> Source:
     shapes: dict[Path, jax.ShapeDtypeStruct] = {}
     unreadable: dict[Path, str] = {}
     places: dict[Path, _Place] = {}
     recurrent = {name for node in graph.node if node.op_type in _RECURRENT for name in node.input[1:3]}
     for name, tensor in _tensors(graph):
-        if name in shapes or name in unreadable:
-            raise CheckpointError(where, f"two arrays are called {name!r}", _WAY_OUT)
+        if not isinstance(name, str) or name in shapes or name in unreadable:
+            raise ValueError(f"two arrays are called {name!r}, or its name is no text")
         outside, shape = _outside(where, tensor), tuple(tensor.dims)
         found = outside if isinstance(outside, str) else _dtype(tensor, outside)
         if isinstance(found, str) or isinstance(outside, str):
@@ -66,8 +75,7 @@ def _tensors(graph: Any) -> Iterator[tuple[Path, Any]]:
 
 def _dtype(tensor: Any, outside: tuple[FilePath, int, int] | None) -> np.dtype | str:
     """Of a tensor whose numbers are all there; else why it cannot be read."""
-    import onnx
-
+    onnx = _package()
     try:
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
     except (KeyError, TypeError, ValueError):
@@ -108,8 +116,7 @@ def _outside(where: FilePath, tensor: Any) -> tuple[FilePath, int, int] | str | 
 
 
 def _read(where: FilePath, places: Mapping[Path, _Place], path: Path) -> np.ndarray:
-    import onnx
-
+    onnx = _package()
     tensor, direction, outside = places[path]
     try:
         if outside is None:
