@@ -104,7 +104,7 @@ def _opener_of_zip(where: FilePath) -> Callable[[FilePath], Source]:
             names = archive.namelist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, OSError):
         return pytorch.open_zip if where.suffix.lower() in _PICKLES else npz.open_npz
-    if any(name.endswith("data.pkl") for name in names):
+    if any(name.rpartition("/")[2] == "data.pkl" for name in names):
         return pytorch.open_zip
     return hdf5.open_keras if hdf5.IN_KERAS in names else npz.open_npz
 

@@ -12,6 +12,9 @@ _OF_MODULES = frozenset(("_modules", "_parameters", "_buffers"))  # no part of a
 _ONCE_MORE = "_flat_weights"  # a recurrent module's list of its own parameters
 _ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
 
+# What a dict is to the container that holds it: items, an object's attributes, or the parameters or modules of a module.
+_ITEMS, _ATTRIBUTES, _MODULES = "items", "attributes", "modules"
+
 Tensor = TypeVar("Tensor")
 
 
@@ -23,53 +26,55 @@ def tensors_by_path(root: Any, kind: type[Tensor]) -> tuple[dict[Path, Tensor], 
     tensors: dict[Path, Tensor] = {}
     unreadable: dict[Path, str] = {}
     seen: set[int] = set()
-    waiting = [("", root, 0)]
     letters = 0
+    waiting: list[Iterator[tuple[Path, Any, str]]] = [iter([("", root, _ITEMS)])]  # a container and those that hold it
     while waiting:
-        path, value, depth = waiting.pop()
-        if isinstance(value, kind):
+        path, value, role = next(waiting[-1], (None, None, _ITEMS))
+        if path is None:
+            waiting.pop()
+        elif isinstance(value, kind):
             path = path or "tensor"
             if path in tensors and tensors[path] is not value:
                 unreadable[path] = "two arrays have this name"
             tensors[path] = value
-        elif isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
-            if depth > _DEEPEST:
-                raise PickleError(f"containers in containers, more than {_DEEPEST} deep")
+            letters += len(path)
+        elif isinstance(value, (Mapping, list, tuple)) and _has_content(value) and id(value) not in seen:
             seen.add(id(value))
+            letters += len(path)
             if isinstance(value, Object) and (reason := _why_not(value, kind)):
                 unreadable[path] = reason
-                continue
-            children = [(child, content, depth + 1) for child, content in _children(path, value)]
-            letters += sum(len(child) for child, _, _ in children)
-            if letters > _LONGEST_NAMES:
-                raise PickleError("names of arrays that fill the memory")
-            waiting.extend(reversed(children))
+            else:
+                waiting.append(_children(path, value, role))
+        if len(waiting) > _DEEPEST or letters > _LONGEST_NAMES:
+            raise PickleError(f"containers in containers, more than {_DEEPEST} deep, or names that fill the memory")
     return {path: tensor for path, tensor in tensors.items() if path not in unreadable}, unreadable
 
 
-def _children(path: Path, value: Any, separator: str = "/") -> Iterator[tuple[Path, Any]]:
+def _has_content(value: Any) -> bool:
     if isinstance(value, Object):
-        for state in value.state if isinstance(value.state, tuple) else (value.state,):
-            if isinstance(state, Mapping):
-                yield from _of_state(path, state)
-        yield from _children(path, value.elements)
-    if isinstance(value, Mapping):
+        return bool(value.pairs or value.elements or value.state or value.arguments)
+    return bool(value.pairs if isinstance(value, Mapping) else value)
+
+
+def _children(path: Path, value: Any, role: str) -> Iterator[tuple[Path, Any, str]]:
+    """What a container holds, each with its path and role."""
+    if isinstance(value, Object):
+        for state in value.state[:2] if isinstance(value.state, tuple) else (value.state,):
+            yield path, state, _ATTRIBUTES
+        yield path, value.elements, _ITEMS
+    if not isinstance(value, Mapping):
+        yield from ((_joined(path, "/", str(place)), content, _ITEMS) for place, content in enumerate(value))
+    elif role == _ATTRIBUTES:
+        for key, content in value.pairs:
+            if isinstance(key, str) and key in _OF_MODULES:
+                yield path, content, _MODULES
+            elif isinstance(key, str) and key != _ONCE_MORE:
+                yield _joined(path, ".", key), content, _ITEMS
+    else:
         # A key that is set again replaces the first, as in a dict.
         pairs = {(type(key), _key(key, number)): content for number, (key, content) in enumerate(value.pairs)}
-        yield from ((_joined(path, separator, key), content) for (_, key), content in pairs.items())
-    else:
-        yield from ((_joined(path, separator, str(place)), content) for place, content in enumerate(value))
-
-
-def _of_state(path: Path, state: Mapping) -> Iterator[tuple[Path, Any]]:
-    """The attributes of an object."""
-    for key, content in state.pairs:
-        if not isinstance(key, str) or key == _ONCE_MORE:
-            continue
-        if key in _OF_MODULES and isinstance(content, Mapping):
-            yield from _children(path, content, ".")
-        else:
-            yield _joined(path, ".", key), content
+        separator = "." if role == _MODULES else "/"
+        yield from ((_joined(path, separator, key), content, _ITEMS) for (_, key), content in pairs.items())
 
 
 def _key(key: Any, number: int) -> str:
@@ -86,8 +91,8 @@ def _why_not(value: Object, kind: type) -> str:
     """Why an object that a tensor was given to, or a NumPy array, cannot be read."""
     if value.name in _ARRAYS:
         return "it is a NumPy array in a pickle; save it with numpy.savez"
-    arguments = value.arguments if isinstance(value.arguments, tuple) else ()
-    given = [*arguments, *(part for each in arguments if isinstance(each, (tuple, list)) for part in each[:20])]
+    arguments = value.arguments[:8] if isinstance(value.arguments, tuple) else ()
+    given = [*arguments, *(part for each in arguments if isinstance(each, (tuple, list)) for part in each[:4])]
     if any(isinstance(each, kind) for each in given):
         return f"{value.name[:100]} would make it, which is not known"
     return ""

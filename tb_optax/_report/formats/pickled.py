@@ -11,7 +11,7 @@ import pickletools
 from collections.abc import Callable
 from typing import Any
 
-_MOST_OPCODES = 10_000_000  # about 100 bytes of memory and 1 µs for each; a network of 100,000 arrays needs 4 million
+_MOST_OPCODES = 5_000_000  # A state dict needs 45 for each array.
 _LONGEST_VALUE = 2**28
 _LONGEST_LINE = 2**16
 _LONGEST_INT = 128  # bits; PyTorch's magic number has 77
@@ -115,9 +115,7 @@ class Machine:
             raise PickleError(str(error)[:200]) from error
 
     def _step(self) -> str:
-        self._left -= 1
-        if self._left < 0:
-            raise PickleError(f"more than {_MOST_OPCODES:,} opcodes")
+        self._spend(1)
         opcode = _OPCODES.get(self._source.read(1).decode("latin-1"))
         if opcode is None:
             raise PickleError("an unknown opcode")
@@ -129,6 +127,11 @@ class Machine:
         else:
             self._run(name, None if opcode.arg is None else opcode.arg.reader(self._source))  # pyright: ignore[reportArgumentType]
         return name
+
+    def _spend(self, opcodes: int) -> None:
+        self._left -= opcodes
+        if self._left < 0:
+            raise PickleError(f"more than {_MOST_OPCODES:,} opcodes")
 
     def _run(self, name: str, argument: Any) -> None:
         stack = self._stack
@@ -204,6 +207,8 @@ class Machine:
 
     def _called(self, function: Any, arguments: Any) -> Any:
         name = function.name if isinstance(function, Global) else "a value that is no function"
+        if isinstance(arguments, tuple) and arguments and isinstance(arguments[0], list):
+            self._spend(len(arguments[0]))  # A dict copies it, and a pickle may give one list to many.
         known = self._call(name, arguments) if isinstance(arguments, tuple) else NotImplemented
         return Object(name=name, arguments=arguments) if known is NotImplemented else known
 

@@ -46,7 +46,7 @@ _SUBCLASSES = frozenset(
     f"{module}._rebuild_from_type{version}" for module in ("torch._tensor", "torch.tensor") for version in ("", "_v2")
 )
 _DICTS = frozenset(("collections.OrderedDict", "collections.defaultdict", "builtins.dict", "__builtin__.dict"))
-_MOST_AXES = 32
+_MOST_AXES = 32  # NumPy's, before version 2
 _MOST_REPEATED = 2**20  # bytes of a tensor whose strides repeat the numbers of its storage
 _LARGEST = 2**62
 
@@ -203,7 +203,7 @@ def _read_stream(where: FilePath, data: mmap.mmap) -> tuple[Any, dict[str, _Rang
 
 def _storage_of(identifier: Any) -> Any:
     """The storage that a persistent id names: type, key, device, how many numbers, and of a view, which of them."""
-    if not isinstance(identifier, tuple) or len(identifier) < 5 or identifier[0] not in ("storage", b"storage"):
+    if not isinstance(identifier, tuple) or not 5 <= len(identifier) <= 6 or identifier[0] not in ("storage", b"storage"):
         return identifier[1] if isinstance(identifier, tuple) and len(identifier) > 1 else None  # A module's source.
     kind, key, _, count, *view = identifier[1:]
     name = kind.name.rpartition(".")[2].removesuffix("Storage") if isinstance(kind, Global) else ""
@@ -225,7 +225,7 @@ def _storage_of(identifier: Any) -> Any:
 def _call(name: str, arguments: tuple[Any, ...]) -> Any:
     """What PyTorch's own functions would give: tensors, and what wraps them."""
     if name in _DICTS:
-        pairs = arguments[0] if arguments and isinstance(arguments[0], (list, tuple)) else ()
+        pairs = arguments[0] if arguments and isinstance(arguments[0], list) else ()
         return pickled.Mapping([(pair[0], pair[1]) for pair in pairs if isinstance(pair, (list, tuple)) and len(pair) == 2])
     if name in _TENSORS:
         return _tensor(name, arguments)
@@ -246,8 +246,8 @@ def _tensor(name: str, arguments: tuple[Any, ...]) -> Tensor:
     if len(arguments) < 4 or not isinstance(arguments[0], Storage):
         raise PickleError("a tensor without a storage")
     storage, offset, shape, strides, *more = arguments
-    if not isinstance(shape, tuple) or not isinstance(strides, tuple) or len(shape) != len(strides):
-        raise PickleError("a tensor without its shape or strides")
+    if not isinstance(shape, tuple) or not isinstance(strides, tuple) or not len(shape) == len(strides) <= _MOST_AXES:
+        raise PickleError(f"a tensor without its shape or strides, or of more than {_MOST_AXES} axes")
     if not _are_counts((offset, *shape, *strides)):
         raise PickleError("a tensor whose offset, shape or strides are negative or no numbers")
     dtype, metadata = storage.dtype, more[2:3]
@@ -268,8 +268,6 @@ def _are_counts(numbers: Iterable[Any]) -> bool:
 def _cannot_be_read(tensor: Tensor) -> str:
     """Why a tensor that its storage may hold is left out; else nothing."""
     assert tensor.storage is not None and tensor.dtype is not None
-    if len(tensor.shape) > _MOST_AXES:
-        return f"it has {len(tensor.shape)} axes, more than {_MOST_AXES}"
     size = math.prod(tensor.shape) * tensor.dtype.itemsize
     own = tensor.storage.length * tensor.storage.dtype.itemsize
     if size > max(own, _MOST_REPEATED):
