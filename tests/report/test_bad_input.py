@@ -322,6 +322,8 @@ def test_directories_of_something_else_are_told(says, tmp_path):
     for name in ("a.safetensors", "b.safetensors"):
         save_file({"kernel": _KERNEL}, tmp_path / name)
     assert "a.safetensors, b.safetensors" in says(tmp_path)
+    (tmp_path / "model.mlpackage").mkdir()
+    assert "Core ML is not read" in says(tmp_path / "model.mlpackage")
     (tmp_path / "saved_model").mkdir()
     (tmp_path / "saved_model" / "saved_model.pb").write_bytes(b"words")
     assert "SavedModel is not read; save the weights as .npz" in says(tmp_path / "saved_model")

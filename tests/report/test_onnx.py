@@ -84,6 +84,27 @@ def test_constants_of_the_graph_are_read(tmp_path):
     _same(open_checkpoint(_write(tmp_path / "model.onnx", model)), {"weight": _array(0, 64, 64)})
 
 
+def test_a_window_that_could_be_taken_for_a_matrix_is_left_out(tmp_path):
+    arrays = {"a": _array(0, 64, 64, 3, 39), "b": _array(1, 64, 64, 3, 3)}
+    model = _model(arrays, [("Conv", ["x", "a"], ["y"]), ("Conv", ["y", "b"], ["z"])])
+    report = tb_optax.report(_write(tmp_path / "model.onnx", model))
+    assert [(record.layer, record.matrices) for record in report.records] == [("b", 9)]
+    assert "(3, 39), has a side above 31" in report.left_out["a"]
+
+
+def test_weights_of_branches_are_read(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = _model({"w": _array(0, 64, 64)})
+    branches = {
+        name: _model({"w": _array(number, 1, 256, 64)}, [("LSTM", ["x", "w", "r"], ["y"])]).graph
+        for number, name in enumerate(("then_branch", "else_branch"), 1)
+    }
+    model.graph.node.append(onnx.helper.make_node("If", ["wide"], ["y"], name="rate", **branches))
+    expected = {"w": _array(0, 64, 64)}
+    expected |= {f"rate/{name}/w": _array(number, 256, 64) for number, name in enumerate(branches, 1)}
+    _same(open_checkpoint(_write(tmp_path / "model.onnx", model)), expected)
+
+
 def test_numbers_in_a_file_beside_it_are_read_and_in_no_other(tmp_path):
     onnx = pytest.importorskip("onnx")
     arrays = {"a": _array(0, 64, 64), "b": _array(1, 64, 80)}

@@ -141,6 +141,8 @@ def _refuse_what_is_no_checkpoint(where: FilePath, start: bytes) -> None:
 
 
 def _opened_directory(where: FilePath) -> Source:
+    if where.suffix == ".mlpackage":
+        raise CheckpointError(where, "Core ML is not read", "give the model that it was converted from")
     if (found := orbax.find_checkpoint(where)) is not None:
         return orbax.open_orbax(found)
     for pattern in _IN_DIRECTORIES:

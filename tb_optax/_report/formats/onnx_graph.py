@@ -14,6 +14,8 @@ from tb_optax._report.source import CheckpointError, Source, printable, shape_of
 
 _WAY_OUT = "export the model again"
 _RECURRENT = ("LSTM", "GRU", "RNN")  # Their weights have a leading axis for the directions.
+# `find_layers` takes axes above this for no window, and would take the first two axes for one.
+_LARGEST_WINDOW = 31
 
 
 class _Place(NamedTuple):
@@ -48,15 +50,18 @@ def _of_graph(where: FilePath, graph: Any) -> Source:
     shapes: dict[Path, jax.ShapeDtypeStruct] = {}
     unreadable: dict[Path, str] = {}
     places: dict[Path, _Place] = {}
-    recurrent = {name for node in graph.node if node.op_type in _RECURRENT for name in node.input[1:3]}
+    recurrent = {name for node in _nodes(graph) if node.op_type in _RECURRENT for name in node.input[1:3]}
+    convolved = {name for node in _nodes(graph) if node.op_type.startswith("Conv") for name in node.input[1:2]}
     for name, tensor in _tensors(graph):
-        if not isinstance(name, str) or name in shapes or name in unreadable:
-            raise ValueError(f"two arrays are called {name!r}, or its name is no text")
+        if name in shapes or name in unreadable:
+            raise ValueError(f"two arrays are called {name!r}")
         outside, shape = _outside(where, tensor), tuple(tensor.dims)
         found = outside if isinstance(outside, str) else _dtype(tensor, outside)
         if isinstance(found, str) or isinstance(outside, str):
             unreadable[name] = str(found)
-        elif name in recurrent and len(shape) == 3 and shape[0] in (1, 2):
+        elif tensor.name in convolved and len(shape) > 3 and max(shape[2:]) > _LARGEST_WINDOW:
+            unreadable[name] = f"the window of its convolution, {shape[2:]}, has a side above {_LARGEST_WINDOW}"
+        elif tensor.name in recurrent and len(shape) == 3 and shape[0] in (1, 2):
             for direction in range(shape[0]):
                 own = name if shape[0] == 1 else f"{name}/{('forward', 'reverse')[direction]}"
                 shapes[own], places[own] = shape_of(shape[1:], found), _Place(tensor, direction, outside)
@@ -66,11 +71,34 @@ def _of_graph(where: FilePath, graph: Any) -> Source:
     return Source(str(where), "ONNX", shapes, functools.partial(_read, where, places), unreadable, layout="torch")
 
 
-def _tensors(graph: Any) -> Iterator[tuple[Path, Any]]:
-    yield from ((tensor.name, tensor) for tensor in graph.initializer)
+def _nodes(graph: Any) -> Iterator[Any]:
+    """The nodes of a graph and of the branches and loops within it."""
     for node in graph.node:
+        yield node
+        for _, inner in _subgraphs(node):
+            yield from _nodes(inner)
+
+
+def _subgraphs(node: Any) -> Iterator[tuple[str, Any]]:
+    for attribute in node.attribute:
+        yield from ((attribute.name, inner) for inner in ([attribute.g] if attribute.HasField("g") else attribute.graphs))
+
+
+def _tensors(graph: Any, within: str = "") -> Iterator[tuple[Path, Any]]:
+    """The initializers and constants by name; those of a branch or a loop are below its name."""
+    yield from ((f"{within}{_text(tensor.name)}", tensor) for tensor in graph.initializer)
+    for number, node in enumerate(graph.node):
         if node.op_type == "Constant":
-            yield from ((node.output[0], each.t) for each in node.attribute if each.name == "value" and each.t.dims)
+            constants = [each.t for each in node.attribute if each.name == "value" and each.t.dims]
+            yield from ((f"{within}{_text(node.output[0])}", constant) for constant in constants)
+        for name, inner in _subgraphs(node):
+            yield from _tensors(inner, f"{within}{_text(node.name) or f'{node.op_type}_{number}'}/{_text(name)}/")
+
+
+def _text(name: Any) -> str:
+    if not isinstance(name, str):
+        raise ValueError("a name that is no text")
+    return name
 
 
 def _dtype(tensor: Any, outside: tuple[FilePath, int, int] | None) -> np.dtype | str:
