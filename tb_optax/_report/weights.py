@@ -15,7 +15,20 @@ _NO_WEIGHTS = frozenset(
     {
         *("opt_state", "opt_states", "optimizer", "optimizer_state", "optimizer_states", "opt", "optim"),
         *("optim_state", "optimizer_weights", "optimizer_state_dict"),
-        *("mu", "nu", "trace", "ema", "ema_params", "ema_state", "ema_state_dict", "ema_model", "batch_stats", "rngs"),
+        *(
+            "mu",
+            "nu",
+            "trace",
+            "ema",
+            "ema_params",
+            "ema_state",
+            "ema_state_dict",
+            "ema_model",
+            "model_ema",
+            "state_dict_ema",
+            "batch_stats",
+            "rngs",
+        ),
     }
 )
 # What training scripts put a state dict below, where it is all that is left beside the optimizer's state.
@@ -52,7 +65,10 @@ def weights_of(source: Source, params: str | None = None) -> Weights:
     prefix = None if params is None else tuple(_keys(params.strip("/")))
     full_paths = {}
     within = _within(source.shapes, prefix)
-    keys = _root(source.shapes, prefix) or (_wrappers(within) if source.format == "PyTorch" else 0)
+    keys = _root(source.shapes, prefix)
+    if source.format == "PyTorch" and not keys:
+        wrappers = _wrappers([path for path in within if len(source.shapes[path].shape) >= 2])
+        within, keys = [path for path in within if tuple(path.split("/")[: len(wrappers)]) == wrappers], len(wrappers)
     for path in sorted(within, key=natural):
         full_paths[_without_value(_cut(path, keys))] = path
     if not full_paths:
@@ -83,15 +99,15 @@ def _root(paths: Mapping[Path, object], prefix: tuple[str, ...] | None) -> int:
     return len(roots[0]) if len(roots) == 1 else 0
 
 
-def _wrappers(paths: Sequence[Path]) -> int:
-    """How many keys of a PyTorch checkpoint only wrap the state dict, whose own names have dots and no slashes."""
-    cut = 0
+def _wrappers(paths: Sequence[Path]) -> tuple[str, ...]:
+    """The keys that only wrap a PyTorch state dict, whose own names have dots and no slashes."""
+    wrappers: tuple[str, ...] = ()
     parents = [path.split("/")[:-1] for path in paths]
-    while parents and all(len(keys) > cut and keys[cut] in _WRAPPERS for keys in parents):
-        if len({keys[cut] for keys in parents}) > 1:
+    while parents and len(keys := {"/".join(each[len(wrappers) : len(wrappers) + 1]) for each in parents}) == 1:
+        if not keys <= _WRAPPERS:
             break
-        cut += 1
-    return cut
+        wrappers += tuple(keys)
+    return wrappers
 
 
 def _params_roots(paths: Iterable[Path]) -> list[tuple[str, ...]]:

@@ -98,14 +98,18 @@ def test_of_a_training_checkpoint_the_weights_are_found(tmp_path, old):
         "state_dict": {path: writer.tensor(array) for path, array in model.items()},
         "optimizer_states": [{"state": {0: {"exp_avg": writer.tensor(_array(5, 64, 64))}}}],
         "hyper_parameters": call("omegaconf.DictConfig", {"a": 1}),
+        "callbacks": {"ModelCheckpoint": {"best_model_score": writer.tensor(np.asarray(np.float32(0.5)))}},
     }
     source = _opened(tmp_path, writer.file(lightning))
     weights = weights_of(source)
-    assert list(weights.shapes) == list(model) and weights.others == 1
+    assert list(weights.shapes) == list(model) and weights.others == 2
     np.testing.assert_array_equal(source.read(weights.full_paths["net.1.weight"]), model["net.1.weight"])
     writer = Writer(old)
     nested = writer.file({"model": {"state_dict": {"fc.weight": writer.tensor(_array(0, 64, 64))}}, "optimizer": {}})
     assert list(weights_of(_opened(tmp_path, nested)).shapes) == ["fc.weight"]
+    writer = Writer(old)
+    two = {name: {"fc.weight": writer.tensor(_array(0, 64, 64))} for name in ("model", "net")}
+    assert list(weights_of(_opened(tmp_path, writer.file(two))).shapes) == ["model/fc.weight", "net/fc.weight"]
 
 
 @_FORMATS
