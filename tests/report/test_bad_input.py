@@ -148,6 +148,14 @@ _FILES = {
         "model.safetensors",
         _safetensors({"a": _tensor([16], [0, 64]), "b": _tensor([16], [0, 64])}, bytes(64)),
     ),
+    "safetensors with a name twice": (
+        "model.safetensors",
+        _safetensors(
+            b'{"k":{"dtype":"F32","shape":[16],"data_offsets":[0,64]},'
+            + b'"k":{"dtype":"F32","shape":[16],"data_offsets":[0,64]}}',
+            bytes(64),
+        ),
+    ),
     "safetensors of unknown numbers": ("model.safetensors", _safetensors({"k": _tensor([64], [0, 64], "F7")}, bytes(64))),
     # msgpack
     "msgpack without its end": ("model.msgpack", flax.serialization.to_bytes({"kernel": _KERNEL})[:-1]),

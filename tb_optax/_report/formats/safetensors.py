@@ -1,6 +1,7 @@
 """Safetensors, in one file or several with an index, by the format's own package."""
 
 import functools
+import json
 from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any
@@ -37,6 +38,7 @@ def _of_files(where: FilePath, files: Mapping[FilePath, set[Path] | None]) -> So
     layouts = set()
     for file, wanted in files.items():
         handle = _open(file)
+        _refuse_repeated_names(file)
         has = set(handle.keys())
         # PyTorch's `save_pretrained` writes "pt".
         layouts.add("torch" if (handle.metadata() or {}).get("format") == "pt" else None)
@@ -51,6 +53,19 @@ def _of_files(where: FilePath, files: Mapping[FilePath, set[Path] | None]) -> So
                 unreadable[path] = f"its dtype, {part.get_dtype()}, is not known"
     layout = "torch" if layouts == {"torch"} else None
     return Source(str(where), "safetensors", shapes, functools.partial(_read, where, file_of), unreadable, layout=layout)
+
+
+def _refuse_repeated_names(file: FilePath) -> None:
+    """Of two arrays with one name, the format's package silently takes the last."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise CheckpointError(file, "its header has a name twice", _WAY_OUT)
+        return found
+
+    with file.open("rb") as opened:  # The package has checked the header.
+        json.loads(opened.read(int.from_bytes(opened.read(8), "little")), object_pairs_hook=unique)
 
 
 def _open(file: FilePath) -> Any:
