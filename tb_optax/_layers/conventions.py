@@ -12,6 +12,7 @@ Example:
   MatrixAxes(reduction=(1,), output=(0, 2))
 """
 
+import math
 import re
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -83,8 +84,8 @@ def convolution_axes(shape: Shape, *, outputs_first: bool, said: bool = False) -
 def can_be_window(window: Shape, sides: list[int], *, said: bool) -> bool:
     """Whether these sizes can be the window of a convolution whose matrices have these sides."""
     largest = max(window)
-    if len(window) > 1:
-        return largest <= _MOST_ON_A_SIDE
+    if len(window) > 1:  # A window of 64 x 1 is one of one dimension.
+        return largest <= _MOST_ON_A_SIDE or (said and math.prod(window) == largest <= _MOST_IN_ONE_DIMENSION)
     return largest <= _MOST_IN_ONE_DIMENSION if said else largest <= _MOST_UNSAID and largest < min(sides)
 
 

@@ -1,7 +1,7 @@
 """Which arrays of a checkpoint are the network's weights: a train state holds an optimizer's too."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +15,24 @@ _NO_WEIGHTS = frozenset(
     {
         *("opt_state", "opt_states", "optimizer", "optimizer_state", "optimizer_states", "opt", "optim"),
         *("optim_state", "optimizer_weights", "optimizer_state_dict"),
-        *("mu", "nu", "trace", "ema", "ema_params", "ema_state", "ema_state_dict", "ema_model", "batch_stats", "rngs"),
+        *(
+            "mu",
+            "nu",
+            "trace",
+            "ema",
+            "ema_params",
+            "ema_state",
+            "ema_state_dict",
+            "ema_model",
+            "model_ema",
+            "state_dict_ema",
+            "batch_stats",
+            "rngs",
+        ),
     }
 )
+# What training scripts put a state dict below, where it is all that is left beside the optimizer's state.
+_WRAPPERS = frozenset(("state_dict", "model_state_dict", "model", "module", "net", "network", "weights"))
 
 
 class Weights(NamedTuple):
@@ -49,8 +64,13 @@ def weights_of(source: Source, params: str | None = None) -> Weights:
     """
     prefix = None if params is None else tuple(_keys(params.strip("/")))
     full_paths = {}
-    for path in sorted(_within(source.shapes, prefix), key=natural):
-        full_paths[_without_value(_cut(path, _root(source.shapes, prefix)))] = path
+    within = _within(source.shapes, prefix)
+    keys = _root(source.shapes, prefix)
+    if source.format == "PyTorch" and not keys:
+        wrappers = _wrappers([path for path in within if len(source.shapes[path].shape) >= 2])
+        within, keys = [path for path in within if tuple(path.split("/")[: len(wrappers)]) == wrappers], len(wrappers)
+    for path in sorted(within, key=natural):
+        full_paths[_without_value(_cut(path, keys))] = path
     if not full_paths:
         roots = sorted({keys[0] for keys in map(_keys, source.shapes)})
         if not roots:
@@ -77,6 +97,17 @@ def _root(paths: Mapping[Path, object], prefix: tuple[str, ...] | None) -> int:
     """How many keys of the weights' paths all share as their root, which is not told."""
     roots = [prefix] if prefix is not None else _params_roots(paths)
     return len(roots[0]) if len(roots) == 1 else 0
+
+
+def _wrappers(paths: Sequence[Path]) -> tuple[str, ...]:
+    """The keys that only wrap a PyTorch state dict, whose own names have dots and no slashes."""
+    wrappers: tuple[str, ...] = ()
+    parents = [path.split("/")[:-1] for path in paths]
+    while parents and len(keys := {"/".join(each[len(wrappers) : len(wrappers) + 1]) for each in parents}) == 1:
+        if not keys <= _WRAPPERS:
+            break
+        wrappers += tuple(keys)
+    return wrappers
 
 
 def _params_roots(paths: Iterable[Path]) -> list[tuple[str, ...]]:

@@ -209,6 +209,13 @@ def test_a_layout_decides_where_sizes_allow_both():
         read(tree, layout="hwio")
 
 
+def test_a_window_of_one_dimension_may_be_long_in_two():
+    tree = {"conv": {"weight": (128, 96, 64, 1), "bias": (128,)}, "other": {"weight": (128, 96, 64, 2), "bias": (128,)}}
+    found, layers = read(tree, layout="torch")
+    assert found == {"conv/weight": CONV(64, 96, 128)}
+    assert "other/weight" in layers.left_out
+
+
 class Named:
     """An array with named axes, as Haliax has it: a node with one child that has no key."""
 

@@ -91,7 +91,32 @@ _FILES = {
     "zeros as safetensors": ("model.safetensors", bytes(4096)),
     "zeros as msgpack": ("model.msgpack", bytes(4096)),
     "an Equinox file": ("model.eqx", b"\x93NUMPY\x01\x00v\x00" + bytes(200)),
-    "an npy file": ("kernel.npy", _npy(_HEADER % ("<f4", "(64, 80)"), _KERNEL.tobytes())),
+    "npy without its half": ("kernel.npy", _npy(_HEADER % ("<f4", "(64, 80)"), _KERNEL.tobytes())[:9000]),
+    "npy with more": ("kernel.npy", _npy(_HEADER % ("<f4", "(64, 80)"), _KERNEL.tobytes() + b"more")),
+    "npy that claims 2^60": ("kernel.npy", _npy(_HEADER % ("<f4", f"({_HUGE}, 64)"), bytes(64))),
+    "npy of objects": ("kernel.npy", _npy(_HEADER % ("|O", "(8,)"), bytes(64))),
+    "npy of long doubles": ("kernel.npy", _npy(_HEADER % ("<f16", "(4,)"), bytes(64))),
+    # What people have in place of a checkpoint
+    "a pointer of git LFS": (
+        "model.safetensors",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 12345\n",
+    ),
+    "a pointer of git LFS for PyTorch": (
+        "pytorch_model.bin",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n",
+    ),
+    "a page": ("model.safetensors", b"<!DOCTYPE html><html>404</html>"),
+    "a page that begins with a line": ("model.pt", b"\n<html><body>404</body></html>"),
+    "GGUF": ("model.gguf", b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + bytes(100)),
+    "TensorFlow Lite": ("model.tflite", struct.pack("<I", 28) + b"TFL3" + bytes(100)),
+    "a tar archive": ("model.pt", bytes(257) + b"ustar\x0000" + bytes(500)),
+    "HDF5 without its half": ("model.h5", b"\x89HDF\r\n\x1a\n" + bytes(2000)),
+    "Keras without its weights": ("model.keras", _zip({"metadata.json": "{}", "config.json": "{}"})),
+    "Keras with damaged weights": ("model.keras", _zip({"model.weights.h5": b"\x89HDF\r\n\x1a\n" + bytes(2000)})),
+    "a picture": ("model.h5", b"\x89PNG\r\n\x1a\n" + bytes(200)),
+    "text as PyTorch": ("model.pt", b"These are words, no weights at all.\n"),
+    "a zip of PyTorch without its end": ("model.pt", _zip({"model/data.pkl": b"\x80\x02}."})[:-10]),
+    "an index of PyTorch that names no file": ("pytorch_model.bin.index.json", b'{"weight_map": {"a": "gone.bin"}}'),
     # npz
     "npz without its end": ("model.npz", _npz(kernel=_KERNEL)[:-40]),
     "npz without its half": ("model.npz", _npz(kernel=_KERNEL)[:9000]),
@@ -122,6 +147,14 @@ _FILES = {
     "safetensors that overlap": (
         "model.safetensors",
         _safetensors({"a": _tensor([16], [0, 64]), "b": _tensor([16], [0, 64])}, bytes(64)),
+    ),
+    "safetensors with a name twice": (
+        "model.safetensors",
+        _safetensors(
+            b'{"k":{"dtype":"F32","shape":[16],"data_offsets":[0,64]},'
+            + b'"k":{"dtype":"F32","shape":[16],"data_offsets":[0,64]}}',
+            bytes(64),
+        ),
     ),
     "safetensors of unknown numbers": ("model.safetensors", _safetensors({"k": _tensor([64], [0, 64], "F7")}, bytes(64))),
     # msgpack
@@ -235,11 +268,11 @@ def test_a_pickle_is_refused_and_not_run(says, tmp_path, protocol, name):
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.bin", "pytorch_model.bin", "model.ckpt", "model"])
-def test_a_file_of_torch_save_is_refused_with_the_way_out(says, tmp_path, name):
+def test_a_file_of_torch_save_without_arrays_is_told_and_not_run(says, tmp_path, name):
     trace = tmp_path / "run"
     members = {"archive/data.pkl": pickle.dumps(_Bomb(trace), 2), "archive/data/0": bytes(256), "archive/version": b"3\n"}
     (tmp_path / name).write_bytes(_zip(members))
-    assert "safetensors.torch.save_file" in says(tmp_path / name)
+    assert "no arrays" in says(tmp_path / name)
     assert not trace.exists()
 
 
@@ -263,6 +296,13 @@ def test_a_zip_that_grows_is_refused_before_it_has_grown(says, tmp_path):
     assert "bytes" in says(tmp_path / "model.npz")
 
 
+def test_an_archive_that_unpacks_to_a_hundred_times_its_size_is_refused(says, tmp_path):
+    rows = 2**19
+    content = _npy(_HEADER % ("<f4", f"({rows}, 64)")) + bytes(4 * 64 * rows)
+    (tmp_path / "model.npz").write_bytes(_zip({"kernel.npy": content}, zipfile.ZIP_DEFLATED))
+    assert "times its size" in says(tmp_path / "model.npz")
+
+
 def test_what_no_memory_could_hold_is_left_out_not_read(says, tmp_path):
     rows = 2**34
     header = _safetensors({"kernel": _tensor([rows, 64], [0, 4 * 64 * rows])})
@@ -275,6 +315,14 @@ def test_what_no_memory_could_hold_is_left_out_not_read(says, tmp_path):
     assert "GiB in float32" in says(tmp_path / "model.safetensors")
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_arrays_of_one_name_are_refused(says, tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.npz", "w") as archive:
+        for _ in range(2):
+            archive.writestr("kernel.npy", _npy(_HEADER % ("<f4", "(64, 80)"), _KERNEL.tobytes()))
+    assert "two arrays are called 'kernel'" in says(tmp_path / "model.npz")
+
+
 # Directories.
 
 
@@ -282,6 +330,11 @@ def test_directories_of_something_else_are_told(says, tmp_path):
     for name in ("a.safetensors", "b.safetensors"):
         save_file({"kernel": _KERNEL}, tmp_path / name)
     assert "a.safetensors, b.safetensors" in says(tmp_path)
+    (tmp_path / "model.mlpackage").mkdir()
+    assert "Core ML is not read" in says(tmp_path / "model.mlpackage")
+    (tmp_path / "saved_model").mkdir()
+    (tmp_path / "saved_model" / "saved_model.pb").write_bytes(b"words")
+    assert "SavedModel is not read; save the weights as .npz" in says(tmp_path / "saved_model")
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "words.txt").write_text("words")
     assert "no Orbax checkpoint" in says(tmp_path / "words")

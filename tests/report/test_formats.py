@@ -247,6 +247,44 @@ def test_of_an_npz_what_cannot_be_read_is_told_with_its_reason(tmp_path):
     assert "float32" in report.left_out["half"] and "pickle" in report.left_out["object"]
 
 
+def test_arrays_are_read_in_the_byte_order_that_they_have(tmp_path):
+    arrays = {dtype: _kernel(0, 64, 64, dtype=np.dtype(dtype)) for dtype in (">f4", ">f2", ">f8", "<f4", ">i4")}
+    np.savez(tmp_path / "weights.npz", **arrays, long=np.ones((4, 4), np.longdouble))
+    source = open_checkpoint(tmp_path / "weights.npz")
+    assert set(source.shapes) == set(arrays) and "machine to machine" in source.unreadable["long"]
+    for path, expected in arrays.items():
+        assert source.read(path).dtype == source.shapes[path].dtype == expected.dtype.newbyteorder("=")
+        np.testing.assert_array_equal(source.read(path), expected)
+
+
+def test_npy_files_are_read_alone_and_in_a_folder(tmp_path):
+    arrays = {"fc.weight": _kernel(0, 64, 80), "head": np.asfortranarray(_kernel(1, 80, 64)).astype(">f4")}
+    for path, array in arrays.items():
+        np.save(tmp_path / f"{path}.npy", array)
+    for where, expected in ((tmp_path, arrays), (tmp_path / "head.npy", {"head": arrays["head"]})):
+        source = open_checkpoint(where)
+        assert set(source.shapes) == set(expected)
+        for path, array in expected.items():
+            assert source.read(path).dtype == source.shapes[path].dtype == np.float32
+            np.testing.assert_array_equal(source.read(path), array)
+
+
+# What a file holds counts, whatever its name.
+
+
+@pytest.mark.parametrize("name", ["model.npz", "model.pt", "model.msgpack", "model.onnx", "model"])
+def test_safetensors_by_any_name(tmp_path, name):
+    save_file({"fc.weight": _kernel(0, 64, 64)}, tmp_path / name)
+    assert set(open_checkpoint(tmp_path / name).shapes) == {"fc.weight"}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.bin", "model.pt"])
+def test_npz_by_any_name(tmp_path, name):
+    np.savez(tmp_path / "weights.npz", kernel=_kernel(0, 64, 64))
+    (tmp_path / "weights.npz").rename(tmp_path / name)
+    assert set(open_checkpoint(tmp_path / name).shapes) == {"kernel"}
+
+
 # One network by every format.
 
 

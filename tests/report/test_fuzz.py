@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from pytorch_files import Writer, call
 from safetensors.numpy import save_file
 
 from tb_optax._report.formats import open_checkpoint
@@ -153,6 +154,60 @@ def test_damaged_msgpack(tmp_path, seed, chunk, monkeypatch):
     path = tmp_path / "model.msgpack"
     path.write_bytes(flax.serialization.to_bytes({"params": _tree(), "step": 3}))
     assert _fuzz(path, [path], 1500 // _PARTS, seed) > 50
+
+
+def _without_checksums(archive):
+    """A zip without them, as `torch.save` can write it, so that damage of the pickle gets as far as it can."""
+    changed = bytearray(archive)
+    for mark, place in ((b"PK\3\4", 14), (b"PK\1\2", 16)):
+        start = changed.find(mark)
+        while start >= 0:
+            changed[start + place : start + place + 4] = bytes(4)
+            start = changed.find(mark, start + 4)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("seed", range(_PARTS))
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "stream"])
+def test_damaged_pytorch(tmp_path, seed, old):
+    """Most of the damage is in the pickle, of which a zip's is at its start and an old stream's too."""
+    writer = Writer(old)
+    tensors = {name: writer.tensor(array) for name, array in _flat().items()}
+    parameter = call("torch._utils._rebuild_parameter", writer.of("0", 3, (4, 5), (8, 1)), True, None)
+    root = {"state_dict": tensors, "step": 3, "rest": [parameter, (None, True), call("a.b", "words")]}
+    path = tmp_path / "model.pt"
+    path.write_bytes(writer.file(root) if old else _without_checksums(writer.file(root)))
+    assert _fuzz(path, [path], 3000 // _PARTS, seed) > 50
+
+
+@pytest.mark.parametrize("seed", range(_PARTS))
+def test_damaged_npy(tmp_path, seed):
+    path = tmp_path / "kernel.npy"
+    np.save(path, _tree()["layer"]["kernel"])
+    assert _fuzz(path, [path], 500 // _PARTS, seed) > 10
+
+
+@pytest.mark.parametrize("seed", range(_PARTS))
+def test_damaged_hdf5(tmp_path, seed):
+    import h5py
+
+    path = tmp_path / "model.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["keras_version"] = "3"
+        for name, array in _flat().items():
+            if array.dtype == np.float32:
+                file.create_dataset(f"layers/{name}", data=array, compression="gzip" if name == "conv.kernel" else None)
+    assert _fuzz(path, [path], 1500 // _PARTS, seed) > 50
+
+
+@pytest.mark.parametrize("seed", range(_PARTS))
+def test_damaged_onnx(tmp_path, seed):
+    onnx = pytest.importorskip("onnx")
+    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in _flat().items()]
+    nodes = [onnx.helper.make_node("LSTM", ["x", "layer.kernel", "r"], ["y"])]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(onnx.helper.make_model(onnx.helper.make_graph(nodes, "graph", [], [], tensors)).SerializeToString())
+    assert _fuzz(path, [path], 1500 // _PARTS, seed) > 10
 
 
 @pytest.mark.parametrize("seed", range(_PARTS))

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from tb_optax._layers.layer import Path
+from tb_optax._report.formats.index import files_of_index
 from tb_optax._report.source import CheckpointError, Source, printable, shape_of
 
 _WAY_OUT = "get or save the file again"
@@ -28,22 +29,7 @@ def open_safetensors(where: FilePath) -> Source:
 
 def open_index(where: FilePath) -> Source:
     """The arrays of the files that an index names, all of which lie beside it."""
-    try:
-        weight_map = json.loads(where.read_text("utf-8"))["weight_map"]
-        names = {str(path): str(name) for path, name in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(where, "it is no index of safetensors: it has no weight_map", _WAY_OUT) from error
-    files: dict[FilePath, set[Path]] = {}
-    for path, name in names.items():
-        if name != FilePath(name).name or name in ("", ".", "..") or "\\" in name or "\0" in name:
-            raise CheckpointError(where, f"it names {name!r}, which is no file beside it", "mend the index")
-        files.setdefault(where.parent / name, set()).add(path)
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise CheckpointError(
-            where, f"it names {printable(missing[0])}, which is not there", "get all files of the checkpoint"
-        )
-    return _of_files(where, files)
+    return _of_files(where, files_of_index(where, _WAY_OUT))
 
 
 def _of_files(where: FilePath, files: Mapping[FilePath, set[Path] | None]) -> Source:
@@ -52,6 +38,7 @@ def _of_files(where: FilePath, files: Mapping[FilePath, set[Path] | None]) -> So
     layouts = set()
     for file, wanted in files.items():
         handle = _open(file)
+        _refuse_repeated_names(file)
         has = set(handle.keys())
         # PyTorch's `save_pretrained` writes "pt".
         layouts.add("torch" if (handle.metadata() or {}).get("format") == "pt" else None)
@@ -66,6 +53,19 @@ def _of_files(where: FilePath, files: Mapping[FilePath, set[Path] | None]) -> So
                 unreadable[path] = f"its dtype, {part.get_dtype()}, is not known"
     layout = "torch" if layouts == {"torch"} else None
     return Source(str(where), "safetensors", shapes, functools.partial(_read, where, file_of), unreadable, layout=layout)
+
+
+def _refuse_repeated_names(file: FilePath) -> None:
+    """Of two arrays with one name, the format's package silently takes the last."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise CheckpointError(file, "its header has a name twice", _WAY_OUT)
+        return found
+
+    with file.open("rb") as opened:  # The package has checked the header.
+        json.loads(opened.read(int.from_bytes(opened.read(8), "little")), object_pairs_hook=unique)
 
 
 def _open(file: FilePath) -> Any:

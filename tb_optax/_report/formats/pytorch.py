@@ -1,0 +1,316 @@
+"""PyTorch's files, read without PyTorch and without running anything: the zip archive of `torch.save`, the older stream of
+pickles, and TorchScript.
+
+`pickled` reads the pickle as data. What is found there is checked against the file before an array is made: a tensor is a
+view, by offset, shape and strides, of a storage, and a storage is a range of the file. Each array is read when it is asked
+for.
+"""
+
+import functools
+import math
+import mmap
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path as FilePath
+from typing import Any, NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from tb_optax._layers.layer import Path
+from tb_optax._report.formats import pickled
+from tb_optax._report.formats.found import tensors_by_path
+from tb_optax._report.formats.index import files_of_index
+from tb_optax._report.formats.pickled import Bytes, Global, Machine, PickleError
+from tb_optax._report.source import CheckpointError, Source, printable, shape_of
+
+_WAY_OUT = "get or save the file again with torch.save"
+_MAGIC_NUMBER, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # The first two pickles of the older stream.
+_STORAGES = {
+    **{"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": ml_dtypes.bfloat16},
+    **{"Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"},
+    **{"ComplexFloat": "complex64", "ComplexDouble": "complex128", "Untyped": "uint8"},
+    **{"QInt8": "int8", "QUInt8": "uint8", "QInt32": "int32", "QUInt4x2": "uint8", "QUInt2x4": "uint8"},
+}
+_DTYPES = {
+    **{name: name for name in ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")},
+    **{name: name for name in ("uint16", "uint32", "uint64", "complex64", "complex128")},
+    "bfloat16": ml_dtypes.bfloat16,
+}
+_TENSORS = frozenset(f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3"))
+_WRAPPED = frozenset(f"torch._utils._rebuild_parameter{kind}" for kind in ("", "_with_state"))
+_SUBCLASSES = frozenset(
+    f"{module}._rebuild_from_type{version}" for module in ("torch._tensor", "torch.tensor") for version in ("", "_v2")
+)
+_DICTS = frozenset(("collections.OrderedDict", "collections.defaultdict", "builtins.dict", "__builtin__.dict"))
+_MOST_AXES = 32  # NumPy's, before version 2
+_MOST_REPEATED = 2**20  # bytes of a tensor whose strides repeat the numbers of its storage
+_LARGEST = 2**62
+
+
+class Storage(NamedTuple):
+    """Numbers in the file: `length` of them, from the one of number `first` on in the storage called `key`."""
+
+    key: str
+    dtype: np.dtype
+    first: int
+    length: int
+
+
+class Tensor(NamedTuple):
+    """A view of a storage, or the reason why it cannot be read."""
+
+    storage: Storage | None
+    dtype: np.dtype | None
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    reason: str = ""
+
+
+class _Range(NamedTuple):
+    """A storage's bytes in the file, with their checksum, or 0 if there is none."""
+
+    start: int
+    stop: int
+    checksum: int = 0
+
+
+class _Place(NamedTuple):
+    """Where a tensor lies: the first byte and how many, and what to make of them."""
+
+    start: int
+    size: int
+    dtype: np.dtype
+    strides: tuple[int, ...]
+    big_endian: bool
+    checksum: int
+
+
+def open_zip(where: FilePath) -> Source:
+    """The arrays of the archive that `torch.save` writes, or of a TorchScript."""
+    return _opened(where, _read_zip)
+
+
+def open_stream(where: FilePath) -> Source:
+    """The arrays of what `torch.save` wrote before 1.6: pickles, one after another, then the storages."""
+    return _opened(where, _read_stream)
+
+
+def open_index(where: FilePath) -> Source:
+    """The arrays of the files that a `pytorch_model.bin.index.json` names."""
+    shapes, unreadable, reads = {}, {}, {}
+    for file, wanted in files_of_index(where, "get all files of the checkpoint").items():
+        with file.open("rb") as opened:
+            source = (open_zip if opened.read(4) == b"PK\x03\x04" else open_stream)(file)
+        if missing := sorted(wanted - set(source.shapes) - set(source.unreadable)):
+            raise CheckpointError(where, f"{missing[0]!r} is not in {printable(file.name)}", _WAY_OUT)
+        shapes |= {path: source.shapes[path] for path in wanted & set(source.shapes)}
+        reads |= {path: source.read for path in wanted}
+        unreadable |= {path: source.unreadable[path] for path in wanted & set(source.unreadable)}
+    read = lambda path: reads[path](path)
+    return Source(str(where), "PyTorch", dict(sorted(shapes.items())), read, unreadable, layout="torch")
+
+
+def is_stream(start: bytes) -> bool:
+    """Whether a file begins as the older stream does: with a pickle of PyTorch's magic number."""
+    magic = _MAGIC_NUMBER.to_bytes(10, "little")
+    return magic in start or str(_MAGIC_NUMBER).encode() in start
+
+
+def _opened(where: FilePath, read_from: Any) -> Source:
+    shapes: dict[Path, jax.ShapeDtypeStruct] = {}
+    places: dict[Path, _Place] = {}
+    try:
+        with where.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            root, storages, big_endian = read_from(where, data)
+            tensors, unreadable = tensors_by_path(root, Tensor)
+            for path, tensor in tensors.items():
+                if reason := tensor.reason or _cannot_be_read(tensor):
+                    unreadable[path] = reason
+                else:
+                    places[path] = _place(path, tensor, storages, big_endian)
+                    shapes[path] = shape_of(tensor.shape, tensor.dtype)
+    except (PickleError, zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, EOFError) as error:
+        raise CheckpointError(where, f"it is no whole file of PyTorch ({error})", _WAY_OUT) from error
+    read = functools.partial(_read, where, places, shapes)
+    return Source(str(where), "PyTorch", shapes, read, unreadable, layout="torch")
+
+
+def _read_zip(where: FilePath, data: mmap.mmap) -> tuple[Any, dict[str, _Range], bool]:
+    """The root of the pickle, the byte range of each storage, and whether its bytes are the other way round."""
+    with zipfile.ZipFile(where) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        if len(members) < len(archive.infolist()):
+            raise PickleError("two members of one name")
+    pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise PickleError(f"{len(pickles)} members called data.pkl")
+    folder = pickles[0].removesuffix("data.pkl")
+    inside = {name.removeprefix(folder): info for name, info in members.items() if name.startswith(folder)}
+    start, stop, checksum = _range(data, inside["data.pkl"])
+    if checksum and zlib.crc32(data[start:stop]) != checksum:
+        raise PickleError("data.pkl has another checksum")
+    root = Machine(_call, _storage_of).load(Bytes(data, start, stop))
+    storages = {name.removeprefix("data/"): _range(data, info) for name, info in inside.items() if name.startswith("data/")}
+    start, stop, _ = _range(data, inside["byteorder"]) if "byteorder" in inside else _Range(0, 0)
+    return root, storages, data[start:stop].strip() == b"big"
+
+
+def _range(data: mmap.mmap, info: zipfile.ZipInfo) -> _Range:
+    """Where the content of a member lies."""
+    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size != info.compress_size:
+        raise PickleError("a compressed or encrypted member, which torch.save does not write")
+    name_length, extra_length = struct.unpack("<HH", data[info.header_offset + 26 : info.header_offset + 30])
+    start = info.header_offset + 30 + name_length + extra_length
+    if info.header_offset < 0 or start + info.file_size > len(data):
+        raise PickleError(f"{printable(info.filename)} goes beyond its end")
+    return _Range(start, start + info.file_size, info.CRC)
+
+
+def _read_stream(where: FilePath, data: mmap.mmap) -> tuple[Any, dict[str, _Range], bool]:
+    """As `_read_zip`. The bytes of storages are little-endian whatever machine wrote them."""
+    known: dict[str, Storage] = {}
+
+    def storage_of(identifier: Any) -> Any:
+        found = _storage_of(identifier)
+        if isinstance(found, Storage):
+            whole = found._replace(first=0, length=identifier[4])
+            if known.setdefault(found.key, whole) != whole:
+                raise PickleError("a storage of two sizes")
+        return found
+
+    source, machine = Bytes(data, 0, len(data)), Machine(_call, storage_of)
+    if machine.load(source) != _MAGIC_NUMBER or machine.load(source) != _PROTOCOL:
+        raise PickleError("it begins with no magic number of PyTorch")
+    machine.load(source)  # The machine that wrote it.
+    root, keys = machine.load(source), machine.load(source)
+    ranges: dict[str, _Range] = {}
+    start = source.tell()
+    for key in keys if isinstance(keys, list) else ():
+        if not isinstance(key, str) or key not in known or key in ranges:
+            raise PickleError("a storage that no tensor has")
+        (count,) = struct.unpack("<q", data[start : start + 8])
+        stop = start + 8 + count * known[key].dtype.itemsize
+        if count != known[key].length or stop > len(data):
+            raise PickleError(f"a storage of {count:,} numbers, which goes beyond its end or is of another size")
+        ranges[key], start = _Range(start + 8, stop), stop
+    return root, ranges, False
+
+
+def _storage_of(identifier: Any) -> Any:
+    """The storage that a persistent id names: type, key, device, how many numbers, and of a view, which of them."""
+    if not isinstance(identifier, tuple) or not 5 <= len(identifier) <= 6 or identifier[0] not in ("storage", b"storage"):
+        return identifier[1] if isinstance(identifier, tuple) and len(identifier) > 1 else None  # A module's source.
+    kind, key, _, count, *view = identifier[1:]
+    name = kind.name.rpartition(".")[2].removesuffix("Storage") if isinstance(kind, Global) else ""
+    if name not in _STORAGES or not kind.name.startswith("torch."):
+        raise PickleError(f"a storage of an unknown type, {kind.name[:100] if isinstance(kind, Global) else 'none'}")
+    if not isinstance(key, str) or not _are_counts((count,)):
+        raise PickleError("a storage without its key or size")
+    dtype, first = np.dtype(_STORAGES[name]), 0
+    if view and view[0] is not None:
+        if not isinstance(view[0], tuple) or len(view[0]) != 3 or not _are_counts(view[0][1:]):
+            raise PickleError("a view of a storage that is none")
+        first, own = view[0][1:]
+        if first + own > count:
+            raise PickleError("a view that goes beyond its storage")
+        count = own
+    return Storage(key, dtype, first, count)
+
+
+def _call(name: str, arguments: tuple[Any, ...]) -> Any:
+    """What PyTorch's own functions would give: tensors, and what wraps them."""
+    if name in _DICTS:
+        pairs = arguments[0] if arguments and isinstance(arguments[0], list) else ()
+        return pickled.Mapping([(pair[0], pair[1]) for pair in pairs if isinstance(pair, (list, tuple)) and len(pair) == 2])
+    if name in _TENSORS:
+        return _tensor(name, arguments)
+    if name in _WRAPPED or name == "torch.Size":
+        return arguments[0] if arguments else NotImplemented
+    if name in _SUBCLASSES and len(arguments) > 2 and isinstance(arguments[0], Global) and isinstance(arguments[2], tuple):
+        function, parts = arguments[0].name, arguments[2]
+        return _call(function, parts) if function not in _SUBCLASSES else NotImplemented
+    if name == "torch._utils._rebuild_qtensor":
+        return Tensor(None, None, 0, (), (), "it is quantized; give a checkpoint of the weights in floating point")
+    if name.startswith("torch._utils._rebuild_"):
+        kind = name.removeprefix("torch._utils._rebuild_").replace("_", " ")
+        return Tensor(None, None, 0, (), (), f"PyTorch's {kind[:60]} cannot be read; save a dense tensor")
+    return NotImplemented
+
+
+def _tensor(name: str, arguments: tuple[Any, ...]) -> Tensor:
+    if len(arguments) < 4 or not isinstance(arguments[0], Storage):
+        raise PickleError("a tensor without a storage")
+    storage, offset, shape, strides, *more = arguments
+    if not isinstance(shape, tuple) or not isinstance(strides, tuple) or not len(shape) == len(strides) <= _MOST_AXES:
+        raise PickleError(f"a tensor without its shape or strides, or of more than {_MOST_AXES} axes")
+    if not _are_counts((offset, *shape, *strides)):
+        raise PickleError("a tensor whose offset, shape or strides are negative or no numbers")
+    dtype, metadata = storage.dtype, more[2:3]
+    if name.endswith("_v3"):
+        kind = more[2].name.removeprefix("torch.") if len(more) > 2 and isinstance(more[2], Global) else ""
+        if kind not in _DTYPES:
+            return Tensor(None, None, 0, (), (), f"its dtype, {kind[:60]}, is not known")
+        dtype, metadata = np.dtype(_DTYPES[kind]), more[3:4]
+    if metadata and isinstance(metadata[0], pickled.Mapping) and metadata[0].pairs:
+        return Tensor(None, None, 0, (), (), "PyTorch conjugates or negates it on reading; save it with .resolve_conj()")
+    return Tensor(storage, dtype, offset, shape, strides)
+
+
+def _are_counts(numbers: Iterable[Any]) -> bool:
+    return all(type(number) is int and 0 <= number < _LARGEST for number in numbers)
+
+
+def _cannot_be_read(tensor: Tensor) -> str:
+    """Why a tensor that its storage may hold is left out; else nothing."""
+    assert tensor.storage is not None and tensor.dtype is not None
+    size = math.prod(tensor.shape) * tensor.dtype.itemsize
+    own = tensor.storage.length * tensor.storage.dtype.itemsize
+    if size > max(own, _MOST_REPEATED):
+        return f"of shape {tensor.shape}, it repeats the {own:,} bytes of its storage; save it after .contiguous()"
+    return ""
+
+
+def _place(path: Path, tensor: Tensor, storages: Mapping[str, _Range], big_endian: bool) -> _Place:
+    """Where a tensor lies in the file, once all of it is known to lie within its storage."""
+    assert tensor.storage is not None and tensor.dtype is not None
+    width, storage = tensor.dtype.itemsize, tensor.storage
+    if storage.key not in storages:
+        raise PickleError(f"the storage of {printable(path)} is missing")
+    start, stop, checksum = storages[storage.key]
+    first = start + storage.first * storage.dtype.itemsize
+    after = first + storage.length * storage.dtype.itemsize
+    # Where an axis has one place, its stride says nothing; NumPy takes it for bytes all the same.
+    strides = tuple(width * stride if size > 1 else 0 for size, stride in zip(tensor.shape, tensor.strides, strict=True))
+    empty = 0 in tensor.shape
+    span = 0 if empty else width + sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True))
+    begin = first + tensor.offset * width
+    if after > stop or (not empty and begin + span > after):
+        raise PickleError(f"{printable(path)} goes beyond its storage")
+    if math.prod(size for size in tensor.shape if size) * width >= _LARGEST:
+        raise PickleError(f"{printable(path)} is of shape {tensor.shape}")
+    whole = (begin, begin + span) == (start, stop)  # Of a part, the checksum says nothing.
+    return _Place(first if empty else begin, span, tensor.dtype, strides, big_endian, checksum if whole else 0)
+
+
+def _read(
+    where: FilePath, places: Mapping[Path, _Place], shapes: Mapping[Path, jax.ShapeDtypeStruct], path: Path
+) -> np.ndarray:
+    place, shape = places[path], shapes[path].shape
+    with where.open("rb") as file:
+        file.seek(place.start)
+        content = file.read(place.size)
+    if len(content) < place.size:
+        raise CheckpointError(where, f"{path!r} is damaged (the file has become shorter)", _WAY_OUT)
+    if place.checksum and zlib.crc32(content) != place.checksum:
+        raise CheckpointError(where, f"{path!r} is damaged (it has another checksum)", _WAY_OUT)
+    if not place.size:
+        return np.zeros(shape, place.dtype)
+    part = np.dtype(place.dtype).itemsize // (2 if place.dtype.kind == "c" else 1)
+    numbers = np.frombuffer(content, f"{'>' if place.big_endian else '<'}u{part}")
+    numbers = numbers.astype(numbers.dtype.newbyteorder("="), copy=False).view(place.dtype)
+    return np.ascontiguousarray(np.lib.stride_tricks.as_strided(numbers, shape, place.strides)).reshape(shape)
