@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
-from tb_optax._report.report import LayerRecord, Report
+from tb_optax._report.record import LayerRecord
+from tb_optax._report.report import Report
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tb_optax._report.figures import density, tail_line
-from tb_optax._report.report import LayerRecord
+from tb_optax._report.record import LayerRecord
 from tb_optax._report.source import printable, shortened
 
 SERIES = 4  # colours that the style has

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from tb_optax._report.report import LayerRecord, Report
+    from tb_optax._report.record import LayerRecord
+    from tb_optax._report.report import Report
 
 _BINS = 60
 

@@ -8,7 +8,7 @@ import concurrent.futures
 import functools
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
@@ -20,6 +20,9 @@ from tb_optax._spectra.options import Solver
 from tb_optax._spectra.sharding import in_mesh, mesh_of, partitioned_by_compiler
 from tb_optax._spectra.spectra import spectra
 from tb_optax._spectra.windows import Windows
+
+Unsquarable: TypeAlias = Literal["", "large", "small"]
+"""Why a weight that is finite and nonzero cannot be squared in float32, if it cannot."""
 
 # What is in memory of all layers that are solved at once, each as read, in float32, turned, and as its solver needs it.
 _BYTES_AT_ONCE = 2**31
@@ -63,6 +66,21 @@ def spectra_in_turn(
             yield running.pop(0).result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def unsquarable(
+    spectra: Float[np.ndarray, "slices eigenvalues"], layer: Layer, read: Callable[[Path], Any]
+) -> list[Unsquarable]:
+    """Of each slice, whether its weight is finite and nonzero, but too large or too small to be squared."""
+    largest = spectra[:, -1]
+    if (np.isfinite(largest) & (largest > 0)).all():
+        return [""] * len(spectra)
+    weight = np.asarray(read(layer.kernel))
+    flat = np.abs(np.asarray(_as_stacks(weight, kernel_shape(layer, weight.shape)).reshape(len(spectra), -1), np.float64))
+    return [
+        "large" if np.isfinite(entries).all() and not np.isfinite(value) else "small" if value == 0 < entries.max() else ""
+        for value, entries in zip(largest, flat, strict=True)
+    ]
 
 
 def _solve(

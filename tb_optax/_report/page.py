@@ -8,7 +8,8 @@ from typing import Any
 from tb_optax._report import drawings
 from tb_optax._report.comparison import Comparison, compare
 from tb_optax._report.drawings import SERIES, escaped, number
-from tb_optax._report.report import LayerRecord, Report
+from tb_optax._report.record import LayerRecord
+from tb_optax._report.report import Report
 
 _WORST = 6
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -21,15 +22,22 @@ _TITLES = {
     "ks_distance": "KS distance",
     "xmin": "tail from",
     "tail": "tail share",
+    "standard_error": "standard error",
+    "noise": "noise’s alpha",
+    "noise_deviations": "deviations from noise",
     "lambda_max": "λ max",
     "stable_rank": "stable rank",
+    "stable_rank_over_noise": "over noise’s",
+    "beyond_noise": "beyond noise",
     "scale": "scale",
+    "mark": "mark",
 }
 _ALPHA = (
-    "Alpha is the exponent of the power law that the tail of a layer's spectrum follows. The smaller it is, the heavier the "
-    "tail, and the better trained the layer, as the theory of heavy-tailed self-regularization has it; TempBalance gives "
-    "layers of larger alpha larger learning rates. Compare layers of one shape: of matrices with nothing learned in them, "
-    "the longer ones have the larger alpha."
+    "Alpha is the exponent of the power law that is fitted to the tail of a layer's spectrum. A smaller alpha means a "
+    "heavier tail. The theory of heavy-tailed self-regularization takes that for a better trained layer, and TempBalance "
+    "gives layers of larger alpha larger learning rates. Alpha depends on the shape: compare it with the alpha of noise of the "
+    "layer's shape. A layer marked <em>as noise</em> cannot be told from random numbers. In a layer marked "
+    "<em>poor fit</em> the tail follows no power law, and its alpha says nothing about training."
 )
 
 
@@ -157,23 +165,25 @@ def _figure(record: LayerRecord, comparison: Comparison | None) -> str:
     )
     shape = record.row()["shape"].replace("x", "×")
     outline = f"; outline: {escaped(comparison.labels[0])}" if comparison and before else ""
-    caption = f"<figcaption>{shape}{'; ' if laws else ''}{laws}{outline}</figcaption>"
+    reasons = "".join(f"; {escaped(reason)}" for reason in dict.fromkeys(record.reasons.values()))
+    mark = f"; <strong>{record.mark}</strong>" if record.mark else ""
+    caption = f"<figcaption>{shape}{'; ' if laws else ''}{laws}{outline}{mark}{reasons}</figcaption>"
     return f"<h3>{escaped(record.layer)}</h3>{caption}{drawings.spectrum(record, before)}"
 
 
 def _layers(last: Report, comparison: Comparison | None) -> str:
-    measured = {record.layer for record in last.records}
+    measured = {record.layer: record for record in last.records}
     if comparison is None:
-        rows, columns = last.rows(), [(key, _title(key)) for key in last.rows()[0]]
-        caption = "A layer's name opens its spectrum."
+        rows, columns = last.rows(), [(key, _title(key)) for key in last.rows()[0] if key != "reasons"]
+        caption = "A layer's name opens its spectrum. Hold the pointer over a mark or a dash to see its reason."
     else:
         rows, columns = comparison.rows(), _compared(comparison)
         caption = f"A layer's name opens its spectrum in {escaped(comparison.labels[-1])}."
     head = "".join(
-        f'<th scope="col"{" class=words" if key == "shape" else ""}><button type="button">{title}</button></th>'
+        f'<th scope="col"{" class=words" if key in ("shape", "mark") else ""}><button type="button">{title}</button></th>'
         for key, title in columns
     )
-    lines = "".join(_row(row, columns, place, row["layer"] in measured) for place, row in enumerate(rows))
+    lines = "".join(_row(row, columns, place, measured.get(row["layer"])) for place, row in enumerate(rows))
     table = f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
     tools = '<p class="tools"><input id="filter" type="search" placeholder="Filter by name" aria-label="Filter by name"></p>'
     return f'<section id="layers"><h2>All layers</h2>{tools}<div class="card scroll">{table}</div></section>'
@@ -189,18 +199,31 @@ def _compared(comparison: Comparison) -> list[tuple[str, str]]:
     return columns
 
 
-def _row(row: Mapping[str, Any], columns: Sequence[tuple[str, str]], place: int, has_spectrum: bool) -> str:
+def _row(row: Mapping[str, Any], columns: Sequence[tuple[str, str]], place: int, record: LayerRecord | None) -> str:
     name = escaped(row["layer"])
-    linked = f'<a href="#layer-{place}">{name}</a>' if has_spectrum else name
-    cells = "".join(_cell(key, row[key]) for key, _ in columns[1:])
+    linked = f'<a href="#layer-{place}">{name}</a>' if record else name
+    reasons = record.reasons if record else {}
+    cells = "".join(_cell(key, row[key], _reason(key, reasons)) for key, _ in columns[1:])
     return f'<tr data-place="{place}"><th scope="row">{linked}</th>{cells}</tr>'
 
 
-def _cell(key: str, value: Any) -> str:
+def _reason(key: str, reasons: Mapping[str, str]) -> str:
+    """Why a number is missing: what a fit finds is missing with its alpha."""
+    if key in reasons:
+        return reasons[key]
+    for of_fit in ("ks_distance", "xmin", "tail"):
+        if key.startswith(of_fit):
+            return reasons.get("alpha" + key.removeprefix(of_fit), "")
+    return reasons.get({"standard_error": "alpha", "scale": "alpha", "lambda_max": "stable_rank"}.get(key, ""), "")
+
+
+def _cell(key: str, value: Any, reason: str = "") -> str:
+    title = f' title="{escaped(reason)}"' if reason else ""
     if isinstance(value, str):
-        return f'<td class="words">{escaped(value).replace("x", "×")}</td>'
+        shown = value.replace("x", "×") if key == "shape" else value
+        return f'<td class="words"{title if key == "mark" else ""}>{escaped(shown)}</td>'
     if not math.isfinite(value):
-        return '<td data-value="NaN">–</td>'
+        return f'<td data-value="NaN"{title}>–</td>'
     shown = f"{value:,}" if isinstance(value, int) else number(value, "+" if key.endswith("change") else "")
     return f'<td data-value="{value:.6g}">{shown}</td>'
 

@@ -6,85 +6,23 @@ import functools
 import math
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from tb_optax._balance.assignments import linear
 from tb_optax._balance.fits import Fit, PowerLaw, check_fit_of_solver, fit_spectra, median
 from tb_optax._layers.find import find_layers
 from tb_optax._layers.layer import Layer, LayersOrFn, Path, PyTree, kernel_shape, resolve_layers, split_path
 from tb_optax._report import formats
-from tb_optax._report.measure import spectra_in_turn
+from tb_optax._report.measure import Unsquarable, spectra_in_turn, unsquarable
+from tb_optax._report.noise import against_noise
+from tb_optax._report.record import LayerRecord
 from tb_optax._report.source import CheckpointError, Source, of_tree
 from tb_optax._report.weights import all_of, natural, weights_of, with_gain
 from tb_optax._spectra.options import DEFAULT_SOLVER, Exact, Lanczos, check_solver
 from tb_optax._spectra.windows import Windows, check_windows
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerRecord:
-    """What the weight of one layer says; of a stack of layers, each has a record of its own.
-
-    Attributes:
-      layer: its name, with its place in a stack: `"blocks/mlp[3]"`.
-      kernel: the path of its weight.
-      shape: of the weight, without the axes of a stack.
-      matrices: how many share the spectrum: the places of a convolution's window.
-      fits: power laws of the spectrum's tail, by the name of the fit.
-      eigenvalues: the spectrum, ascending, as `tb_optax.spectra` has it.
-      scale: the learning-rate scale that TempBalance would assign by the first fit's alpha, if all layers of the report
-        were balanced; NaN where alpha is.
-    """
-
-    layer: str
-    kernel: Path
-    shape: tuple[int, ...]
-    matrices: int
-    fits: Mapping[str, PowerLaw]
-    eigenvalues: Float[np.ndarray, " n"]
-    scale: float = math.nan
-
-    @property
-    def alpha(self) -> float:
-        """Of the first fit."""
-        return float(next(iter(self.fits.values())).alpha)
-
-    @property
-    def lambda_max(self) -> float:
-        """The largest eigenvalue."""
-        return float(self.eigenvalues[-1])
-
-    @property
-    def stable_rank(self) -> float:
-        """The sum of the eigenvalues over the largest: the squared Frobenius norm over the squared spectral norm."""
-        total = float(self.eigenvalues.astype(np.float64).sum())
-        return total / self.lambda_max if self.lambda_max > 0 else math.nan
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether its weight holds neither a NaN nor an infinity."""
-        return math.isfinite(self.lambda_max)
-
-    def tail(self, fit: str) -> float:
-        """The share of the eigenvalues that a fit takes for the tail; NaN where it found none."""
-        law = self.fits[fit]
-        return float((self.eigenvalues >= law.xmin).mean()) if math.isfinite(law.alpha) else math.nan
-
-    def row(self) -> dict[str, Any]:
-        """As one flat record: of the first fit `alpha`, `ks_distance`, `xmin` and `tail`; of others, `alpha_NAME`, ..."""
-        row = {
-            "layer": self.layer,
-            "shape": "x".join(map(str, self.shape)),
-            "matrices": self.matrices,
-            "eigenvalues": len(self.eigenvalues),
-        }
-        for number, (name, law) in enumerate(self.fits.items()):
-            numbers = {"alpha": law.alpha, "ks_distance": law.ks_distance, "xmin": law.xmin, "tail": self.tail(name)}
-            row |= {key + (f"_{name}" if number else ""): float(value) for key, value in numbers.items()}
-        return row | {"lambda_max": self.lambda_max, "stable_rank": self.stable_rank, "scale": self.scale}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,11 +190,12 @@ class Measuring:
                 "give a checkpoint of a network, or a smaller min_eigenvalues",
             )
         self._done: list[tuple[Layer, np.ndarray]] = []
+        self._too: list[list[Unsquarable]] = []
 
     @property
     def names(self) -> list[str]:
         """Of all records that there will be."""
-        return [name for layer in self.layers for name, *_ in self._slices(layer)]
+        return [each.name for layer in self.layers for each in self._slices(layer)]
 
     def steps(self) -> Generator[Layer]:
         """Measures; yields each layer when it is done."""
@@ -267,6 +206,7 @@ class Measuring:
         results = spectra_in_turn(self.layers, self._weights.shapes, weight, self._solver, self._windows)
         with contextlib.closing(results):
             for layer, result in zip(self.layers, results, strict=True):
+                self._too.append(unsquarable(result, layer, weight))
                 self._done.append((layer, result))
                 yield layer
 
@@ -276,9 +216,10 @@ class Measuring:
         laws = {name: fit_spectra(fit, spectra) for name, fit in self._fits.items()}
         each = zip(*laws.values(), strict=True)
         named = [own for layer, _ in self._done for own in self._slices(layer)]
-        records = [
-            LayerRecord(name, path, shape, matrices, dict(zip(laws, own, strict=True)), eigenvalues)
-            for (name, path, shape, matrices), own, eigenvalues in zip(named, each, spectra, strict=True)
+        too: list[Unsquarable] = [reason for reasons in self._too for reason in reasons]
+        records: list[LayerRecord] = [
+            self._record(of, dict(zip(laws, own, strict=True)), eigenvalues, reason)
+            for of, own, eigenvalues, reason in zip(named, each, spectra, too, strict=True)
         ]
         alphas = np.array([record.alpha for record in records], np.float32)
         scales = np.asarray(self._assign(jnp.asarray(alphas))) if len(records) else []
@@ -293,13 +234,41 @@ class Measuring:
             self._windows,
         )
 
-    def _slices(self, layer: Layer) -> list[tuple[str, Path, tuple[int, ...], int]]:
-        """Name, kernel, shape and number of matrices of each layer of a stack, or of the one."""
+    def _record(self, of: "_Slice", laws: Mapping[str, PowerLaw], eigenvalues: np.ndarray, too: Unsquarable) -> LayerRecord:
+        fit = next(iter(self._fits.values()))
+        approximate = isinstance(self._solver, Lanczos) and of.sides[0] >= self._solver.min_size
+        noise = against_noise(
+            eigenvalues,
+            float(next(iter(laws.values())).alpha),
+            of.sides,
+            of.matrices,
+            unknown_spectrum="windows overlap, so noise's spectrum is not known" if self._windows else "",
+            unknown_alpha="the alpha of noise is known for the median fit only"
+            if fit is not median
+            else "the spectrum is approximate"
+            if approximate
+            else "",
+        )
+        return LayerRecord(of.name, of.kernel, of.shape, of.matrices, laws, eigenvalues, noise=noise, too=too)
+
+    def _slices(self, layer: Layer) -> "list[_Slice]":
+        """Each layer of a stack, or the one."""
         shape = self._weights.shapes[layer.kernel].shape
         axes = kernel_shape(layer, shape)
         own = tuple(size for axis, size in enumerate(shape) if axis not in axes.layer_axes)
+        sides = (min(axes.rows, axes.columns), max(axes.rows, axes.columns))
         names = [layer.name + "".join(f"[{place}]" for place in index) for index in np.ndindex(axes.stack)]
-        return [(name, layer.kernel, own, axes.matrices) for name in names]
+        return [_Slice(name, layer.kernel, own, axes.matrices, sides) for name in names]
+
+
+class _Slice(NamedTuple):
+    """A layer of a stack, or the one: its matrices share a spectrum."""
+
+    name: str
+    kernel: Path
+    shape: tuple[int, ...]
+    matrices: int
+    sides: tuple[int, int]
 
 
 def _by_name(fits: Sequence[Fit]) -> dict[str, Fit]:

@@ -17,6 +17,7 @@ from tb_optax._report.source import printable
 _SUMMARY = ("mean", "median", "deviation", "least", "greatest")
 _SPARKS = "▁▂▃▄▅▆▇█"
 _MOST_LEFT_OUT = 6
+_MOST_NAMED = 5
 _MOST_CHECKPOINTS = 8
 _LAYER_AT_LEAST = 20
 _PIPED_WIDTH = 240
@@ -38,9 +39,15 @@ _COLUMNS = {
     "ks_distance": _Column("ks_distance", "KS dis-\ntance", 2),
     "xmin": _Column("xmin", "tail\nfrom", 6),
     "tail": _Column("tail", "tail\nshare", 5),
+    "standard_error": _Column("standard_error", "std.\nerror", 10),
+    "noise": _Column("noise", "noise's\nalpha", 8),
+    "noise_deviations": _Column("noise_deviations", "devi-\nations", 7),
     "lambda_max": _Column("lambda_max", "λ max"),
     "stable_rank": _Column("stable_rank", "stable\nrank"),
+    "stable_rank_over_noise": _Column("stable_rank_over_noise", "over\nnoise's", 9),
+    "beyond_noise": _Column("beyond_noise", "beyond\nnoise", 7),
     "scale": _Column("scale", "scale"),
+    "mark": _Column("mark", "mark"),
 }
 
 
@@ -60,16 +67,19 @@ def print_report(to: Console, report: Report, sort: str | None, reverse: bool, p
     ]
     to.print(_title(report))
     _print_table(to, _columns(report), rows, foot)
+    _print_reasons(to, report)
     _print_notes(to, report)
 
 
 def _columns(report: Report) -> list[_Column]:
-    """Those of the first fit, and alpha and distance of others; no matrices where each layer has one."""
+    """Those of the first fit, and alpha and distance of others; no matrices where each layer has one, no empty marks."""
     found = []
-    for key in report.rows()[0]:
+    rows = report.rows()
+    idle = {"matrices": 1, "mark": ""}
+    for key in rows[0]:
         number, _, fit = key.partition("_")
         if key in _COLUMNS:
-            if key != "matrices" or any(record.matrices > 1 for record in report.records):
+            if key not in idle or any(row[key] != idle[key] for row in rows):
                 found.append(_COLUMNS[key])
         elif number in ("alpha", "ks_distance"):
             title = "alpha" if number == "alpha" else "KS"
@@ -154,7 +164,7 @@ def _print_table(
     room = max(to.width - 1 - sum(widths[column] + 1 for column in others), _LAYER_AT_LEAST)
     table.add_column(Text(layer.title), overflow="fold", width=min(widths[layer], room), vertical="bottom")
     for column in others:
-        justify = "left" if column.key in ("shape", "course") else "right"
+        justify = "left" if column.key in ("shape", "course", "mark") else "right"
         table.add_column(Text(column.title), justify=justify, no_wrap=True, width=widths[column], vertical="top")
     for number in range(len(rows) + len(foot)):
         if number == len(rows):
@@ -187,6 +197,21 @@ def _title(report: Report) -> Text:
     fits = ", ".join(report.fits)
     what = f"{printable(report.name)} ({report.format}): {len(report.records)} layers{stops}"
     return Text(f"{what}{windows}; fit: {fits}{others}")
+
+
+def _print_reasons(to: Console, report: Report) -> None:
+    """Why layers are marked, and why a number is missing, a line for each reason."""
+    layers: dict[tuple[str, str], list[str]] = {}
+    for record in report.records:
+        by_reason: dict[str, list[str]] = {}
+        for key, reason in record.reasons.items():
+            by_reason.setdefault(reason, []).append(record.mark if key == "mark" else key)
+        for reason, keys in by_reason.items():
+            layers.setdefault((", ".join(keys), reason), []).append(record.layer)
+    for (keys, reason), names in layers.items():
+        of = "all layers" if len(names) == len(report.records) else ", ".join(map(printable, names[:_MOST_NAMED]))
+        more = f" and {len(names) - _MOST_NAMED} more" if _MOST_NAMED < len(names) < len(report.records) else ""
+        to.print(Text(f"{keys}: {of}{more}: {reason}", style="dim"))
 
 
 def _print_notes(to: Console, report: Report, of: str = "") -> None:
