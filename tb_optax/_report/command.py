@@ -17,11 +17,12 @@ from tb_optax._balance import fits
 from tb_optax._layers.find import find_layers
 from tb_optax._layers.layer import Layers, PyTree
 from tb_optax._report import formats, outputs, table
-from tb_optax._report.comparison import compare
+from tb_optax._report.changes import LayerChange, changes, shared_layers
+from tb_optax._report.comparison import in_turn, side_by_side
 from tb_optax._report.compilation import keep_compiled_programs
 from tb_optax._report.page import page
 from tb_optax._report.report import Measuring, Report
-from tb_optax._report.source import CheckpointError, one_line, printable
+from tb_optax._report.source import CheckpointError, Source, one_line, printable
 from tb_optax._spectra.options import DEFAULT_SOLVER, Lanczos
 from tb_optax._spectra.windows import Windows
 
@@ -94,9 +95,9 @@ def report(settings: tyro.conf.OmitArgPrefixes[Annotated[Settings, tyro.conf.arg
     the model is needed, none of the file is run. Of two checkpoints it tells both and what changed, of more, alpha over all.
     """
     try:
-        reports, interrupted = _measure_all(settings)
-        _write(settings, reports)
-        _print(settings, reports)
+        reports, changed, interrupted = _measure_all(settings)
+        _write(settings, reports, changed)
+        _print(settings, reports, changed)
     except CheckpointError as error:
         _end(_UNREADABLE, str(error))
     except ValueError as error:
@@ -115,15 +116,16 @@ def report(settings: tyro.conf.OmitArgPrefixes[Annotated[Settings, tyro.conf.arg
         )
 
 
-def _measure_all(settings: Settings) -> tuple[list[Report], bool]:
-    """The reports of all checkpoints, and whether an interrupt ended them."""
+def _measure_all(settings: Settings) -> tuple[list[Report], list[LayerChange], bool]:
+    """The reports of all checkpoints; the changes from the first of two; and whether an interrupt ended them."""
     if not settings.checkpoints:
         raise ValueError("no checkpoint is given; try: tb-optax report PATH.")
     _check_outputs(settings)
     if settings.compilation_cache:
         keep_compiled_programs(0.02)  # Many small programs.
     # All are opened first, so that what is wrong with the last one is told before anything is computed.
-    measurings = [_measuring(settings, path) for path in in_order(settings.checkpoints)]
+    sources = in_turn([formats.open_checkpoint(path) for path in in_order(settings.checkpoints)])
+    measurings = [_measuring(settings, source) for source in sources]
     names = [name for measuring in measurings for name in measuring.names]
     if not any(table.matches(name, settings.filter) for name in names):
         known = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
@@ -131,21 +133,27 @@ def _measure_all(settings: Settings) -> tuple[list[Report], bool]:
     if settings.sort == "change" and len(measurings) == 1:
         raise ValueError("sort='change' needs two checkpoints or more")
     interrupted = False
-    with _progress(sum(len(measuring.layers) for measuring in measurings)) as advance:
-        done = []
+    two = len(measurings) == 2
+    layers = sum(len(measuring.layers) for measuring in measurings) + (len(shared_layers(*measurings)) if two else 0)
+    with _progress(layers) as advance:
+        done, changed = [], []
         try:
             for measuring in measurings:
                 done.append(measuring)
                 with contextlib.closing(measuring.steps()) as steps:
                     for layer in steps:
                         advance(layer.name)
+            if two:
+                with contextlib.closing(changes(*measurings)) as found:
+                    for of_layer in found:
+                        changed += of_layer
+                        advance(of_layer[0].layer)
         except KeyboardInterrupt:
             interrupted = True
-    return [measuring.report() for measuring in done], interrupted
+    return [measuring.report() for measuring in done], changed, interrupted
 
 
-def _measuring(settings: Settings, path: str) -> Measuring:
-    source = formats.open_checkpoint(path)
+def _measuring(settings: Settings, source: Source) -> Measuring:
     layout = settings.layout or source.layout
 
     def layers(params: PyTree) -> Layers:
@@ -186,7 +194,7 @@ def _check_outputs(settings: Settings) -> None:
             raise ValueError(f"{name}={path!r} is a checkpoint; give another file.")
 
 
-def _write(settings: Settings, reports: Sequence[Report]) -> None:
+def _write(settings: Settings, reports: Sequence[Report], changed: Sequence[LayerChange]) -> None:
     make = {
         "json": outputs.as_json,
         "csv": outputs.as_csv,
@@ -196,7 +204,7 @@ def _write(settings: Settings, reports: Sequence[Report]) -> None:
         path = getattr(settings, name)
         if path is None:
             continue
-        text = function(reports)
+        text = function(reports, changed)
         if path == "-":
             sys.stdout.write(text)
             continue
@@ -206,14 +214,16 @@ def _write(settings: Settings, reports: Sequence[Report]) -> None:
             raise ValueError(f"{name}={path!r} cannot be written: {error.strerror}.") from error
 
 
-def _print(settings: Settings, reports: Sequence[Report]) -> None:
+def _print(settings: Settings, reports: Sequence[Report], changed: Sequence[LayerChange]) -> None:
     told = [report for report in reports if report.records]
     if "-" in (settings.json, settings.csv) or not told:
         return
     if len(told) == 1:
         table.print_report(table.console(), told[0], settings.sort, settings.reverse, settings.filter)
     else:
-        table.print_comparison(table.console(), compare(told), settings.sort, settings.reverse, settings.filter)
+        table.print_comparison(
+            table.console(), side_by_side(told, changed), settings.sort, settings.reverse, settings.filter
+        )
 
 
 @contextlib.contextmanager

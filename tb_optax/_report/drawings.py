@@ -112,19 +112,21 @@ def spectrum(record: LayerRecord, before: LayerRecord | None = None) -> str:
     return f'<svg class="spectrum" viewBox="0 0 400 246" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
-def by_layer(layers: Sequence[str], series: Mapping[str, Sequence[float]], styles: Sequence[str]) -> str:
-    """Alpha of each layer, a point for each series; where the first series is `before`, a line from it to the last."""
+def by_layer(
+    layers: Sequence[str], series: Mapping[str, Sequence[float]], styles: Sequence[str], quantity: str = "alpha"
+) -> str:
+    """A quantity of each layer, a point for each series; where the first series is `before`, a line from it to the last."""
     known = [value for values in series.values() for value in values if math.isfinite(value)]
     if not known:
-        return '<p class="nothing">No layer has an alpha.</p>'
+        return f'<p class="nothing">No layer has {quantity}.</p>'
     across, up = _Axis(-0.5, len(layers) - 0.5, _LEFT, 892), _around(known, 250, 20)
-    parts = [_grid(None, up, 892, "alpha")]
+    parts = [_grid(None, up, 892, quantity)]
     for place, layer in enumerate(layers):
         x = across.place(place)
         points = [(name, style, values[place]) for (name, values), style in zip(series.items(), styles, strict=True)]
         heights = [up.place(value) if math.isfinite(value) else None for _, _, value in points]
         words = "; ".join((f"{escaped(name)} " if len(points) > 1 else "") + number(value) for name, _, value in points)
-        parts.append(f'<g data-row="{place}"><title>{escaped(layer)}: alpha {words}</title>')
+        parts.append(f'<g data-row="{place}"><title>{escaped(layer)}: {quantity} {words}</title>')
         if styles[0] == "before" and heights[0] is not None and heights[-1] is not None:
             parts.append(f'<path class="change" d="M{x} {heights[0]}V{heights[-1]}"/>')
         for (_, style, _), y in zip(points, heights, strict=True):
@@ -138,7 +140,7 @@ def by_layer(layers: Sequence[str], series: Mapping[str, Sequence[float]], style
         for place in range(0, len(layers), every)
     ]
     height = 270 + 5.8 * max(min(len(printable(layer)), _LONGEST_NAME) for layer in layers[::every])
-    label = f"Alpha of {len(layers)} layers, in the order of the table"
+    label = f"{quantity.capitalize()} of {len(layers)} layers, in the order of the table"
     return f'<svg class="wide" viewBox="0 0 900 {height:.0f}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tb_optax._report import drawings
-from tb_optax._report.comparison import Comparison, compare
+from tb_optax._report.changes import LayerChange
+from tb_optax._report.comparison import Comparison, side_by_side
 from tb_optax._report.drawings import SERIES, escaped, number
 from tb_optax._report.record import LayerRecord
 from tb_optax._report.report import Report
@@ -35,18 +36,18 @@ _TITLES = {
 _ALPHA = (
     "Alpha is the exponent of the power law that is fitted to the tail of a layer's spectrum. A smaller alpha means a "
     "heavier tail. The theory of heavy-tailed self-regularization takes that for a better trained layer, and TempBalance "
-    "gives layers of larger alpha larger learning rates. Alpha depends on the shape: compare it with the alpha of noise of the "
-    "layer's shape. A layer marked <em>as noise</em> cannot be told from random numbers. In a layer marked "
+    "gives layers of larger alpha larger learning rates. Alpha depends on the shape: compare it with the alpha of noise of "
+    "the layer's shape. A layer marked <em>as noise</em> cannot be told from random numbers. In a layer marked "
     "<em>poor fit</em> the tail follows no power law, and its alpha says nothing about training."
 )
 
 
-def page(reports: Sequence[Report]) -> str:
+def page(reports: Sequence[Report], changes: Sequence[LayerChange] = ()) -> str:
     """One report, or several side by side, as an HTML document.
 
     Names in checkpoints may hold anything, and stand in it as text only.
     """
-    comparison = compare(reports) if len(reports) > 1 else None
+    comparison = side_by_side(reports, changes) if len(reports) > 1 else None
     last = reports[-1]
     names = " · ".join(escaped(label) for label in comparison.labels) if comparison else escaped(last.name)
     headings = "".join(_heading(report, len(reports) > 1) for report in reports)
@@ -131,7 +132,26 @@ def _alphas(last: Report, comparison: Comparison | None) -> str:
             drawing = drawings.over_checkpoints(comparison.labels, courses)
     keys = "".join(f'<span class="key {style}"></span>{escaped(name)}' for name, style in zip(series, styles, strict=True))
     shown = f'<p class="quiet">{keys}</p>' if len(series) > 1 else ""
-    return f'<section><h2>{title}</h2><p>{_ALPHA}</p>{shown}<div class="card figure scroll">{drawing}</div></section>'
+    return (
+        _changed(comparison)
+        + f'<section><h2>{title}</h2><p>{_ALPHA}</p>{shown}<div class="card figure scroll">{drawing}</div></section>'
+    )
+
+
+def _changed(comparison: Comparison | None) -> str:
+    """How far each weight moved."""
+    if comparison is None or not comparison.changes:
+        return ""
+    rows = comparison.rows()
+    values = {"|ΔW| / |W|": [row["relative_change"] for row in rows]}
+    drawing = drawings.by_layer(comparison.layers, values, ["s0"], "|ΔW| / |W|")
+    same = sum(change.is_unchanged for change in comparison.changes.values())
+    words = (
+        "The Frobenius norm of each weight's change over that of the weight before. "
+        f"{same} of {len(comparison.changes)} layers are unchanged in every entry. The table has the rank of ΔW: the number "
+        "of its eigenvalues beyond the edge of noise."
+    )
+    return f'<section><h2>What changed</h2><p>{words}</p><div class="card figure scroll">{drawing}</div></section>'
 
 
 def _worst_records(report: Report) -> list[LayerRecord]:
@@ -196,6 +216,8 @@ def _compared(comparison: Comparison) -> list[tuple[str, str]]:
     for key in keys:
         columns += [(f"{key} {label}", f"{_TITLES[key]}<br>{escaped(label, 40)}") for label in comparison.labels]
         columns.append((f"{key} change", f"{_TITLES[key]}<br>change"))
+    if comparison.changes:
+        columns[2:2] = [("relative_change", "|ΔW|<br>of |W|"), ("rank_of_change", "rank<br>of ΔW"), ("mark", "mark")]
     return columns
 
 

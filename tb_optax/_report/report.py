@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,6 +17,7 @@ from tb_optax._balance.fits import Fit, PowerLaw, check_fit_of_solver, fit_spect
 from tb_optax._layers.find import find_layers
 from tb_optax._layers.layer import Layer, LayersOrFn, Path, PyTree, kernel_shape, resolve_layers, split_path
 from tb_optax._report import formats
+from tb_optax._report.adapters import products
 from tb_optax._report.measure import Unsquarable, spectra_in_turn, unsquarable
 from tb_optax._report.noise import against_noise
 from tb_optax._report.record import LayerRecord
@@ -138,15 +140,16 @@ def report(
       >>> [(row["layer"], row["shape"], round(row["alpha"], 1)) for row in report.rows()]
       [('dense', '64x128', 2.8)]
     """
-    is_path = isinstance(params_or_path, (str, os.PathLike))
-    source = formats.open_checkpoint(params_or_path) if is_path else of_tree(params_or_path)
-    if layers is find_layers:
-        layers = functools.partial(find_layers, layout=source.layout)
+    source = products(opened(params_or_path))
     measuring = Measuring(source, params, layers, fits, min_scale, max_scale, solver, windows)
-    with contextlib.closing(measuring.steps()) as steps:
-        for _ in steps:
-            pass
+    measuring.run()
     return measuring.report()
+
+
+def opened(params_or_path: PyTree | str | os.PathLike[str]) -> Source:
+    """A checkpoint's or a tree's arrays."""
+    is_path = isinstance(params_or_path, (str, os.PathLike))
+    return formats.open_checkpoint(params_or_path) if is_path else of_tree(params_or_path)
 
 
 class Measuring:
@@ -163,6 +166,8 @@ class Measuring:
         solver: Exact | Lanczos = DEFAULT_SOLVER,
         windows: Windows | None = None,
     ):
+        if layers is find_layers:
+            layers = functools.partial(find_layers, layout=source.layout)
         check_solver("report", solver)
         check_windows("report", windows)
         if not 0 <= min_scale <= max_scale < math.inf:
@@ -189,33 +194,48 @@ class Measuring:
                 f"it has no layers ({'; '.join(reasons[:3])}{more})",
                 "give a checkpoint of a network, or a smaller min_eigenvalues",
             )
+        self._gains = {
+            layer.kernel: gain for layer in self.layers for gain in layer.follows if split_path(gain)[1].endswith("_g")
+        }
         self._done: list[tuple[Layer, np.ndarray]] = []
         self._too: list[list[Unsquarable]] = []
 
     @property
     def names(self) -> list[str]:
         """Of all records that there will be."""
-        return [each.name for layer in self.layers for each in self._slices(layer)]
+        return [each.name for layer in self.layers for each in self.slices(layer)]
+
+    @property
+    def shapes(self) -> Mapping[Path, jax.ShapeDtypeStruct]:
+        """Of the weights."""
+        return self._weights.shapes
+
+    def weight(self, path: Path) -> Any:
+        """Reads the weight of a layer, as it is applied: with its gain under weight norm."""
+        read = lambda path: self._source.read(self._weights.full_paths[path])
+        return with_gain(read(path), read(self._gains[path])) if path in self._gains else read(path)
 
     def steps(self) -> Generator[Layer]:
         """Measures; yields each layer when it is done."""
-        full_paths = self._weights.full_paths
-        read = lambda path: self._source.read(full_paths[path])
-        gains = {layer.kernel: gain for layer in self.layers for gain in layer.follows if split_path(gain)[1].endswith("_g")}
-        weight = lambda path: with_gain(read(path), read(gains[path])) if path in gains else read(path)
-        results = spectra_in_turn(self.layers, self._weights.shapes, weight, self._solver, self._windows)
+        results = spectra_in_turn(self.layers, self.shapes, self.weight, self._solver, self._windows)
         with contextlib.closing(results):
             for layer, result in zip(self.layers, results, strict=True):
-                self._too.append(unsquarable(result, layer, weight))
+                self._too.append(unsquarable(result, layer, self.weight))
                 self._done.append((layer, result))
                 yield layer
+
+    def run(self) -> None:
+        """Measures all layers."""
+        with contextlib.closing(self.steps()) as steps:
+            for _ in steps:
+                pass
 
     def report(self) -> Report:
         """Of the layers that have been measured."""
         spectra = [eigenvalues for _, result in self._done for eigenvalues in result]
         laws = {name: fit_spectra(fit, spectra) for name, fit in self._fits.items()}
         each = zip(*laws.values(), strict=True)
-        named = [own for layer, _ in self._done for own in self._slices(layer)]
+        named = [own for layer, _ in self._done for own in self.slices(layer)]
         too: list[Unsquarable] = [reason for reasons in self._too for reason in reasons]
         records: list[LayerRecord] = [
             self._record(of, dict(zip(laws, own, strict=True)), eigenvalues, reason)
@@ -251,7 +271,7 @@ class Measuring:
         )
         return LayerRecord(of.name, of.kernel, of.shape, of.matrices, laws, eigenvalues, noise=noise, too=too)
 
-    def _slices(self, layer: Layer) -> "list[_Slice]":
+    def slices(self, layer: Layer) -> "list[_Slice]":
         """Each layer of a stack, or the one."""
         shape = self._weights.shapes[layer.kernel].shape
         axes = kernel_shape(layer, shape)

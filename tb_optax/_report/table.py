@@ -93,7 +93,7 @@ def print_comparison(to: Console, comparison: Comparison, sort: str | None, reve
     for row in rows:  # Without a label, what is sorted by is the last checkpoint's.
         *_, last = (record for record in comparison.records(row["layer"]) if record is not None)
         alphas = comparison.values(row["layer"], "alpha")
-        row |= last.row() | {"change": comparison.change(row["layer"]), "course": sparkline(alphas)}
+        row |= last.row() | row | {"change": comparison.change(row["layer"]), "course": sparkline(alphas)}
     rows = chosen(rows, sort, reverse, pattern)
     for label, report in zip(comparison.labels, comparison.reports, strict=True):
         to.print(Text.assemble((printable(label), "bold"), ": ", _title(report)))
@@ -112,6 +112,9 @@ def _columns_of_two(comparison: Comparison) -> list[_Column]:
         title = _COLUMNS[key].title.replace("\n", " ")
         columns += [_Column(f"{key} {label}", f"{title}\n{printable(label)}", spare) for label in comparison.labels]
         columns.append(_Column(f"{key} change", "change", spare))
+    if comparison.changes:
+        columns += [_Column("relative_change", "|ΔW|\nof |W|"), _Column("rank_of_change", "rank\nof ΔW")]
+        columns += [_COLUMNS["mark"]] if any(row["mark"] for row in comparison.rows()) else []
     return columns
 
 

@@ -62,7 +62,7 @@ def noise_edge(rows: int, columns: int, matrices: int = 1) -> float:
 def noise_largest(rows: int, columns: int, matrices: int = 1) -> float:
     """The median of the largest eigenvalue of noise, in units of the mean eigenvalue.
 
-    It is centred and scaled as in `noise_edge`. The law of Tracy and Widom is taken for a shifted gamma distribution (Chiani,
+    It is centred and scaled as in `noise_edge`. A shifted gamma distribution replaces the law of Tracy and Widom (Chiani,
     "Distribution of the largest eigenvalue for real Wishart and Gaussian random matrices and a simple approximation for the
     Tracy-Widom distribution", 2014).
 

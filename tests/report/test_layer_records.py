@@ -13,7 +13,7 @@ import tb_optax
 from tb_optax import fits
 from tb_optax._balance.fits import fit_spectra
 from tb_optax._report import report as report_module
-from tb_optax._report.comparison import compare, labels
+from tb_optax._report.comparison import labels, side_by_side
 from tb_optax._report.measure import spectra_in_turn
 from tb_optax._report.source import of_tree
 
@@ -219,7 +219,7 @@ def test_the_density_that_is_drawn_integrates_to_the_share_of_positive_eigenvalu
 def test_a_comparison_has_numbers_of_each_and_their_change(params, report):
     doubled = {**params, "layer1": {"kernel": 2 * params["layer1"]["kernel"]}, "new": params["layer1"]}
     del doubled["layer10"]
-    both = compare([report, tb_optax.report(doubled)])
+    both = side_by_side([report, tb_optax.report(doubled)])
     rows = {row["layer"]: row for row in both.rows()}
     assert rows["layer1"]["lambda_max change"] == pytest.approx(3 * report.record("layer1").lambda_max, rel=1e-4)
     assert rows["layer1"]["alpha change"] == pytest.approx(0, abs=1e-3)
@@ -253,7 +253,7 @@ def test_arguments_that_do_not_fit_say_how_they_would(params):
     with pytest.raises(ValueError, match="layer='none' is not in the report"):
         tb_optax.report({"layer1": params["layer1"]}).plot("none")
     with pytest.raises(ValueError, match="at least two"):
-        compare([])
+        side_by_side([])
 
 
 def test_weights_are_the_live_ones_of_a_training(params):
