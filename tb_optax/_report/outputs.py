@@ -35,6 +35,7 @@ def _content(report: Report) -> dict[str, Any]:
         "fits": list(report.fits),
         "layers": [{"kernel": record.kernel} | row for record, row in zip(report.records, report.rows(), strict=True)],
         "summary": report.summary(),
+        "means": report.means(),
         "left_out": dict(report.left_out),
         "other_arrays": report.others,
     }

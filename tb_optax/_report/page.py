@@ -26,7 +26,9 @@ _TITLES = {
     "standard_error": "standard error",
     "noise": "noise’s alpha",
     "noise_deviations": "deviations from noise",
+    "alpha_weighted": "alpha weighted",
     "lambda_max": "λ max",
+    "rank": "rank",
     "stable_rank": "stable rank",
     "stable_rank_over_noise": "over noise’s",
     "beyond_noise": "beyond noise",
@@ -111,7 +113,18 @@ def _summary(reports: Sequence[Report], comparison: Comparison | None) -> str:
                 rows.append(f"<tr><th scope=row>{prefix}{_title(key, ' ')}</th>{cells}</tr>")
     head = "".join(f"<th scope=col>{name}</th>" for name in ("", *statistics))
     table = f"<table><caption>Over all layers</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f'<section><h2>Summary</h2><div class="card scroll">{table}</div></section>'
+    means = [report.means() for report in reports]
+    lines = [
+        f"<tr><th scope=row>{escaped(name)}</th>{''.join(_cell('', own.get(key, math.nan)) for key in means[0])}</tr>"
+        for name, own in zip(comparison.labels if comparison else ("mean",), means, strict=True)
+    ]
+    head = "".join(f"<th scope=col>{key.replace('_', ' ').replace('log', 'log₁₀')}</th>" for key in means[0])
+    models = (
+        "<table><caption>Means over layers by which papers compare models</caption>"
+        f"<thead><tr><th scope=col></th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    )
+    cards = "".join(f'<div class="card scroll">{each}</div>' for each in (table, models))
+    return f'<section class="summary"><h2>Summary</h2>{cards}</section>'
 
 
 def _alphas(last: Report, comparison: Comparison | None) -> str:

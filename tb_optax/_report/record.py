@@ -36,6 +36,7 @@ class LayerRecord:
       scale: the learning-rate scale that TempBalance would assign by the first fit's alpha, if all layers of the report
         were balanced; NaN where alpha is.
       noise: how far the spectrum is from that of a weight of independent random entries of this shape.
+      no_rank: why the spectrum does not tell the numerical rank, if it does not.
       too: `"large"` or `"small"` if the squares of the weight's finite, nonzero entries overflow or vanish in float32.
     """
 
@@ -47,6 +48,7 @@ class LayerRecord:
     eigenvalues: Float[np.ndarray, " n"]
     scale: float = math.nan
     noise: AgainstNoise = UNKNOWN
+    no_rank: str = ""
     too: Unsquarable = ""
 
     @property
@@ -64,6 +66,37 @@ class LayerRecord:
         """The sum of the eigenvalues over the largest: the squared Frobenius norm over the squared spectral norm."""
         total = float(self.eigenvalues.astype(np.float64).sum())
         return total / self.lambda_max if self.lambda_max > 0 else math.nan
+
+    @property
+    def alpha_weighted(self) -> float:
+        """`alpha log10(λ_max)` by the first fit, as in `tb_optax.metrics.alpha_weighted`."""
+        return self.alpha * self._log10(self.lambda_max)
+
+    @property
+    def rank(self) -> float:
+        """The numerical rank of all matrices together: how many singular values are not zero within rounding of float32.
+
+        NaN where the small singular values were not resolved.
+        """
+        known = self.is_finite and not self.too and not self.no_rank
+        return int((self.eigenvalues > 0).sum()) if known else math.nan
+
+    @property
+    def norms(self) -> dict[str, float]:
+        """Logarithms of norms to the base 10, which papers average over layers to compare models.
+
+        `log_norm` is of the squared Frobenius norm, `log_spectral_norm` of the squared spectral norm, and `log_alpha_norm`
+        of `Σ λ^alpha`, with the alpha of the first fit.
+        """
+        positive = self.eigenvalues[self.eigenvalues > 0].astype(np.float64)
+        if not len(positive) or not math.isfinite(self.lambda_max):
+            return dict.fromkeys(("log_norm", "log_spectral_norm", "log_alpha_norm"), math.nan)
+        relative = (positive / positive[-1]) ** self.alpha
+        return {
+            "log_norm": self._log10(float(positive.sum())),
+            "log_spectral_norm": self._log10(self.lambda_max),
+            "log_alpha_norm": self.alpha_weighted + float(np.log10(relative.sum())),
+        }
 
     @property
     def is_finite(self) -> bool:
@@ -100,6 +133,8 @@ class LayerRecord:
                 found["alpha" + (f"_{fit}" if number else "")] = reason
         if not self.lambda_max > 0:
             found["stable_rank"] = self._no_spectrum()
+        if math.isnan(self.rank):
+            found["rank"] = self.no_rank or self._no_spectrum()
         return found | dict(self.noise.missing)
 
     def tail(self, fit: str) -> float:
@@ -121,7 +156,9 @@ class LayerRecord:
             "standard_error": self.standard_error,
             "noise": self.noise.alpha,
             "noise_deviations": self.noise.deviations,
+            "alpha_weighted": self.alpha_weighted,
             "lambda_max": self.lambda_max,
+            "rank": self.rank,
             "stable_rank": self.stable_rank,
             "stable_rank_over_noise": self.noise.stable_rank_ratio,
             "beyond_noise": int(self.noise.beyond) if math.isfinite(self.noise.beyond) else math.nan,
@@ -129,6 +166,10 @@ class LayerRecord:
             "mark": self.mark,
             "reasons": "; ".join(f"{key}: {reason}" for key, reason in self.reasons.items()),
         }
+
+    @staticmethod
+    def _log10(value: float) -> float:
+        return math.log10(value) if 0 < value < math.inf else math.nan
 
     def _tail_length(self, fit: str) -> int:
         return int((self.eigenvalues >= self.fits[fit].xmin).sum())

@@ -71,6 +71,23 @@ class Report:
                 }
         return found
 
+    def means(self) -> dict[str, float]:
+        """The means over layers by which papers compare models (Martin et al., 2021).
+
+        Of `alpha`, `alpha_weighted`, `log_alpha_norm`, `log_spectral_norm`, `log_norm` and `stable_rank`, each over the
+        layers that have it. With windows of `alpha` alone, because the norms are of whole weights.
+        """
+        rows = [{"alpha": record.alpha} for record in self.records]
+        if self.windows is None:
+            rows = [
+                {"alpha": record.alpha, "alpha_weighted": record.alpha_weighted}
+                | record.norms
+                | {"stable_rank": record.stable_rank}
+                for record in self.records
+            ]
+        known = {key: [row[key] for row in rows if math.isfinite(row[key])] for key in (rows[0] if rows else ())}
+        return {key: float(np.mean(values)) for key, values in known.items() if values}
+
     def plot(self, layer: str | None = None) -> Any:
         """Draws alpha by layer, or, given one's name, its spectrum with the fitted tails.
 
@@ -269,7 +286,17 @@ class Measuring:
             if approximate
             else "",
         )
-        return LayerRecord(of.name, of.kernel, of.shape, of.matrices, laws, eigenvalues, noise=noise, too=too)
+        no_rank = (
+            "windows overlap"
+            if self._windows
+            else "the spectrum is approximate"
+            if approximate
+            else "Gram products do not resolve small singular values"
+            if isinstance(self._solver, Exact) and self._solver.method == "gram"
+            else ""
+        )
+        shared = (of.name, of.kernel, of.shape, of.matrices, laws, eigenvalues)
+        return LayerRecord(*shared, noise=noise, no_rank=no_rank, too=too)
 
     def slices(self, layer: Layer) -> "list[_Slice]":
         """Each layer of a stack, or the one."""
@@ -295,6 +322,10 @@ def _by_name(fits: Sequence[Fit]) -> dict[str, Fit]:
     if callable(fits) or isinstance(fits, (str, Mapping)) or not all(map(callable, fits)) or not len(fits):
         raise TypeError(f"report: fits={fits!r} must be a sequence of functions, such as (tb_optax.fits.median,).")
     names = [_name(fit) for fit in fits]
+    if "weighted" in names[1:]:
+        raise ValueError(
+            "report: fits has the name 'weighted', and alpha_weighted is a column; give the function another name."
+        )
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"report: fits has two of the name {name!r}; wrap one in a function of another name.")

@@ -42,7 +42,9 @@ _COLUMNS = {
     "standard_error": _Column("standard_error", "std.\nerror", 10),
     "noise": _Column("noise", "noise's\nalpha", 8),
     "noise_deviations": _Column("noise_deviations", "devi-\nations", 7),
+    "alpha_weighted": _Column("alpha_weighted", "alpha\nweighted", 11),
     "lambda_max": _Column("lambda_max", "λ max"),
+    "rank": _Column("rank", "rank", 6),
     "stable_rank": _Column("stable_rank", "stable\nrank"),
     "stable_rank_over_noise": _Column("stable_rank_over_noise", "over\nnoise's", 9),
     "beyond_noise": _Column("beyond_noise", "beyond\nnoise", 7),
@@ -67,6 +69,9 @@ def print_report(to: Console, report: Report, sort: str | None, reverse: bool, p
     ]
     to.print(_title(report))
     _print_table(to, _columns(report), rows, foot)
+    if len(report.records) > 1:
+        means = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in report.means().items())
+        to.print(Text(f"means over layers: {means}"))
     _print_reasons(to, report)
     _print_notes(to, report)
 

@@ -73,6 +73,8 @@ def test_the_numbers_of_a_layer_are_those_of_its_formulas(report, params, name):
         "tail": len(tail) / len(values),
         "lambda_max": values[-1],
         "stable_rank": values.sum() / values[-1],
+        "alpha_weighted": alpha * np.log10(values[-1]),
+        "rank": np.prod(kernel.shape[:-2], initial=1) * np.linalg.matrix_rank(kernel.reshape(-1, *kernel.shape[-2:])[0]),
     }
     np.testing.assert_allclose([row[key] for key in expected], list(expected.values()), rtol=1e-3)
 
@@ -124,6 +126,43 @@ def test_the_summary_is_over_the_layers_that_have_a_number(report):
             "greatest": alphas.max(),
         }
     )
+
+
+def test_means_are_those_that_papers_compare_models_by(report, params):
+    """Of one layer, by their formulas; of all, over the layers that have the number."""
+    values = _spectrum(params["layer10"]["kernel"])
+    record = report.record("layer10")
+    expected = {
+        "log_norm": np.log10(np.linalg.norm(params["layer10"]["kernel"]) ** 2),
+        "log_spectral_norm": np.log10(values[-1]),
+        "log_alpha_norm": np.log10((values**record.alpha).sum()),
+    }
+    assert record.norms == pytest.approx(expected, rel=1e-3)
+    means = report.means()
+    assert list(means) == ["alpha", "alpha_weighted", *expected, "stable_rank"]
+    assert means["alpha"] == report.summary()["alpha"]["mean"]
+    assert means["log_norm"] == pytest.approx(np.mean([each.norms["log_norm"] for each in report.records]))
+    assert list(tb_optax.report(params, windows=tb_optax.Windows(32)).means()) == ["alpha"]
+
+
+@pytest.mark.parametrize(
+    ("options", "rank"),
+    [
+        ({}, 20),
+        ({"solver": tb_optax.Exact(method="gram")}, math.nan),
+        ({"solver": tb_optax.Lanczos(64)}, math.nan),
+        ({"windows": tb_optax.Windows(60)}, math.nan),
+    ],
+)
+def test_the_rank_is_told_where_small_singular_values_are_resolved(options, rank):
+    """Singular values down to 1e-5 of the largest: a Gram product does not see them."""
+    random = np.random.default_rng(0)
+    left, right = (np.linalg.qr(random.standard_normal((80, 80)))[0] for _ in range(2))
+    weight = (left[:, :20] * np.geomspace(1, 1e-5, 20)) @ right[:20]
+    (record,) = tb_optax.report({"dense": {"kernel": weight.astype(np.float32)}}, **options).records
+    # Rounding of the entries to float32 has singular values of 1e-7.
+    assert record.rank == pytest.approx(rank, nan_ok=True)
+    assert ("rank" in record.reasons) == math.isnan(rank)
 
 
 def test_a_layer_with_nan_is_marked_and_the_others_are_measured(params):

@@ -59,7 +59,8 @@ def test_the_table_has_every_layer_their_summary_and_what_was_left_out(checkpoin
     for record in report.records:
         (line,) = (line for line in lines if line[:1] == [record.layer])
         assert line[1] == "64×96" and float(line[3]) == pytest.approx(record.alpha, rel=0.01)
-    assert [line[0] for line in lines[-6:-1]] == ["mean", "median", "deviation", "least", "greatest"]
+    assert [line[0] for line in lines[-7:-2]] == ["mean", "median", "deviation", "least", "greatest"]
+    assert f"means over layers: alpha {report.means()['alpha']:.3f}, alpha weighted " in said
     assert "left out: head.weight: 10 eigenvalues" in said
 
 
