@@ -36,6 +36,10 @@ class LayerChange:
     eigenvalues: Float[np.ndarray, " n"]
     is_unchanged: bool
 
+    def __repr__(self) -> str:
+        change = "unchanged" if self.is_unchanged else f"|ΔW| / |W| = {self.relative:.3g}, rank {self.rank}"
+        return f"LayerChange({self.layer!r}, {change})"
+
     def row(self) -> dict[str, Any]:
         """As one flat record."""
         known = bool(np.isfinite(self.eigenvalues[-1]))

@@ -10,6 +10,7 @@ from typing import Any
 from tb_optax._balance.fits import Fit, median
 from tb_optax._layers.find import find_layers
 from tb_optax._layers.layer import LayersOrFn, PyTree
+from tb_optax._report import notebook
 from tb_optax._report.adapters import is_adapter, merged, products
 from tb_optax._report.changes import LayerChange, changes
 from tb_optax._report.record import LayerRecord
@@ -32,6 +33,32 @@ class Comparison:
     reports: tuple[Report, ...]
     labels: tuple[str, ...]
     changes: Mapping[str, LayerChange] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        same = sum(change.is_unchanged for change in self.changes.values())
+        changed = f", {same} of {len(self.changes)} layers unchanged" if self.changes else ""
+        return f"Comparison({' to '.join(map(repr, self.labels))}: {len(self.layers)} layers{changed})"
+
+    def _repr_html_(self) -> str:
+        columns = {"layer": "layer", "shape": "shape"}
+        if self.changes:
+            columns |= {"relative_change": "|ΔW| of |W|", "rank_of_change": "rank of ΔW"}
+        columns |= {f"alpha {label}": f"alpha {label}" for label in self.labels} | {"alpha change": "alpha change"}
+        return notebook.table(repr(self), self.rows(), columns | ({"mark": "mark"} if self.changes else {}))
+
+    def to_pandas(self) -> Any:
+        """The rows as a `pandas.DataFrame`.
+
+        Raises:
+          ImportError: pandas is not installed.
+        """
+        return notebook.data_frame(self.rows())
+
+    def html(self) -> str:
+        """The page that `tb-optax report A B --html` writes: one document that needs no network."""
+        from tb_optax._report.page import page
+
+        return page(self.reports, list(self.changes.values()))
 
     @property
     def layers(self) -> list[str]:

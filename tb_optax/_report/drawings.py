@@ -9,7 +9,8 @@ import numpy as np
 
 from tb_optax._report.figures import density, tail_line
 from tb_optax._report.record import LayerRecord
-from tb_optax._report.source import printable, shortened
+from tb_optax._report.source import printable
+from tb_optax._report.text import escaped, number
 
 SERIES = 4  # colours that the style has
 _NAMES_SHOWN = 48
@@ -19,24 +20,10 @@ _MOST_BINS = 60
 _LEFT = 46
 
 
-def escaped(text: str, most: int = 400) -> str:
-    """A name that stands in a checkpoint, as text of the page; of a very long one, both ends."""
-    return html.escape(shortened(printable(text), most))
-
-
 def short(text: str, most: int = _LONGEST_NAME) -> str:
     """The end of a name, which tells more than its start."""
     shown = printable(text)
     return html.escape(shown if len(shown) <= most else "…" + shown[1 - most :])
-
-
-def number(value: float, sign: str = "") -> str:
-    """With three digits: `1.50`, `0.0312`, `1,425`, `3.10e-06`."""
-    if not math.isfinite(value):
-        return "–"
-    if abs(value) >= 999.5:
-        return f"{value:{sign},.0f}" if abs(value) < 1e6 else f"{value:{sign}.2e}"
-    return f"{value:{sign}#.3g}".rstrip(".") if abs(value) >= 1e-4 or value == 0 else f"{value:{sign}.2e}"
 
 
 class _Axis(NamedTuple):

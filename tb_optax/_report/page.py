@@ -8,9 +8,10 @@ from typing import Any
 from tb_optax._report import drawings
 from tb_optax._report.changes import LayerChange
 from tb_optax._report.comparison import Comparison, side_by_side
-from tb_optax._report.drawings import SERIES, escaped, number
+from tb_optax._report.drawings import SERIES
 from tb_optax._report.record import LayerRecord
 from tb_optax._report.report import Report
+from tb_optax._report.text import escaped, number
 
 _WORST = 6
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"

@@ -51,6 +51,10 @@ class LayerRecord:
     no_rank: str = ""
     too: Unsquarable = ""
 
+    def __repr__(self) -> str:
+        mark = f", {self.mark}" if self.mark else ""
+        return f"LayerRecord({self.layer!r}, {'x'.join(map(str, self.shape))}, alpha {self.alpha:.2f}{mark})"
+
     @property
     def alpha(self) -> float:
         """Of the first fit."""

@@ -16,15 +16,30 @@ from tb_optax._balance.assignments import linear
 from tb_optax._balance.fits import Fit, PowerLaw, check_fit_of_solver, fit_spectra, median
 from tb_optax._layers.find import find_layers
 from tb_optax._layers.layer import Layer, LayersOrFn, Path, PyTree, kernel_shape, resolve_layers, split_path
-from tb_optax._report import formats
+from tb_optax._report import formats, notebook
 from tb_optax._report.adapters import products
 from tb_optax._report.measure import Unsquarable, spectra_in_turn, unsquarable
 from tb_optax._report.noise import against_noise
 from tb_optax._report.record import LayerRecord
 from tb_optax._report.source import CheckpointError, Source, of_tree
+from tb_optax._report.text import escaped
 from tb_optax._report.weights import all_of, natural, weights_of, with_gain
 from tb_optax._spectra.options import DEFAULT_SOLVER, Exact, Lanczos, check_solver
 from tb_optax._spectra.windows import Windows, check_windows
+
+# What a notebook's table shows; `to_pandas()` has all.
+_SHOWN = {
+    "layer": "layer",
+    "shape": "shape",
+    "alpha": "alpha",
+    "noise": "noise's alpha",
+    "noise_deviations": "deviations",
+    "lambda_max": "λ max",
+    "stable_rank": "stable rank",
+    "beyond_noise": "beyond noise",
+    "scale": "scale",
+    "mark": "mark",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +66,30 @@ class Report:
     complete: bool = True
     windows: Windows | None = None
 
+    def __repr__(self) -> str:
+        words = notebook.in_words([record.alpha for record in self.records], [record.mark for record in self.records])
+        return f"Report({self.name!r}, {self.format}: {words}{'' if self.complete else ', interrupted'})"
+
+    def _repr_html_(self) -> str:
+        return notebook.table(repr(self), self.rows(), _SHOWN) if self.records else f"<p>{escaped(repr(self))}</p>"
+
     def rows(self) -> list[dict[str, Any]]:
-        """A flat record for each layer: `pandas.DataFrame(report.rows())` is a table of them."""
+        """A flat record for each layer."""
         return [record.row() for record in self.records]
+
+    def to_pandas(self) -> Any:
+        """The rows as a `pandas.DataFrame`.
+
+        Raises:
+          ImportError: pandas is not installed.
+        """
+        return notebook.data_frame(self.rows())
+
+    def html(self) -> str:
+        """The page that `tb-optax report --html` writes: one document that needs no network."""
+        from tb_optax._report.page import page
+
+        return page([self])
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Over the layers that have it: mean, median, standard deviation, least and greatest of each number."""
@@ -88,11 +124,15 @@ class Report:
         known = {key: [row[key] for row in rows if math.isfinite(row[key])] for key in (rows[0] if rows else ())}
         return {key: float(np.mean(values)) for key, values in known.items() if values}
 
-    def plot(self, layer: str | None = None) -> Any:
+    def plot(self, layer: str | None = None, *, ax: Any = None) -> Any:
         """Draws alpha by layer, or, given one's name, its spectrum with the fitted tails.
 
+        Args:
+          layer: the layer whose spectrum is drawn.
+          ax: the `matplotlib.axes.Axes` to draw on; `None` for those of a new figure.
+
         Returns:
-          A `matplotlib.figure.Figure`, which notebooks show and `savefig` writes.
+          The `matplotlib.figure.Figure`, which notebooks show and `savefig` writes.
 
         Raises:
           ValueError: there is no such layer.
@@ -100,7 +140,7 @@ class Report:
         """
         from tb_optax._report import figures
 
-        return figures.alphas(self) if layer is None else figures.spectrum(self.record(layer))
+        return figures.alphas(self, ax) if layer is None else figures.spectrum(self.record(layer), ax)
 
     def record(self, layer: str) -> LayerRecord:
         """Of the layer of this name.
