@@ -20,6 +20,7 @@ _MOST_LEFT_OUT = 6
 _MOST_NAMED = 5
 _MOST_CHECKPOINTS = 8
 _LAYER_AT_LEAST = 20
+_LAYER_WISHES = 40
 _PIPED_WIDTH = 240
 
 
@@ -113,14 +114,14 @@ def print_comparison(to: Console, comparison: Comparison, sort: str | None, reve
 
 def _columns_of_two(comparison: Comparison) -> list[_Column]:
     columns = [_COLUMNS["layer"], _COLUMNS["shape"]]
+    if comparison.changes:
+        columns += [_Column("relative_change", "|ΔW|\nof |W|"), _Column("rank_of_change", "rank\nof ΔW")]
     for spare, key in ((0, "alpha"), (4, "lambda_max"), (3, "stable_rank"), (2, "scale")):
         title = _COLUMNS[key].title.replace("\n", " ")
         columns += [_Column(f"{key} {label}", f"{title}\n{printable(label)}", spare) for label in comparison.labels]
         columns.append(_Column(f"{key} change", "change", spare))
-    if comparison.changes:
-        columns += [_Column("relative_change", "|ΔW|\nof |W|"), _Column("rank_of_change", "rank\nof ΔW")]
-        columns += [_COLUMNS["mark"]] if any(row["mark"] for row in comparison.rows()) else []
-    return columns
+    marked = comparison.changes and any(row["mark"] for row in comparison.rows())
+    return [*columns, _COLUMNS["mark"]] if marked else columns
 
 
 def _columns_of_many(comparison: Comparison) -> list[_Column]:
@@ -165,7 +166,7 @@ def _print_table(
         for column, column_cells in cells.items()
     }
     layer, *others = columns
-    needed = lambda: min(widths[layer], _LAYER_AT_LEAST) + sum(widths[column] + 1 for column in others)
+    needed = lambda: min(widths[layer], _LAYER_WISHES) + sum(widths[column] + 1 for column in others)
     while needed() > to.width - 1 and max(column.spare for column in others):
         others.remove(max(others, key=lambda column: column.spare))
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0, header_style="bold")
