@@ -10,11 +10,11 @@ import numpy as np
 from tb_optax._report.figures import density, tail_line
 from tb_optax._report.record import LayerRecord
 from tb_optax._report.source import printable
-from tb_optax._report.text import escaped, number
+from tb_optax._report.text import escaped, labels_of_layers, number
 
 SERIES = 4  # colours that the style has
 _NAMES_SHOWN = 48
-_LONGEST_NAME = 24
+_LONGEST_NAME = 30
 _LABELS_SHOWN = 8
 _MOST_BINS = 60
 _LEFT = 46
@@ -121,12 +121,13 @@ def by_layer(
                 parts.append(f'<circle class="{style}" cx="{x}" cy="{y}" r="{4 if len(layers) < 120 else 3}"/>')
         parts.append("</g>")
     every = math.ceil(len(layers) / _NAMES_SHOWN)
+    names = labels_of_layers(layers, _LONGEST_NAME)
     parts += [
         f'<text class="name" transform="translate({across.place(place) + 3:.1f} 262)rotate(-90)">'
-        f"{short(layers[place])}</text>"
+        f"{html.escape(names[place])}</text>"
         for place in range(0, len(layers), every)
     ]
-    height = 270 + 5.8 * max(min(len(printable(layer)), _LONGEST_NAME) for layer in layers[::every])
+    height = 270 + 5.8 * max(map(len, names[::every]))
     label = f"{quantity.capitalize()} of {len(layers)} layers, in the order of the table"
     return f'<svg class="wide" viewBox="0 0 900 {height:.0f}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 

@@ -47,8 +47,8 @@ class AgainstNoise:
         return abs(self.deviations) <= MOST_DEVIATIONS and self.beyond == 0 and near
 
 
-UNKNOWN = AgainstNoise()
 NAMES = ("noise", "noise_deviations", "beyond_noise", "stable_rank_over_noise")
+UNKNOWN = AgainstNoise(missing=dict.fromkeys(NAMES, "the layer was not compared with noise"))
 
 
 def against_noise(

@@ -135,7 +135,7 @@ class LayerRecord:
         for number, fit in enumerate(self.fits):
             if reason := self._no_fit(fit):
                 found["alpha" + (f"_{fit}" if number else "")] = reason
-        if not self.lambda_max > 0:
+        if not 0 < self.lambda_max < math.inf:
             found["stable_rank"] = self._no_spectrum()
         if math.isnan(self.rank):
             found["rank"] = self.no_rank or self._no_spectrum()

@@ -194,7 +194,7 @@ def _cell(key: str, value: Any) -> Text:
     if not math.isfinite(value):
         return Text("–")
     digits = 3 if abs(value) < 1 else 2 if abs(value) < 10 else 1
-    if key.endswith("change"):
+    if key == "change" or key.endswith(" change"):
         return Text(f"{value:+.{digits}f}" if abs(value) < 1000 else f"{value:+.2e}")
     return Text(f"{value:.{digits}f}" if 0.01 <= abs(value) < 1000 or value == 0 else f"{value:.2e}")
 
