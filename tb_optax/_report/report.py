@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tb_optax._balance.assignments import linear
+from tb_optax._balance.attributes import all_declare
 from tb_optax._balance.fits import Fit, PowerLaw, check_fit_of_solver, fit_spectra, median
 from tb_optax._layers.find import find_layers
 from tb_optax._layers.layer import Layer, LayersOrFn, Path, PyTree, kernel_shape, resolve_layers, split_path
@@ -274,7 +275,9 @@ class Measuring:
 
     def steps(self) -> Generator[Layer]:
         """Measures; yields each layer when it is done."""
-        results = spectra_in_turn(self.layers, self.shapes, self.weight, self._solver, self._windows)
+        is_free = isinstance(self._solver, Exact) and self._solver.method == "auto"
+        gram = is_free and all(all_declare(fit, "gram") for fit in self._fits.values())
+        results = spectra_in_turn(self.layers, self.shapes, self.weight, self._solver, self._windows, gram)
         with contextlib.closing(results):
             for layer, result in zip(self.layers, results, strict=True):
                 self._too.append(unsquarable(result, layer, self.weight))

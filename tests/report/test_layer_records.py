@@ -12,6 +12,7 @@ import pytest
 import tb_optax
 from tb_optax import fits
 from tb_optax._balance.fits import fit_spectra
+from tb_optax._report import measure
 from tb_optax._report import report as report_module
 from tb_optax._report.comparison import labels, side_by_side
 from tb_optax._report.measure import spectra_in_turn
@@ -301,3 +302,37 @@ def test_weights_are_the_live_ones_of_a_training(params):
     live = optax.apply_updates(params, tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params))[0])
     ours, copied = tb_optax.report(live), tb_optax.report(jax.device_get(live))
     assert [row["alpha"] for row in ours.rows()] == [row["alpha"] for row in copied.rows()]
+
+
+def _with_condition(rows, columns, least):
+    """Singular values from 1 down to a least one."""
+    random = np.random.default_rng(0)
+    left, _, right = np.linalg.svd(random.standard_normal((rows, columns)), full_matrices=False)
+    return ((left * np.geomspace(1, least, rows)) @ right).astype(np.float32)
+
+
+@pytest.mark.parametrize("least", [0.1, 4e-3, 1e-3, 1e-5, 0.0])
+def test_spectra_of_gram_products_are_taken_where_they_are_exact(least, monkeypatch):
+    """At 4e-3, eigenvalues fall to 1.6e-5 of the largest; below 1e-5, singular values are computed."""
+    weight = _with_condition(64, 160, max(least, 1e-5)) if least else np.zeros((64, 160), np.float32)
+    exact = tb_optax.spectra({"dense": {"kernel": weight}})["dense"]
+    solvers = []
+    solve = measure._solve_on_cpu
+    monkeypatch.setattr(measure, "_solve_on_cpu", lambda *args: solvers.append(args[1].method) or solve(*args))
+    (record,) = tb_optax.report({"dense": {"kernel": weight}}).records
+    assert solvers == (["gram"] if least >= 4e-3 else ["gram", "auto"])
+    np.testing.assert_allclose(record.eigenvalues, exact, rtol=0.05 if least >= 4e-3 else 0)
+    np.testing.assert_allclose(record.eigenvalues[32:], exact[32:], rtol=1e-3)
+    assert record.rank == (64 if least else 0)
+
+
+def test_gram_products_are_taken_for_fits_that_tolerate_them_alone(monkeypatch):
+    solvers = []
+    solve = measure._solve_on_cpu
+    monkeypatch.setattr(measure, "_solve_on_cpu", lambda *args: solvers.append(args[1]) or solve(*args))
+    tree = {"dense": {"kernel": _with_condition(64, 160, 0.1)}}
+    for fit in (fits.fix_finger, lambda eigenvalues: fits.median(eigenvalues)):
+        tb_optax.report(tree, fits=(fits.median, fit) if fit is fits.fix_finger else (fit,))
+    tb_optax.report(tree, solver=tb_optax.Exact(method="svd"))
+    tb_optax.report({"square": {"kernel": _with_condition(64, 64, 0.1)}})
+    assert "gram" not in [solver.method for solver in solvers] and len(solvers) == 4
