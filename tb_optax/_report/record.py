@@ -19,7 +19,7 @@ MOST_DISTANCE = 0.3
 _START_OF_TAIL = 0.05
 _GAP = 10
 
-Mark = Literal["", "as noise", "poor fit"]
+Mark = Literal["", "as noise", "poor fit", "no fit"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class LayerRecord:
       shape: of the weight, without the axes of a stack.
       matrices: how many share the spectrum: the places of a convolution's window.
       fits: power laws of the spectrum's tail, by the name of the fit.
-      eigenvalues: the spectrum, ascending, as `tb_optax.spectra` has it.
+      eigenvalues: the spectrum, ascending, as `tb_optax.spectra` has it up to rounding.
       scale: the learning-rate scale that TempBalance would assign by the first fit's alpha, if all layers of the report
         were balanced; NaN where alpha is.
       noise: how far the spectrum is from that of a weight of independent random entries of this shape.
@@ -114,12 +114,15 @@ class LayerRecord:
 
     @property
     def mark(self) -> Mark:
-        """`"as noise"` where nothing tells the layer from noise, `"poor fit"` where the first fit is none, or empty.
+        """`"as noise"` where nothing tells the layer from noise; `"poor fit"` or `"no fit"`; or empty.
 
         A layer is as noise if its alpha is within 3 deviations of that of noise of its shape, no eigenvalue is beyond the
         edge of noise, and its stable rank is within 20% of that of noise. A fit is poor if its KS distance is above 0.3, or
         if the first twentieth of its tail spans more than a factor of 10: then its threshold lies in a gap of the spectrum.
+        There is no fit if the rank is below the length of the tail, or the eigenvalues in it are equal.
         """
+        if not math.isfinite(self.alpha):
+            return "no fit"
         if self.noise.is_noise:
             return "as noise"
         return "poor fit" if self._poor_fit() else ""
@@ -131,7 +134,7 @@ class LayerRecord:
         if self.mark == "as noise":
             found["mark"] = "alpha, the largest eigenvalue and the stable rank are those of noise of this shape"
         elif self.mark:
-            found["mark"] = self._poor_fit()
+            found["mark"] = self._poor_fit() or self._no_fit(next(iter(self.fits)))
         for number, fit in enumerate(self.fits):
             if reason := self._no_fit(fit):
                 found["alpha" + (f"_{fit}" if number else "")] = reason

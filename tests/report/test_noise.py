@@ -144,6 +144,7 @@ def test_every_dash_has_its_reason_and_numbers_that_cannot_be_squared_are_finite
         "orthogonal": "no tail has a spread: the eigenvalues are equal",
         "low": "only 20 of 64 eigenvalues are above zero: the rank is below the tail",
     }
+    assert {record.mark for record in report.records} == {"no fit"}
     assert [record.layer for record in report.records if not record.is_finite] == ["broken"]
     assert all(record.noise.missing for record in report.records)
 
