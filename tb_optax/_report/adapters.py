@@ -13,6 +13,7 @@ import numpy as np
 from tb_optax._layers.layer import Path
 from tb_optax._report.source import CheckpointError, Source
 
+_PREFIX = "base_model.model."
 _FIRST = re.compile(r"^(?:base_model\.model\.)?(?P<name>.+)\.lora_A(?P<adapter>\.[^.]+)?\.weight$")
 _CONFIG = "adapter_config.json"
 
@@ -46,11 +47,19 @@ def products(source: Source) -> Source:
         return _scale(config, pair) * _product(source, pair)
 
     scaled = "LoRA adapter as B A" + (" times lora_alpha / r" if config else ", its scale is not known")
-    return dataclasses.replace(source, format=f"{source.format}, {scaled}", shapes=shapes, read=read, tree=None)
+    others = dict.fromkeys(_others(source, pairs), "it is no factor of a change B A")
+    return dataclasses.replace(
+        source,
+        format=f"{source.format}, {scaled}",
+        shapes=shapes,
+        read=read,
+        unreadable={**source.unreadable, **others},
+        tree=None,
+    )
 
 
 def merged(base: Source, adapter: Source) -> Source:
-    """The base with the change of an adapter added to its weights.
+    """The base with the change of an adapter added to its weights, and the whole weights in the adapter in their places.
 
     Raises:
       CheckpointError: a weight of the adapter is not in the base or has another shape; or the scale is not known.
@@ -72,7 +81,17 @@ def merged(base: Source, adapter: Source) -> Source:
             raise CheckpointError(adapter.name, what, "give the base that it was trained on first")
         changed[found[0]] = pair, turned
 
+    whole, unknown = {}, dict(base.unreadable)
+    for other in _others(adapter, pairs):
+        own = [path for path in base.shapes if _is_same(path, other.removeprefix(_PREFIX))]
+        if len(own) == 1 and base.shapes[own[0]].shape == adapter.shapes[other].shape:
+            whole[own[0]] = other
+        else:
+            unknown[other] = "it is no factor of a change B A, and no weight of the base"
+
     def read(path: Path) -> Any:
+        if path in whole:
+            return adapter.read(whole[path])
         weight = base.read(path)
         if path not in changed:
             return weight
@@ -84,9 +103,14 @@ def merged(base: Source, adapter: Source) -> Source:
         path: jax.ShapeDtypeStruct(each.shape, np.promote_types(each.dtype, np.float32)) if path in changed else each
         for path, each in base.shapes.items()
     }
-    return Source(
-        adapter.name, f"{adapter.format}, LoRA adapter on {base.name}", shapes, read, base.unreadable, layout=base.layout
-    )
+    shapes |= {path: adapter.shapes[other] for path, other in whole.items()}
+    return Source(adapter.name, f"{adapter.format}, LoRA adapter on {base.name}", shapes, read, unknown, layout=base.layout)
+
+
+def _others(source: Source, pairs: dict[str, _Pair]) -> list[Path]:
+    """The arrays that are no factors: whole weights that were trained beside the adapter, factors of embeddings."""
+    factors = {path for pair in pairs.values() for path in (pair.first, pair.second)}
+    return [path for path in source.shapes if path not in factors]
 
 
 def _pairs(source: Source) -> dict[str, _Pair]:

@@ -12,10 +12,10 @@ from tb_optax._layers.find import find_layers
 from tb_optax._layers.layer import LayersOrFn, PyTree
 from tb_optax._report import notebook
 from tb_optax._report.adapters import is_adapter, merged, products
-from tb_optax._report.changes import LayerChange, changes
+from tb_optax._report.changes import LayerChange, changes, shared_layers
 from tb_optax._report.record import LayerRecord
 from tb_optax._report.report import Measuring, Report, opened
-from tb_optax._report.source import Source
+from tb_optax._report.source import Source, printable
 from tb_optax._spectra.options import DEFAULT_SOLVER, Exact, Lanczos
 from tb_optax._spectra.windows import Windows
 
@@ -136,6 +136,7 @@ def compare(
 
     Raises:
       CheckpointError: (a `ValueError`) a checkpoint cannot be read, or holds no layers.
+      ValueError: the two share no layer of one name and shape.
 
     Example:
       >>> import jax, tb_optax
@@ -149,6 +150,11 @@ def compare(
     """
     sources = in_turn([opened(before), opened(after)])
     first, second = (Measuring(source, params, layers, fits, solver=solver, windows=windows) for source in sources)
+    if not shared_layers(first, second):
+        raise ValueError(
+            f"compare: before={printable(sources[0].name)} and after={printable(sources[1].name)} share no layer of one name and "
+            "shape; give two checkpoints of one network, or params= for the keys below which both have their weights."
+        )
     first.run()
     second.run()
     found = [change for of_layer in changes(first, second) for change in of_layer]

@@ -80,6 +80,13 @@ def test_what_cannot_be_compared_is_nan(before):
     assert math.isnan(rows["conv"]["rank_of_change"]) and math.isnan(rows["dense"]["rank_of_change"])
 
 
+def test_two_networks_without_a_shared_layer_are_refused(before):
+    with pytest.raises(
+        ValueError, match=r"^compare: before=params and after=params share no layer of one name and shape; give"
+    ):
+        tb_optax.compare(before, {"other": before["dense"]})
+
+
 @pytest.mark.parametrize("shape", [(64, 64, 1), (64, 256, 1), (32, 64, 9)])
 def test_noise_has_learned_nothing(shape):
     rows, columns, matrices = shape
@@ -159,6 +166,19 @@ def test_a_tree_is_taken_as_it_is(saved):
     first, second = weights.values()
     expected = np.linalg.norm(second @ first) / np.linalg.norm(BASE["layers.0.q.weight"])
     assert rows["layers.0.q"]["relative_change"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_whole_weights_beside_an_adapter_are_changes_and_other_arrays_are_told(saved):
+    weights, config = _adapter()
+    whole = {
+        "base_model.model.layers.0.k.weight": 2 * BASE["layers.0.k.weight"],
+        "base_model.model.new.weight": np.ones((9, 9)),
+    }
+    base, adapter = saved(weights | whole, config)
+    comparison = tb_optax.compare(base, adapter)
+    assert comparison.changes["layers.0.k"].relative == pytest.approx(1)
+    assert "no weight of the base" in comparison.reports[1].left_out["base_model.model.new.weight"]
+    assert "no factor" in tb_optax.report(adapter).left_out["base_model.model.new.weight"]
 
 
 @pytest.mark.parametrize(
