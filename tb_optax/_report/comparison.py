@@ -151,9 +151,10 @@ def compare(
     sources = in_turn([opened(before), opened(after)])
     first, second = (Measuring(source, params, layers, fits, solver=solver, windows=windows) for source in sources)
     if not shared_layers(first, second):
+        names = f"before={printable(sources[0].name)} and after={printable(sources[1].name)}"
         raise ValueError(
-            f"compare: before={printable(sources[0].name)} and after={printable(sources[1].name)} share no layer of one name "
-            "and shape; give two checkpoints of one network, or params= for the keys below which both have their weights."
+            f"compare: {names} share no layer of one name and shape; give two checkpoints of one network, or params= for "
+            "the keys below which both have their weights."
         )
     first.run()
     second.run()

@@ -111,7 +111,7 @@ def _summary(reports: Sequence[Report], comparison: Comparison | None) -> str:
     statistics = ("mean", "median", "deviation", "least", "greatest")
     rows = []
     for place, report in enumerate(reports):
-        prefix = f"{escaped(comparison.labels[place])}: " if comparison else ""
+        prefix = f"{breaking(comparison.labels[place])}: " if comparison else ""
         for key, values in report.summary().items():
             if key.startswith("alpha") or key in ("lambda_max", "stable_rank"):
                 cells = "".join(_cell("", values[name]) for name in statistics)
@@ -120,7 +120,7 @@ def _summary(reports: Sequence[Report], comparison: Comparison | None) -> str:
     table = f"<table><caption>Over all layers</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     means = [report.means() for report in reports]
     lines = [
-        f"<tr><th scope=row>{escaped(name)}</th>{''.join(_cell('', own.get(key, math.nan)) for key in means[0])}</tr>"
+        f"<tr><th scope=row>{breaking(name)}</th>{''.join(_cell('', own.get(key, math.nan)) for key in means[0])}</tr>"
         for name, own in zip(comparison.labels if comparison else ("mean",), means, strict=True)
     ]
     head = "".join(f"<th scope=col>{key.replace('_', ' ').replace('log', 'log₁₀')}</th>" for key in means[0])

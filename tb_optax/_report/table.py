@@ -119,7 +119,7 @@ def _columns_of_two(comparison: Comparison) -> list[_Column]:
     for spare, key in ((0, "alpha"), (4, "lambda_max"), (3, "stable_rank"), (2, "scale")):
         title = _COLUMNS[key].title.replace("\n", " ")
         columns += [_Column(f"{key} {label}", f"{title}\n{printable(label)}", spare) for label in comparison.labels]
-        columns.append(_Column(f"{key} change", "change", spare))
+        columns.append(_Column(f"{key} change", f"{title}\nchange", spare))
     marked = comparison.changes and any(row["mark"] for row in comparison.rows())
     return [*columns, _COLUMNS["mark"]] if marked else columns
 
