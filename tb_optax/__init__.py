@@ -29,7 +29,10 @@ from tb_optax._transforms.tempbalance import TempBalanceTransitionState as TempB
 from tb_optax._transforms.tempbalance import tempbalance as tempbalance
 
 if TYPE_CHECKING:
-    from tb_optax._report.report import LayerRecord as LayerRecord
+    from tb_optax._report.changes import LayerChange as LayerChange
+    from tb_optax._report.comparison import Comparison as Comparison
+    from tb_optax._report.comparison import compare as compare
+    from tb_optax._report.record import LayerRecord as LayerRecord
     from tb_optax._report.report import Report as Report
     from tb_optax._report.report import report as report
     from tb_optax._report.source import CheckpointError as CheckpointError
@@ -38,7 +41,10 @@ __version__ = "0.1.0"
 
 # Imported on first use: who trains does not need the readers of checkpoints.
 _LAZY = {
-    "LayerRecord": "tb_optax._report.report",
+    "compare": "tb_optax._report.comparison",
+    "Comparison": "tb_optax._report.comparison",
+    "LayerChange": "tb_optax._report.changes",
+    "LayerRecord": "tb_optax._report.record",
     "Report": "tb_optax._report.report",
     "report": "tb_optax._report.report",
     "CheckpointError": "tb_optax._report.source",

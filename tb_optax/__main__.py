@@ -3,14 +3,20 @@
 import logging
 import sys
 
+from tb_optax import __version__
+
 
 def main() -> None:
     """Runs the command; what it needs beyond the library is in the extra `report`."""
+    if sys.argv[1:] in (["--version"], ["report", "--version"]):
+        print(f"tb-optax {__version__}")
+        return
     try:
         from tb_optax._report.command import run
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("tyro", "rich"):
-            sys.exit(f'tb-optax: {error.name} is not installed; pip install "tb_optax[report]".')
+        package = (error.name or "").partition(".")[0]
+        if package in ("tyro", "rich", "platformdirs"):
+            sys.exit(f'tb-optax: {package} is not installed; pip install "tb_optax[report]".')
         raise
     _keep_libraries_quiet()
     run()

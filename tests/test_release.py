@@ -46,7 +46,7 @@ PUBLIC = {
     ),
     *("find_layers", "trace_layers", "Layer", "Layers", "in_blocks"),
     *("spectra", "Exact", "Lanczos", "Windows", "fits", "metrics", "assignments", "Fit", "Metric", "Assignment"),
-    *("report", "Report", "LayerRecord", "CheckpointError"),
+    *("report", "Report", "LayerRecord", "CheckpointError", "compare", "Comparison", "LayerChange"),
 }
 
 

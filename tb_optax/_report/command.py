@@ -17,18 +17,34 @@ from tb_optax._balance import fits
 from tb_optax._layers.find import find_layers
 from tb_optax._layers.layer import Layers, PyTree
 from tb_optax._report import formats, outputs, table
-from tb_optax._report.comparison import compare
+from tb_optax._report.changes import LayerChange, changes, shared_layers
+from tb_optax._report.comparison import in_turn, side_by_side
 from tb_optax._report.compilation import keep_compiled_programs
 from tb_optax._report.page import page
 from tb_optax._report.report import Measuring, Report
-from tb_optax._report.source import CheckpointError, one_line, printable
+from tb_optax._report.source import CheckpointError, Source, one_line, printable
 from tb_optax._spectra.options import DEFAULT_SOLVER, Lanczos
 from tb_optax._spectra.windows import Windows
 
 _FITS = {"median": fits.median, "goodness_of_fit": fits.goodness_of_fit, "fix_finger": fits.fix_finger}
 _SORTS = Literal[
-    "alpha", "ks_distance", "xmin", "tail", "lambda_max", "stable_rank", "scale", "eigenvalues", "matrices", "change"
+    "alpha",
+    "ks_distance",
+    "xmin",
+    "tail",
+    "noise_deviations",
+    "beyond_noise",
+    "alpha_weighted",
+    "lambda_max",
+    "stable_rank",
+    "rank",
+    "scale",
+    "eigenvalues",
+    "matrices",
+    "change",
+    "relative_change",
 ]
+_OF_TWO = ("change", "relative_change")
 _UNREADABLE, _USAGE, _INTERRUPTED = 1, 2, 130
 
 
@@ -36,13 +52,16 @@ _UNREADABLE, _USAGE, _INTERRUPTED = 1, 2, 130
 class Settings:
     """What to measure, and how to tell it."""
 
-    checkpoints: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT...")] = ()
-    """Files or directories, before the options; several are compared, in this order, steps of a run by their numbers."""
+    checkpoints: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT...", help_behavior_hint="")
+    ] = ()
+    """Files or directories, before the options. Several are compared in this order, steps of a run by their numbers. A LoRA
+    adapter is added to the first one."""
     fit: tuple[Literal["median", "goodness_of_fit", "fix_finger"], ...] = ("median",)
     """How tails are fitted; the first decides the scales. median is TempBalance's, goodness_of_fit is WeightWatcher's."""
     params: Annotated[str | None, tyro.conf.arg(metavar="KEYS")] = None
     """The keys below which the parameters are, such as model/params; by default they are looked for."""
-    exclude: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN...")] = ()
+    exclude: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN...", help_behavior_hint="")] = ()
     """Shell-style patterns of the names of layers to leave out; of a stack, the name without a place in it."""
     min_eigenvalues: int = 50
     """Layers with fewer are left out."""
@@ -60,7 +79,8 @@ class Settings:
     """Take spectra of square windows of this many rows, which do not depend on the aspect ratio (FARMS), not of whole
     weights."""
     sort: _SORTS | None = None
-    """Sort the table by a number; by default, layers are in the order of their names. Of several checkpoints, the last's."""
+    """Sort the table by a number; by default, layers are in the order of their names. Of several checkpoints, the last
+    one's; change is that of alpha from the first to the last, relative_change is |ΔW| / |W| of two."""
     reverse: tyro.conf.FlagCreatePairsOff[bool] = False
     """Turn the order round."""
     filter: Annotated[str, tyro.conf.arg(metavar="PATTERN")] = "*"
@@ -79,24 +99,44 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line; exits with 0, with 1 for input that cannot be read, and with 2 for usage."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     app = tyro.extras.SubcommandApp()
+    report.__doc__ = _HELP
     app.command(name="report")(report)
     try:
-        app.cli(prog="tb-optax", args=given)
+        app.cli(
+            prog="tb-optax", args=given, description="What the weights of checkpoints say. --version prints the version."
+        )
         sys.stdout.flush()
     except BrokenPipeError:  # Nobody reads on, as behind `| head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def report(settings: tyro.conf.OmitArgPrefixes[Annotated[Settings, tyro.conf.arg(name="")]]) -> None:
-    """What the weights of a checkpoint say: each layer's spectrum, the power law of its tail, its scale by TempBalance.
+_EXAMPLES = (
+    "tb-optax report model.safetensors",
+    "tb-optax report runs/checkpoints --fit median goodness_of_fit --sort alpha --reverse --html report.html",
+    "tb-optax report before.safetensors after.safetensors --sort relative_change --reverse",
+    "tb-optax report base.safetensors adapter/",
+    "tb-optax report checkpoints/step_* --csv layers.csv",
+    "tb-optax report model.safetensors --filter 'layers/attention/*' --exclude embedding head",
+)
+_HELP = "\n\n".join(
+    (
+        "What the weights of a checkpoint say: for each layer its spectrum, the power law of its tail, how far it is from "
+        "noise, and the scale that TempBalance would give it. Of two checkpoints, what changed in each weight; of more, "
+        "alpha over all.",
+        f"Reads {formats.READABLE}; of a run of Orbax the newest step. No code of the model or of the file runs.",
+        "Does not read TensorFlow's SavedModel, TensorFlow Lite, GGUF, Core ML and Equinox files: save the weights as "
+        "safetensors or .npz.",
+        "For example,",
+        *_EXAMPLES,
+    )
+)
 
-    Reads Orbax directories (of a run, the newest step), safetensors (with an index too), Flax's msgpack and .npz; no code of
-    the model is needed, none of the file is run. Of two checkpoints it tells both and what changed, of more, alpha over all.
-    """
+
+def report(settings: tyro.conf.OmitArgPrefixes[Annotated[Settings, tyro.conf.arg(name="")]]) -> None:
     try:
-        reports, interrupted = _measure_all(settings)
-        _write(settings, reports)
-        _print(settings, reports)
+        reports, changed, interrupted = _measure_all(settings)
+        _write(settings, reports, changed)
+        _print(settings, reports, changed)
     except CheckpointError as error:
         _end(_UNREADABLE, str(error))
     except ValueError as error:
@@ -115,37 +155,46 @@ def report(settings: tyro.conf.OmitArgPrefixes[Annotated[Settings, tyro.conf.arg
         )
 
 
-def _measure_all(settings: Settings) -> tuple[list[Report], bool]:
-    """The reports of all checkpoints, and whether an interrupt ended them."""
+def _measure_all(settings: Settings) -> tuple[list[Report], list[LayerChange], bool]:
+    """The reports of all checkpoints; the changes from the first of two; and whether an interrupt ended them."""
     if not settings.checkpoints:
         raise ValueError("no checkpoint is given; try: tb-optax report PATH.")
     _check_outputs(settings)
     if settings.compilation_cache:
         keep_compiled_programs(0.02)  # Many small programs.
     # All are opened first, so that what is wrong with the last one is told before anything is computed.
-    measurings = [_measuring(settings, path) for path in in_order(settings.checkpoints)]
+    sources = in_turn([formats.open_checkpoint(path) for path in in_order(settings.checkpoints)])
+    measurings = [_measuring(settings, source) for source in sources]
     names = [name for measuring in measurings for name in measuring.names]
     if not any(table.matches(name, settings.filter) for name in names):
         known = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
         raise ValueError(f"filter={settings.filter!r} matches no layer; the layers are: {known}")
-    if settings.sort == "change" and len(measurings) == 1:
-        raise ValueError("sort='change' needs two checkpoints or more")
+    if settings.sort in _OF_TWO and len(measurings) == 1:
+        raise ValueError(f"sort={settings.sort!r} needs two checkpoints; give another one")
+    if settings.sort == "relative_change" and len(measurings) > 2:
+        raise ValueError(f"sort='relative_change' is of two checkpoints, and {len(measurings)} are given")
     interrupted = False
-    with _progress(sum(len(measuring.layers) for measuring in measurings)) as advance:
-        done = []
+    two = len(measurings) == 2
+    layers = sum(len(measuring.layers) for measuring in measurings) + (len(shared_layers(*measurings)) if two else 0)
+    with _progress(layers) as advance:
+        done, changed = [], []
         try:
             for measuring in measurings:
                 done.append(measuring)
                 with contextlib.closing(measuring.steps()) as steps:
                     for layer in steps:
                         advance(layer.name)
+            if two:
+                with contextlib.closing(changes(*measurings)) as found:
+                    for of_layer in found:
+                        changed += of_layer
+                        advance(of_layer[0].layer)
         except KeyboardInterrupt:
             interrupted = True
-    return [measuring.report() for measuring in done], interrupted
+    return [measuring.report() for measuring in done], changed, interrupted
 
 
-def _measuring(settings: Settings, path: str) -> Measuring:
-    source = formats.open_checkpoint(path)
+def _measuring(settings: Settings, source: Source) -> Measuring:
     layout = settings.layout or source.layout
 
     def layers(params: PyTree) -> Layers:
@@ -186,7 +235,7 @@ def _check_outputs(settings: Settings) -> None:
             raise ValueError(f"{name}={path!r} is a checkpoint; give another file.")
 
 
-def _write(settings: Settings, reports: Sequence[Report]) -> None:
+def _write(settings: Settings, reports: Sequence[Report], changed: Sequence[LayerChange]) -> None:
     make = {
         "json": outputs.as_json,
         "csv": outputs.as_csv,
@@ -196,7 +245,7 @@ def _write(settings: Settings, reports: Sequence[Report]) -> None:
         path = getattr(settings, name)
         if path is None:
             continue
-        text = function(reports)
+        text = function(reports, changed)
         if path == "-":
             sys.stdout.write(text)
             continue
@@ -206,14 +255,16 @@ def _write(settings: Settings, reports: Sequence[Report]) -> None:
             raise ValueError(f"{name}={path!r} cannot be written: {error.strerror}.") from error
 
 
-def _print(settings: Settings, reports: Sequence[Report]) -> None:
+def _print(settings: Settings, reports: Sequence[Report], changed: Sequence[LayerChange]) -> None:
     told = [report for report in reports if report.records]
     if "-" in (settings.json, settings.csv) or not told:
         return
     if len(told) == 1:
         table.print_report(table.console(), told[0], settings.sort, settings.reverse, settings.filter)
     else:
-        table.print_comparison(table.console(), compare(told), settings.sort, settings.reverse, settings.filter)
+        table.print_comparison(
+            table.console(), side_by_side(told, changed), settings.sort, settings.reverse, settings.filter
+        )
 
 
 @contextlib.contextmanager

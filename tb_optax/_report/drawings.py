@@ -8,35 +8,22 @@ from typing import NamedTuple
 import numpy as np
 
 from tb_optax._report.figures import density, tail_line
-from tb_optax._report.report import LayerRecord
-from tb_optax._report.source import printable, shortened
+from tb_optax._report.record import LayerRecord
+from tb_optax._report.source import printable
+from tb_optax._report.text import escaped, labels_of_layers, number
 
 SERIES = 4  # colours that the style has
 _NAMES_SHOWN = 48
-_LONGEST_NAME = 24
+_LONGEST_NAME = 30
 _LABELS_SHOWN = 8
 _MOST_BINS = 60
 _LEFT = 46
-
-
-def escaped(text: str, most: int = 400) -> str:
-    """A name that stands in a checkpoint, as text of the page; of a very long one, both ends."""
-    return html.escape(shortened(printable(text), most))
 
 
 def short(text: str, most: int = _LONGEST_NAME) -> str:
     """The end of a name, which tells more than its start."""
     shown = printable(text)
     return html.escape(shown if len(shown) <= most else "…" + shown[1 - most :])
-
-
-def number(value: float, sign: str = "") -> str:
-    """With three digits: `1.50`, `0.0312`, `1,425`, `3.10e-06`."""
-    if not math.isfinite(value):
-        return "–"
-    if abs(value) >= 999.5:
-        return f"{value:{sign},.0f}" if abs(value) < 1e6 else f"{value:{sign}.2e}"
-    return f"{value:{sign}#.3g}".rstrip(".") if abs(value) >= 1e-4 or value == 0 else f"{value:{sign}.2e}"
 
 
 class _Axis(NamedTuple):
@@ -112,19 +99,21 @@ def spectrum(record: LayerRecord, before: LayerRecord | None = None) -> str:
     return f'<svg class="spectrum" viewBox="0 0 400 246" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
-def by_layer(layers: Sequence[str], series: Mapping[str, Sequence[float]], styles: Sequence[str]) -> str:
-    """Alpha of each layer, a point for each series; where the first series is `before`, a line from it to the last."""
+def by_layer(
+    layers: Sequence[str], series: Mapping[str, Sequence[float]], styles: Sequence[str], quantity: str = "alpha"
+) -> str:
+    """A quantity of each layer, a point for each series; where the first series is `before`, a line from it to the last."""
     known = [value for values in series.values() for value in values if math.isfinite(value)]
     if not known:
-        return '<p class="nothing">No layer has an alpha.</p>'
+        return f'<p class="nothing">No layer has {quantity}.</p>'
     across, up = _Axis(-0.5, len(layers) - 0.5, _LEFT, 892), _around(known, 250, 20)
-    parts = [_grid(None, up, 892, "alpha")]
+    parts = [_grid(None, up, 892, quantity)]
     for place, layer in enumerate(layers):
         x = across.place(place)
         points = [(name, style, values[place]) for (name, values), style in zip(series.items(), styles, strict=True)]
         heights = [up.place(value) if math.isfinite(value) else None for _, _, value in points]
         words = "; ".join((f"{escaped(name)} " if len(points) > 1 else "") + number(value) for name, _, value in points)
-        parts.append(f'<g data-row="{place}"><title>{escaped(layer)}: alpha {words}</title>')
+        parts.append(f'<g data-row="{place}"><title>{escaped(layer)}: {quantity} {words}</title>')
         if styles[0] == "before" and heights[0] is not None and heights[-1] is not None:
             parts.append(f'<path class="change" d="M{x} {heights[0]}V{heights[-1]}"/>')
         for (_, style, _), y in zip(points, heights, strict=True):
@@ -132,13 +121,14 @@ def by_layer(layers: Sequence[str], series: Mapping[str, Sequence[float]], style
                 parts.append(f'<circle class="{style}" cx="{x}" cy="{y}" r="{4 if len(layers) < 120 else 3}"/>')
         parts.append("</g>")
     every = math.ceil(len(layers) / _NAMES_SHOWN)
+    names = labels_of_layers(layers, _LONGEST_NAME)
     parts += [
         f'<text class="name" transform="translate({across.place(place) + 3:.1f} 262)rotate(-90)">'
-        f"{short(layers[place])}</text>"
+        f"{html.escape(names[place])}</text>"
         for place in range(0, len(layers), every)
     ]
-    height = 270 + 5.8 * max(min(len(printable(layer)), _LONGEST_NAME) for layer in layers[::every])
-    label = f"Alpha of {len(layers)} layers, in the order of the table"
+    height = 270 + 5.8 * max(map(len, names[::every]))
+    label = f"{quantity.capitalize()} of {len(layers)} layers, in the order of the table"
     return f'<svg class="wide" viewBox="0 0 900 {height:.0f}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 

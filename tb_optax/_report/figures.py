@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from tb_optax._report.report import LayerRecord, Report
+    from tb_optax._report.record import LayerRecord
+    from tb_optax._report.report import Report
 
 _BINS = 60
 
 
-def alphas(report: "Report") -> Any:
+def alphas(report: "Report", ax: Any = None) -> Any:
     """Alpha of every layer, in the report's order, by each fit."""
-    figure, axes = _figure()
+    figure, axes = _figure(ax)
     names = [record.layer for record in report.records]
     for fit in report.fits:
         values = [float(record.fits[fit].alpha) for record in report.records]
@@ -27,9 +28,9 @@ def alphas(report: "Report") -> Any:
     return figure
 
 
-def spectrum(record: "LayerRecord") -> Any:
+def spectrum(record: "LayerRecord", ax: Any = None) -> Any:
     """The eigenvalues' density on logarithmic axes, with the tail that each fit found."""
-    figure, axes = _figure()
+    figure, axes = _figure(ax)
     found = density(record.eigenvalues)
     if found is not None:
         edges, heights = found
@@ -63,7 +64,10 @@ def tail_line(eigenvalues: np.ndarray, alpha: float, threshold: float) -> tuple[
     return values, share * (alpha - 1) / threshold * (values / threshold) ** -alpha
 
 
-def _figure() -> tuple[Any, Any]:
+def _figure(ax: Any) -> tuple[Any, Any]:
+    """The figure of given axes, or a new one."""
+    if ax is not None:
+        return ax.figure, ax
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 4.2), layout="constrained", dpi=120)

@@ -45,3 +45,10 @@ for (const row of body.rows) {
   row.addEventListener("pointerenter", () => mark && mark.classList.add("told"));
   row.addEventListener("pointerleave", () => mark && mark.classList.remove("told"));
 }
+// Where a card's content goes on to the right, the card says so.
+const cards = [...document.querySelectorAll(".frame > .scroll")];
+const more = (inner) => inner.parentElement.classList.toggle("more", inner.scrollWidth - inner.clientWidth - inner.scrollLeft > 1);
+const measure = () => cards.forEach(more);
+for (const inner of cards) inner.addEventListener("scroll", () => more(inner), {passive: true});
+window.addEventListener("resize", measure);
+measure();

@@ -6,85 +6,41 @@ import functools
 import math
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from tb_optax._balance.assignments import linear
+from tb_optax._balance.attributes import all_declare
 from tb_optax._balance.fits import Fit, PowerLaw, check_fit_of_solver, fit_spectra, median
 from tb_optax._layers.find import find_layers
 from tb_optax._layers.layer import Layer, LayersOrFn, Path, PyTree, kernel_shape, resolve_layers, split_path
-from tb_optax._report import formats
-from tb_optax._report.measure import spectra_in_turn
+from tb_optax._report import formats, notebook
+from tb_optax._report.adapters import products
+from tb_optax._report.measure import Unsquarable, spectra_in_turn, unsquarable
+from tb_optax._report.noise import against_noise
+from tb_optax._report.record import LayerRecord
 from tb_optax._report.source import CheckpointError, Source, of_tree
+from tb_optax._report.text import escaped
 from tb_optax._report.weights import all_of, natural, weights_of, with_gain
 from tb_optax._spectra.options import DEFAULT_SOLVER, Exact, Lanczos, check_solver
 from tb_optax._spectra.windows import Windows, check_windows
 
-
-@dataclasses.dataclass(frozen=True)
-class LayerRecord:
-    """What the weight of one layer says; of a stack of layers, each has a record of its own.
-
-    Attributes:
-      layer: its name, with its place in a stack: `"blocks/mlp[3]"`.
-      kernel: the path of its weight.
-      shape: of the weight, without the axes of a stack.
-      matrices: how many share the spectrum: the places of a convolution's window.
-      fits: power laws of the spectrum's tail, by the name of the fit.
-      eigenvalues: the spectrum, ascending, as `tb_optax.spectra` has it.
-      scale: the learning-rate scale that TempBalance would assign by the first fit's alpha, if all layers of the report
-        were balanced; NaN where alpha is.
-    """
-
-    layer: str
-    kernel: Path
-    shape: tuple[int, ...]
-    matrices: int
-    fits: Mapping[str, PowerLaw]
-    eigenvalues: Float[np.ndarray, " n"]
-    scale: float = math.nan
-
-    @property
-    def alpha(self) -> float:
-        """Of the first fit."""
-        return float(next(iter(self.fits.values())).alpha)
-
-    @property
-    def lambda_max(self) -> float:
-        """The largest eigenvalue."""
-        return float(self.eigenvalues[-1])
-
-    @property
-    def stable_rank(self) -> float:
-        """The sum of the eigenvalues over the largest: the squared Frobenius norm over the squared spectral norm."""
-        total = float(self.eigenvalues.astype(np.float64).sum())
-        return total / self.lambda_max if self.lambda_max > 0 else math.nan
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether its weight holds neither a NaN nor an infinity."""
-        return math.isfinite(self.lambda_max)
-
-    def tail(self, fit: str) -> float:
-        """The share of the eigenvalues that a fit takes for the tail; NaN where it found none."""
-        law = self.fits[fit]
-        return float((self.eigenvalues >= law.xmin).mean()) if math.isfinite(law.alpha) else math.nan
-
-    def row(self) -> dict[str, Any]:
-        """As one flat record: of the first fit `alpha`, `ks_distance`, `xmin` and `tail`; of others, `alpha_NAME`, ..."""
-        row = {
-            "layer": self.layer,
-            "shape": "x".join(map(str, self.shape)),
-            "matrices": self.matrices,
-            "eigenvalues": len(self.eigenvalues),
-        }
-        for number, (name, law) in enumerate(self.fits.items()):
-            numbers = {"alpha": law.alpha, "ks_distance": law.ks_distance, "xmin": law.xmin, "tail": self.tail(name)}
-            row |= {key + (f"_{name}" if number else ""): float(value) for key, value in numbers.items()}
-        return row | {"lambda_max": self.lambda_max, "stable_rank": self.stable_rank, "scale": self.scale}
+# What a notebook's table shows; `to_pandas()` has all.
+_SHOWN = {
+    "layer": "layer",
+    "shape": "shape",
+    "alpha": "alpha",
+    "noise": "noise's alpha",
+    "noise_deviations": "deviations",
+    "lambda_max": "λ max",
+    "stable_rank": "stable rank",
+    "beyond_noise": "beyond noise",
+    "scale": "scale",
+    "mark": "mark",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +67,30 @@ class Report:
     complete: bool = True
     windows: Windows | None = None
 
+    def __repr__(self) -> str:
+        words = notebook.in_words([record.alpha for record in self.records], [record.mark for record in self.records])
+        return f"Report({self.name!r}, {self.format}: {words}{'' if self.complete else ', interrupted'})"
+
+    def _repr_html_(self) -> str:
+        return notebook.table(repr(self), self.rows(), _SHOWN) if self.records else f"<p>{escaped(repr(self))}</p>"
+
     def rows(self) -> list[dict[str, Any]]:
-        """A flat record for each layer: `pandas.DataFrame(report.rows())` is a table of them."""
+        """A flat record for each layer."""
         return [record.row() for record in self.records]
+
+    def to_pandas(self) -> Any:
+        """The rows as a `pandas.DataFrame`.
+
+        Raises:
+          ImportError: pandas is not installed.
+        """
+        return notebook.data_frame(self.rows())
+
+    def html(self) -> str:
+        """The page that `tb-optax report --html` writes: one document that needs no network."""
+        from tb_optax._report.page import page
+
+        return page([self])
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Over the layers that have it: mean, median, standard deviation, least and greatest of each number."""
@@ -131,11 +108,32 @@ class Report:
                 }
         return found
 
-    def plot(self, layer: str | None = None) -> Any:
+    def means(self) -> dict[str, float]:
+        """The means over layers by which papers compare models (Martin et al., 2021).
+
+        Of `alpha`, `alpha_weighted`, `log_alpha_norm`, `log_spectral_norm`, `log_norm` and `stable_rank`, each over the
+        layers that have it. With windows of `alpha` alone, because the norms are of whole weights.
+        """
+        rows = [{"alpha": record.alpha} for record in self.records]
+        if self.windows is None:
+            rows = [
+                {"alpha": record.alpha, "alpha_weighted": record.alpha_weighted}
+                | record.norms
+                | {"stable_rank": record.stable_rank}
+                for record in self.records
+            ]
+        known = {key: [row[key] for row in rows if math.isfinite(row[key])] for key in (rows[0] if rows else ())}
+        return {key: float(np.mean(values)) for key, values in known.items() if values}
+
+    def plot(self, layer: str | None = None, *, ax: Any = None) -> Any:
         """Draws alpha by layer, or, given one's name, its spectrum with the fitted tails.
 
+        Args:
+          layer: the layer whose spectrum is drawn.
+          ax: the `matplotlib.axes.Axes` to draw on; `None` for those of a new figure.
+
         Returns:
-          A `matplotlib.figure.Figure`, which notebooks show and `savefig` writes.
+          The `matplotlib.figure.Figure`, which notebooks show and `savefig` writes.
 
         Raises:
           ValueError: there is no such layer.
@@ -143,7 +141,7 @@ class Report:
         """
         from tb_optax._report import figures
 
-        return figures.alphas(self) if layer is None else figures.spectrum(self.record(layer))
+        return figures.alphas(self, ax) if layer is None else figures.spectrum(self.record(layer), ax)
 
     def record(self, layer: str) -> LayerRecord:
         """Of the layer of this name.
@@ -200,15 +198,16 @@ def report(
       >>> [(row["layer"], row["shape"], round(row["alpha"], 1)) for row in report.rows()]
       [('dense', '64x128', 2.8)]
     """
-    is_path = isinstance(params_or_path, (str, os.PathLike))
-    source = formats.open_checkpoint(params_or_path) if is_path else of_tree(params_or_path)
-    if layers is find_layers:
-        layers = functools.partial(find_layers, layout=source.layout)
+    source = products(opened(params_or_path))
     measuring = Measuring(source, params, layers, fits, min_scale, max_scale, solver, windows)
-    with contextlib.closing(measuring.steps()) as steps:
-        for _ in steps:
-            pass
+    measuring.run()
     return measuring.report()
+
+
+def opened(params_or_path: PyTree | str | os.PathLike[str]) -> Source:
+    """A checkpoint's or a tree's arrays."""
+    is_path = isinstance(params_or_path, (str, os.PathLike))
+    return formats.open_checkpoint(params_or_path) if is_path else of_tree(params_or_path)
 
 
 class Measuring:
@@ -225,6 +224,8 @@ class Measuring:
         solver: Exact | Lanczos = DEFAULT_SOLVER,
         windows: Windows | None = None,
     ):
+        if layers is find_layers:
+            layers = functools.partial(find_layers, layout=source.layout)
         check_solver("report", solver)
         check_windows("report", windows)
         if not 0 <= min_scale <= max_scale < math.inf:
@@ -251,34 +252,54 @@ class Measuring:
                 f"it has no layers ({'; '.join(reasons[:3])}{more})",
                 "give a checkpoint of a network, or a smaller min_eigenvalues",
             )
+        self._gains = {
+            layer.kernel: gain for layer in self.layers for gain in layer.follows if split_path(gain)[1].endswith("_g")
+        }
         self._done: list[tuple[Layer, np.ndarray]] = []
+        self._too: list[list[Unsquarable]] = []
 
     @property
     def names(self) -> list[str]:
         """Of all records that there will be."""
-        return [name for layer in self.layers for name, *_ in self._slices(layer)]
+        return [each.name for layer in self.layers for each in self.slices(layer)]
+
+    @property
+    def shapes(self) -> Mapping[Path, jax.ShapeDtypeStruct]:
+        """Of the weights."""
+        return self._weights.shapes
+
+    def weight(self, path: Path) -> Any:
+        """Reads the weight of a layer, as it is applied: with its gain under weight norm."""
+        read = lambda path: self._source.read(self._weights.full_paths[path])
+        return with_gain(read(path), read(self._gains[path])) if path in self._gains else read(path)
 
     def steps(self) -> Generator[Layer]:
         """Measures; yields each layer when it is done."""
-        full_paths = self._weights.full_paths
-        read = lambda path: self._source.read(full_paths[path])
-        gains = {layer.kernel: gain for layer in self.layers for gain in layer.follows if split_path(gain)[1].endswith("_g")}
-        weight = lambda path: with_gain(read(path), read(gains[path])) if path in gains else read(path)
-        results = spectra_in_turn(self.layers, self._weights.shapes, weight, self._solver, self._windows)
+        is_free = isinstance(self._solver, Exact) and self._solver.method == "auto"
+        gram = is_free and all(all_declare(fit, "gram") for fit in self._fits.values())
+        results = spectra_in_turn(self.layers, self.shapes, self.weight, self._solver, self._windows, gram)
         with contextlib.closing(results):
             for layer, result in zip(self.layers, results, strict=True):
+                self._too.append(unsquarable(result, layer, self.weight))
                 self._done.append((layer, result))
                 yield layer
+
+    def run(self) -> None:
+        """Measures all layers."""
+        with contextlib.closing(self.steps()) as steps:
+            for _ in steps:
+                pass
 
     def report(self) -> Report:
         """Of the layers that have been measured."""
         spectra = [eigenvalues for _, result in self._done for eigenvalues in result]
         laws = {name: fit_spectra(fit, spectra) for name, fit in self._fits.items()}
         each = zip(*laws.values(), strict=True)
-        named = [own for layer, _ in self._done for own in self._slices(layer)]
-        records = [
-            LayerRecord(name, path, shape, matrices, dict(zip(laws, own, strict=True)), eigenvalues)
-            for (name, path, shape, matrices), own, eigenvalues in zip(named, each, spectra, strict=True)
+        named = [own for layer, _ in self._done for own in self.slices(layer)]
+        too: list[Unsquarable] = [reason for reasons in self._too for reason in reasons]
+        records: list[LayerRecord] = [
+            self._record(of, dict(zip(laws, own, strict=True)), eigenvalues, reason)
+            for of, own, eigenvalues, reason in zip(named, each, spectra, too, strict=True)
         ]
         alphas = np.array([record.alpha for record in records], np.float32)
         scales = np.asarray(self._assign(jnp.asarray(alphas))) if len(records) else []
@@ -293,19 +314,61 @@ class Measuring:
             self._windows,
         )
 
-    def _slices(self, layer: Layer) -> list[tuple[str, Path, tuple[int, ...], int]]:
-        """Name, kernel, shape and number of matrices of each layer of a stack, or of the one."""
+    def _record(self, of: "_Slice", laws: Mapping[str, PowerLaw], eigenvalues: np.ndarray, too: Unsquarable) -> LayerRecord:
+        fit = next(iter(self._fits.values()))
+        approximate = isinstance(self._solver, Lanczos) and of.sides[0] >= self._solver.min_size
+        noise = against_noise(
+            eigenvalues,
+            float(next(iter(laws.values())).alpha),
+            of.sides,
+            of.matrices,
+            unknown_spectrum="windows overlap, so noise's spectrum is not known" if self._windows else "",
+            unknown_alpha="the alpha of noise is known for the median fit only"
+            if fit is not median
+            else "the spectrum is approximate"
+            if approximate
+            else "",
+        )
+        no_rank = (
+            "windows overlap"
+            if self._windows
+            else "the spectrum is approximate"
+            if approximate
+            else "Gram products do not resolve small singular values"
+            if isinstance(self._solver, Exact) and self._solver.method == "gram"
+            else ""
+        )
+        shared = (of.name, of.kernel, of.shape, of.matrices, laws, eigenvalues)
+        return LayerRecord(*shared, noise=noise, no_rank=no_rank, too=too)
+
+    def slices(self, layer: Layer) -> "list[_Slice]":
+        """Each layer of a stack, or the one."""
         shape = self._weights.shapes[layer.kernel].shape
         axes = kernel_shape(layer, shape)
         own = tuple(size for axis, size in enumerate(shape) if axis not in axes.layer_axes)
+        sides = (min(axes.rows, axes.columns), max(axes.rows, axes.columns))
         names = [layer.name + "".join(f"[{place}]" for place in index) for index in np.ndindex(axes.stack)]
-        return [(name, layer.kernel, own, axes.matrices) for name in names]
+        return [_Slice(name, layer.kernel, own, axes.matrices, sides) for name in names]
+
+
+class _Slice(NamedTuple):
+    """A layer of a stack, or the one: its matrices share a spectrum."""
+
+    name: str
+    kernel: Path
+    shape: tuple[int, ...]
+    matrices: int
+    sides: tuple[int, int]
 
 
 def _by_name(fits: Sequence[Fit]) -> dict[str, Fit]:
     if callable(fits) or isinstance(fits, (str, Mapping)) or not all(map(callable, fits)) or not len(fits):
         raise TypeError(f"report: fits={fits!r} must be a sequence of functions, such as (tb_optax.fits.median,).")
     names = [_name(fit) for fit in fits]
+    if "weighted" in names[1:]:
+        raise ValueError(
+            "report: fits has the name 'weighted', and alpha_weighted is a column; give the function another name."
+        )
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"report: fits has two of the name {name!r}; wrap one in a function of another name.")

@@ -17,8 +17,10 @@ from tb_optax._report.source import printable
 _SUMMARY = ("mean", "median", "deviation", "least", "greatest")
 _SPARKS = "▁▂▃▄▅▆▇█"
 _MOST_LEFT_OUT = 6
+_MOST_NAMED = 5
 _MOST_CHECKPOINTS = 8
 _LAYER_AT_LEAST = 20
+_LAYER_WISHES = 40
 _PIPED_WIDTH = 240
 
 
@@ -38,9 +40,17 @@ _COLUMNS = {
     "ks_distance": _Column("ks_distance", "KS dis-\ntance", 2),
     "xmin": _Column("xmin", "tail\nfrom", 6),
     "tail": _Column("tail", "tail\nshare", 5),
+    "standard_error": _Column("standard_error", "std.\nerror", 10),
+    "noise": _Column("noise", "noise's\nalpha", 8),
+    "noise_deviations": _Column("noise_deviations", "devi-\nations", 7),
+    "alpha_weighted": _Column("alpha_weighted", "alpha\nweighted", 11),
     "lambda_max": _Column("lambda_max", "λ max"),
+    "rank": _Column("rank", "rank", 6),
     "stable_rank": _Column("stable_rank", "stable\nrank"),
+    "stable_rank_over_noise": _Column("stable_rank_over_noise", "over\nnoise's", 9),
+    "beyond_noise": _Column("beyond_noise", "beyond\nnoise", 7),
     "scale": _Column("scale", "scale"),
+    "mark": _Column("mark", "mark"),
 }
 
 
@@ -60,16 +70,22 @@ def print_report(to: Console, report: Report, sort: str | None, reverse: bool, p
     ]
     to.print(_title(report))
     _print_table(to, _columns(report), rows, foot)
+    if len(report.records) > 1:
+        means = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in report.means().items())
+        to.print(Text(f"means over layers: {means}"))
+    _print_reasons(to, report)
     _print_notes(to, report)
 
 
 def _columns(report: Report) -> list[_Column]:
-    """Those of the first fit, and alpha and distance of others; no matrices where each layer has one."""
+    """Those of the first fit, and alpha and distance of others; no matrices where each layer has one, no empty marks."""
     found = []
-    for key in report.rows()[0]:
+    rows = report.rows()
+    idle = {"matrices": 1, "mark": ""}
+    for key in rows[0]:
         number, _, fit = key.partition("_")
         if key in _COLUMNS:
-            if key != "matrices" or any(record.matrices > 1 for record in report.records):
+            if key not in idle or any(row[key] != idle[key] for row in rows):
                 found.append(_COLUMNS[key])
         elif number in ("alpha", "ks_distance"):
             title = "alpha" if number == "alpha" else "KS"
@@ -83,7 +99,7 @@ def print_comparison(to: Console, comparison: Comparison, sort: str | None, reve
     for row in rows:  # Without a label, what is sorted by is the last checkpoint's.
         *_, last = (record for record in comparison.records(row["layer"]) if record is not None)
         alphas = comparison.values(row["layer"], "alpha")
-        row |= last.row() | {"change": comparison.change(row["layer"]), "course": sparkline(alphas)}
+        row |= last.row() | row | {"change": comparison.change(row["layer"]), "course": sparkline(alphas)}
     rows = chosen(rows, sort, reverse, pattern)
     for label, report in zip(comparison.labels, comparison.reports, strict=True):
         to.print(Text.assemble((printable(label), "bold"), ": ", _title(report)))
@@ -98,11 +114,14 @@ def print_comparison(to: Console, comparison: Comparison, sort: str | None, reve
 
 def _columns_of_two(comparison: Comparison) -> list[_Column]:
     columns = [_COLUMNS["layer"], _COLUMNS["shape"]]
+    if comparison.changes:
+        columns += [_Column("relative_change", "|ΔW|\nof |W|"), _Column("rank_of_change", "rank\nof ΔW")]
     for spare, key in ((0, "alpha"), (4, "lambda_max"), (3, "stable_rank"), (2, "scale")):
         title = _COLUMNS[key].title.replace("\n", " ")
         columns += [_Column(f"{key} {label}", f"{title}\n{printable(label)}", spare) for label in comparison.labels]
-        columns.append(_Column(f"{key} change", "change", spare))
-    return columns
+        columns.append(_Column(f"{key} change", f"{title}\nchange", spare))
+    marked = comparison.changes and any(row["mark"] for row in comparison.rows())
+    return [*columns, _COLUMNS["mark"]] if marked else columns
 
 
 def _columns_of_many(comparison: Comparison) -> list[_Column]:
@@ -147,14 +166,14 @@ def _print_table(
         for column, column_cells in cells.items()
     }
     layer, *others = columns
-    needed = lambda: min(widths[layer], _LAYER_AT_LEAST) + sum(widths[column] + 1 for column in others)
+    needed = lambda: min(widths[layer], _LAYER_WISHES) + sum(widths[column] + 1 for column in others)
     while needed() > to.width - 1 and max(column.spare for column in others):
         others.remove(max(others, key=lambda column: column.spare))
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0, header_style="bold")
     room = max(to.width - 1 - sum(widths[column] + 1 for column in others), _LAYER_AT_LEAST)
     table.add_column(Text(layer.title), overflow="fold", width=min(widths[layer], room), vertical="bottom")
     for column in others:
-        justify = "left" if column.key in ("shape", "course") else "right"
+        justify = "left" if column.key in ("shape", "course", "mark") else "right"
         table.add_column(Text(column.title), justify=justify, no_wrap=True, width=widths[column], vertical="top")
     for number in range(len(rows) + len(foot)):
         if number == len(rows):
@@ -175,7 +194,7 @@ def _cell(key: str, value: Any) -> Text:
     if not math.isfinite(value):
         return Text("–")
     digits = 3 if abs(value) < 1 else 2 if abs(value) < 10 else 1
-    if key.endswith("change"):
+    if key == "change" or key.endswith(" change"):
         return Text(f"{value:+.{digits}f}" if abs(value) < 1000 else f"{value:+.2e}")
     return Text(f"{value:.{digits}f}" if 0.01 <= abs(value) < 1000 or value == 0 else f"{value:.2e}")
 
@@ -187,6 +206,21 @@ def _title(report: Report) -> Text:
     fits = ", ".join(report.fits)
     what = f"{printable(report.name)} ({report.format}): {len(report.records)} layers{stops}"
     return Text(f"{what}{windows}; fit: {fits}{others}")
+
+
+def _print_reasons(to: Console, report: Report) -> None:
+    """Why layers are marked, and why a number is missing, a line for each reason."""
+    layers: dict[tuple[str, str], list[str]] = {}
+    for record in report.records:
+        by_reason: dict[str, list[str]] = {}
+        for key, reason in record.reasons.items():
+            by_reason.setdefault(reason, []).append(record.mark if key == "mark" else key)
+        for reason, keys in by_reason.items():
+            layers.setdefault((", ".join(keys), reason), []).append(record.layer)
+    for (keys, reason), names in layers.items():
+        of = "all layers" if len(names) == len(report.records) else ", ".join(map(printable, names[:_MOST_NAMED]))
+        more = f" and {len(names) - _MOST_NAMED} more" if _MOST_NAMED < len(names) < len(report.records) else ""
+        to.print(Text(f"{keys}: {of}{more}: {reason}", style="dim"))
 
 
 def _print_notes(to: Console, report: Report, of: str = "") -> None:

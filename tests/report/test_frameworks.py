@@ -73,7 +73,7 @@ def test_a_tree_of_each_framework_has_its_layers(make):
     assert [record.matrices for record in report.records] == [9, 1, 1]
     training = tb_optax.spectra(params)
     for record in report.records:
-        np.testing.assert_allclose(record.eigenvalues, training[record.layer], rtol=2e-5, atol=1e-7)
+        np.testing.assert_allclose(record.eigenvalues, training[record.layer], rtol=2e-4, atol=1e-7)
 
 
 # Networks of PyTorch, by names and shapes: (name, shape) of their state dictionaries, of width 64.

@@ -12,8 +12,9 @@ import pytest
 import tb_optax
 from tb_optax import fits
 from tb_optax._balance.fits import fit_spectra
+from tb_optax._report import measure
 from tb_optax._report import report as report_module
-from tb_optax._report.comparison import compare, labels
+from tb_optax._report.comparison import labels, side_by_side
 from tb_optax._report.measure import spectra_in_turn
 from tb_optax._report.source import of_tree
 
@@ -73,6 +74,8 @@ def test_the_numbers_of_a_layer_are_those_of_its_formulas(report, params, name):
         "tail": len(tail) / len(values),
         "lambda_max": values[-1],
         "stable_rank": values.sum() / values[-1],
+        "alpha_weighted": alpha * np.log10(values[-1]),
+        "rank": np.prod(kernel.shape[:-2], initial=1) * np.linalg.matrix_rank(kernel.reshape(-1, *kernel.shape[-2:])[0]),
     }
     np.testing.assert_allclose([row[key] for key in expected], list(expected.values()), rtol=1e-3)
 
@@ -124,6 +127,43 @@ def test_the_summary_is_over_the_layers_that_have_a_number(report):
             "greatest": alphas.max(),
         }
     )
+
+
+def test_means_are_those_that_papers_compare_models_by(report, params):
+    """Of one layer, by their formulas; of all, over the layers that have the number."""
+    values = _spectrum(params["layer10"]["kernel"])
+    record = report.record("layer10")
+    expected = {
+        "log_norm": np.log10(np.linalg.norm(params["layer10"]["kernel"]) ** 2),
+        "log_spectral_norm": np.log10(values[-1]),
+        "log_alpha_norm": np.log10((values**record.alpha).sum()),
+    }
+    assert record.norms == pytest.approx(expected, rel=1e-3)
+    means = report.means()
+    assert list(means) == ["alpha", "alpha_weighted", *expected, "stable_rank"]
+    assert means["alpha"] == report.summary()["alpha"]["mean"]
+    assert means["log_norm"] == pytest.approx(np.mean([each.norms["log_norm"] for each in report.records]))
+    assert list(tb_optax.report(params, windows=tb_optax.Windows(32)).means()) == ["alpha"]
+
+
+@pytest.mark.parametrize(
+    ("options", "rank"),
+    [
+        ({}, 20),
+        ({"solver": tb_optax.Exact(method="gram")}, math.nan),
+        ({"solver": tb_optax.Lanczos(64)}, math.nan),
+        ({"windows": tb_optax.Windows(60)}, math.nan),
+    ],
+)
+def test_the_rank_is_told_where_small_singular_values_are_resolved(options, rank):
+    """Singular values down to 1e-5 of the largest: a Gram product does not see them."""
+    random = np.random.default_rng(0)
+    left, right = (np.linalg.qr(random.standard_normal((80, 80)))[0] for _ in range(2))
+    weight = (left[:, :20] * np.geomspace(1, 1e-5, 20)) @ right[:20]
+    (record,) = tb_optax.report({"dense": {"kernel": weight.astype(np.float32)}}, **options).records
+    # Rounding of the entries to float32 has singular values of 1e-7.
+    assert record.rank == pytest.approx(rank, nan_ok=True)
+    assert ("rank" in record.reasons) == math.isnan(rank)
 
 
 def test_a_layer_with_nan_is_marked_and_the_others_are_measured(params):
@@ -219,7 +259,7 @@ def test_the_density_that_is_drawn_integrates_to_the_share_of_positive_eigenvalu
 def test_a_comparison_has_numbers_of_each_and_their_change(params, report):
     doubled = {**params, "layer1": {"kernel": 2 * params["layer1"]["kernel"]}, "new": params["layer1"]}
     del doubled["layer10"]
-    both = compare([report, tb_optax.report(doubled)])
+    both = side_by_side([report, tb_optax.report(doubled)])
     rows = {row["layer"]: row for row in both.rows()}
     assert rows["layer1"]["lambda_max change"] == pytest.approx(3 * report.record("layer1").lambda_max, rel=1e-4)
     assert rows["layer1"]["alpha change"] == pytest.approx(0, abs=1e-3)
@@ -253,7 +293,7 @@ def test_arguments_that_do_not_fit_say_how_they_would(params):
     with pytest.raises(ValueError, match="layer='none' is not in the report"):
         tb_optax.report({"layer1": params["layer1"]}).plot("none")
     with pytest.raises(ValueError, match="at least two"):
-        compare([])
+        side_by_side([])
 
 
 def test_weights_are_the_live_ones_of_a_training(params):
@@ -262,3 +302,37 @@ def test_weights_are_the_live_ones_of_a_training(params):
     live = optax.apply_updates(params, tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params))[0])
     ours, copied = tb_optax.report(live), tb_optax.report(jax.device_get(live))
     assert [row["alpha"] for row in ours.rows()] == [row["alpha"] for row in copied.rows()]
+
+
+def _with_condition(rows, columns, least):
+    """Singular values from 1 down to a least one."""
+    random = np.random.default_rng(0)
+    left, _, right = np.linalg.svd(random.standard_normal((rows, columns)), full_matrices=False)
+    return ((left * np.geomspace(1, least, rows)) @ right).astype(np.float32)
+
+
+@pytest.mark.parametrize("least", [0.1, 4e-3, 1e-3, 1e-5, 0.0])
+def test_spectra_of_gram_products_are_taken_where_they_are_exact(least, monkeypatch):
+    """At 4e-3, eigenvalues fall to 1.6e-5 of the largest; below 1e-5, singular values are computed."""
+    weight = _with_condition(64, 160, max(least, 1e-5)) if least else np.zeros((64, 160), np.float32)
+    exact = tb_optax.spectra({"dense": {"kernel": weight}})["dense"]
+    solvers = []
+    solve = measure._solve_on_cpu
+    monkeypatch.setattr(measure, "_solve_on_cpu", lambda *args: solvers.append(args[1].method) or solve(*args))
+    (record,) = tb_optax.report({"dense": {"kernel": weight}}).records
+    assert solvers == (["gram"] if least >= 4e-3 else ["gram", "auto"])
+    np.testing.assert_allclose(record.eigenvalues, exact, rtol=0.05 if least >= 4e-3 else 0)
+    np.testing.assert_allclose(record.eigenvalues[32:], exact[32:], rtol=1e-3)
+    assert record.rank == (64 if least else 0)
+
+
+def test_gram_products_are_taken_for_fits_that_tolerate_them_alone(monkeypatch):
+    solvers = []
+    solve = measure._solve_on_cpu
+    monkeypatch.setattr(measure, "_solve_on_cpu", lambda *args: solvers.append(args[1]) or solve(*args))
+    tree = {"dense": {"kernel": _with_condition(64, 160, 0.1)}}
+    for fit in (fits.fix_finger, lambda eigenvalues: fits.median(eigenvalues)):
+        tb_optax.report(tree, fits=(fits.median, fit) if fit is fits.fix_finger else (fit,))
+    tb_optax.report(tree, solver=tb_optax.Exact(method="svd"))
+    tb_optax.report({"square": {"kernel": _with_condition(64, 64, 0.1)}})
+    assert "gram" not in [solver.method for solver in solvers] and len(solvers) == 4

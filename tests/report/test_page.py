@@ -13,8 +13,9 @@ import pytest
 import tb_optax
 from tb_optax._balance.fits import PowerLaw
 from tb_optax._report.page import page
+from tb_optax._report.text import labels_of_layers
 
-_VOID = {"meta", "input", "br"}
+_VOID = {"meta", "input", "br", "wbr"}
 _HOSTILE = "</title></script><script>alert('owned')</script><img src=x onerror=alert(1)>\x1b[31m\u202e&amp;\"'"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--no-first-run")
@@ -104,7 +105,7 @@ def test_the_numbers_in_it_are_the_reports(reports):
     for (place, cells), record in zip(rows, reports[0].records, strict=True):
         shown = [float(value) for value in re.findall(r'data-value="([^"]+)"', cells)]
         row = record.row()
-        expected = [row[key] for key in row if key not in ("layer", "shape")]
+        expected = [value for key, value in row.items() if not isinstance(value, str) and key != "matrices"]
         np.testing.assert_allclose(shown, expected, rtol=1e-5, err_msg=place)
 
 
@@ -133,7 +134,7 @@ def test_names_are_text_whatever_they_hold(reports):
     for several in ([one], [one, two], [one, two, three]):
         document = page(several)
         parsed = _Parsed(document)
-        assert {tag for tag, _ in parsed.tags} <= calm
+        assert {tag for tag, _ in parsed.tags} <= calm | {"wbr"}
         assert not any(name.startswith("on") for _, own in parsed.tags for name in own)
         assert sum(tag == "script" for tag, _ in parsed.tags) == 1
         assert "\x1b" not in document and "\u202e" not in document
@@ -186,6 +187,44 @@ def test_a_large_network_makes_no_large_page(several):
     document = page([_report(*records, name=f"step_{number}") for number in range(several)])
     assert len(document) < 1_500_000
     assert time.process_time() - started < 60  # Not a speed, but nothing that grows with the square.
+
+
+NAMES = [f"model.encoder.layer.{n}.{part}.dense.weighted" for n in range(12) for part in ("self_attention", "up", "down")]
+
+
+def test_short_names_leave_out_what_most_share_and_still_differ():
+    names = labels_of_layers([*NAMES, "model.head"], 16)
+    assert names[0] == "0.self_attention" and names[-1] == "head"
+    assert len(set(names)) == len(NAMES) + 1
+    assert labels_of_layers(["a/b", "a/c"], 30) == ["b", "c"]
+    assert labels_of_layers(["a", "a/b"], 30) == ["a", "a.b"]
+    assert labels_of_layers(["x" * 50], 9) == ["xxxx…xxxx"]
+
+
+def test_many_layers_have_a_line_for_each_kind(reports):
+    records = [_layer(name, np.linspace(1, 2, 64), 2 + place / 100) for place, name in enumerate(NAMES * 2)]
+    records = [dataclasses.replace(record, layer=f"{place % 2}.{record.layer}") for place, record in enumerate(records)]
+    (lines,) = re.findall(r'<section id="kinds">(.*?)</section>', page([_report(*records)]), re.S)
+    cells = [re.findall(r">([^<]*)</td>", line) for line in re.findall("<tr data-kind.*?</tr>", lines)]
+    assert [int(line[0]) for line in cells] == [24, 24, 24]
+    assert 'id="kinds"' not in page(reports[:1])
+
+
+def test_a_dash_and_a_mark_have_their_reason():
+    document = page([_report(_layer("layer0", np.zeros(64), math.nan), _layer("layer1", np.linspace(1, 2, 64)))])
+    assert document.count('title="all eigenvalues are zero"') == 6
+    weights = {
+        "zero": np.zeros((64, 64)),
+        "broken": np.full((64, 64), np.nan),
+        "large": 1e30 * _params()["layer0"]["kernel"],
+    }
+    for options in ({}, dict(windows=tb_optax.Windows(32)), dict(fits=(tb_optax.fits.goodness_of_fit,))):
+        report = tb_optax.report({name: {"kernel": each.astype(np.float32)} for name, each in weights.items()}, **options)
+        layers = page([report]).split('id="layers"')[1]
+        assert layers.count(">–</td>") + 2 <= layers.count('title="', 0, layers.index("</table>")) > 20
+        assert '<td data-value="NaN">' not in layers
+    poor = _layer("layer0", np.r_[np.linspace(1e-3, 1.1e-3, 33), np.linspace(2, 3, 31)])
+    assert re.search(r'title="the threshold lies in a gap[^"]*">poor fit<', page([_report(poor)]))
 
 
 # In a browser.
@@ -245,6 +284,24 @@ def test_a_heading_sorts_up_then_down_and_the_first_column_gives_the_first_order
     head.nth(0).locator("button").press("Enter")
     assert _column(shown, 1) == first
     assert head.nth(alpha - 1).get_attribute("aria-sort") is None
+
+
+@pytest.mark.slow
+def test_a_card_says_where_its_table_goes_on(opened):
+    shown = opened(viewport={"width": 700, "height": 800})
+    is_marked = "document.querySelector('#layers .frame').classList.contains('more')"
+    assert shown.evaluate(is_marked)
+    shown.evaluate("document.querySelector('#layers .scroll').scrollLeft = 1e6")
+    shown.wait_for_function(f"!{is_marked}")
+    assert not opened(viewport={"width": 1400, "height": 800}).evaluate("document.querySelector('.summary .more')")
+
+
+@pytest.mark.slow
+def test_the_dialog_has_a_legend(opened):
+    shown = opened(2)
+    shown.get_by_role("link", name="layer4", exact=True).click()
+    words = shown.locator("dialog .legend").text_content()
+    assert "eigenvalues in step_200" in words and "in step_100" in words and "fitted tail, median" in words
 
 
 @pytest.mark.slow

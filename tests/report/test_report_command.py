@@ -59,7 +59,8 @@ def test_the_table_has_every_layer_their_summary_and_what_was_left_out(checkpoin
     for record in report.records:
         (line,) = (line for line in lines if line[:1] == [record.layer])
         assert line[1] == "64×96" and float(line[3]) == pytest.approx(record.alpha, rel=0.01)
-    assert [line[0] for line in lines[-6:-1]] == ["mean", "median", "deviation", "least", "greatest"]
+    assert [line[0] for line in lines[-7:-2]] == ["mean", "median", "deviation", "least", "greatest"]
+    assert f"means over layers: alpha {report.means()['alpha']:.3f}, alpha weighted " in said
     assert "left out: head.weight: 10 eigenvalues" in said
 
 
@@ -135,7 +136,8 @@ def test_two_checkpoints_are_told_with_what_changed(weights, checkpoint, tmp_pat
     assert "model.safetensors: " in said and "other.safetensors: " in said
     assert said.count("left out: head.weight") == 1
     (line,) = (line.split() for line in said.splitlines() if line.startswith("layer1 "))
-    assert float(line[4]) == 0 and float(line[6]) == pytest.approx(4 * float(line[5]), rel=0.01)
+    assert float(line[2]) == 1, "the weight moved by its own size"
+    assert float(line[6]) == 0 and float(line[8]) == pytest.approx(4 * float(line[7]), rel=0.01)
 
 
 def test_steps_of_a_run_are_in_the_order_of_their_numbers(weights, tmp_path, capsys):
@@ -172,6 +174,7 @@ def test_layers_get_the_width_that_there_is_and_lines_do_not_exceed_it(checkpoin
         (["--exclude", "no"], "exclude='no' matches no layer"),
         (["--filter", "no"], "filter='no' matches no layer"),
         (["--sort", "change"], "sort='change' needs two checkpoints"),
+        (["--sort", "relative_change"], "sort='relative_change' needs two checkpoints"),
         (["--min-eigenvalues", "1"], "min_eigenvalues=1"),
         (["--lanczos", "1"], "min_size=1"),
         (["--min-scale", "2"], "min_scale=2.0 and max_scale=1.5"),
@@ -219,11 +222,26 @@ def test_an_interrupt_leaves_what_has_been_measured(checkpoint, tmp_path, capsys
     assert "interrupted" in capsys.readouterr().out
 
 
-def test_without_the_extra_one_line_names_it(tmp_path):
-    blocked = "import sys; sys.modules['tyro'] = None; from tb_optax.__main__ import main; main()"
+@pytest.mark.parametrize("blocked", ["", "sys.modules['tyro'] = None; "])
+def test_the_version_is_told_without_the_extra_too(blocked):
+    program = f"import sys; {blocked}sys.argv = ['tb-optax', '--version']; from tb_optax.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"tb-optax {tb_optax.__version__}\n", "")
+
+
+def test_the_help_has_examples_and_what_is_not_read(capsys):
+    assert _run("--help") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "tb-optax report before.safetensors after.safetensors" in said
+    assert "Does not read" in said and "(default: )" not in said
+
+
+@pytest.mark.parametrize("module", ["tyro", "rich", "platformdirs"])
+def test_without_the_extra_one_line_names_it(module):
+    blocked = f"import sys; sys.modules['{module}'] = None; from tb_optax.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == 'tb-optax: tyro is not installed; pip install "tb_optax[report]".\n'
+    assert done.stderr == f'tb-optax: {module} is not installed; pip install "tb_optax[report]".\n'
 
 
 _TELLS_WHAT_IT_READS = """
