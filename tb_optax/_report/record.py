@@ -13,7 +13,7 @@ from tb_optax._layers.layer import Path
 from tb_optax._report.measure import Unsquarable
 from tb_optax._report.noise import UNKNOWN, AgainstNoise
 
-# The KS distance of the median fit from noise is 0.16 to 0.25 for 50 to 512 rows (`tests/report/test_noise.py`).
+# The KS distance of the median fit from noise is 0.16 to 0.25 for 50 to 512 rows (`tests/report/test_as_noise.py`).
 MOST_DISTANCE = 0.3
 # The first twentieth of a tail spans less than a factor of 1.6 in noise of any shape.
 _START_OF_TAIL = 0.05
