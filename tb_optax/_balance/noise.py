@@ -13,8 +13,8 @@ _POINTS = 2**13
 def noise_alpha(rows: int, columns: int, matrices: int = 1) -> float:
     """Alpha by the median fit of the law of Marchenko and Pastur: what `pl_alpha_hill` gives noise of this shape on average.
 
-    Within 1% of simulations from 64 x 64 on (`tests/balance/test_noise_metrics.py`). It is 2.13 for square matrices, 2.71 for 1 : 2,
-    3.46 for 1 : 4 and 4.96 for 1 : 10.
+    Within 1% of simulations from 64 x 64 on (`tests/balance/test_noise_metrics.py`). It is 2.13 for square matrices, 2.71
+    for 1 : 2, 3.46 for 1 : 4 and 4.96 for 1 : 10.
 
     Args:
       rows: the smaller side of the matrices.

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from tb_optax._balance.noise import noise_alpha, noise_alpha_deviation
 from tb_optax._spectra.noise import noise_edge, noise_largest
 
-# Of 100 matrices of noise, 97 or more are within these bounds (`tests/report/test_as_noise.py`): the edge is exceeded by 1 of
-# 100, and the stable rank of a 50 x 50 matrix differs by up to 15% from the median.
+# Of 100 matrices of noise, 97 or more are within these bounds (`tests/report/test_as_noise.py`): the edge is exceeded by 1
+# of 100, and the stable rank of a 50 x 50 matrix differs by up to 15% from the median.
 MOST_DEVIATIONS = 3
 STABLE_RANK_WITHIN = 0.2
 

@@ -217,6 +217,7 @@ def test_flags_choose_the_metric_the_fit_and_the_assignment(changes, metric, ass
     np.testing.assert_allclose([scales[name] for name in before], expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_flags_choose_windows_for_spectra_and_for_the_decay_its_range():
     windows = tb_optax.Windows(4)
     for method, changes, state_name in (

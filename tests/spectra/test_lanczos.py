@@ -204,6 +204,7 @@ def test_seed_decides():
         np.testing.assert_array_equal(_signs(7, (3, 5)), signs)
 
 
+@pytest.mark.slow
 def test_vmap_is_one_stack_after_another():
     stacks = jnp.asarray(normal(2, 2, 20, 30))
     solve = functools.partial(approximate, steps=8, probes=2)
@@ -211,6 +212,7 @@ def test_vmap_is_one_stack_after_another():
     np.testing.assert_allclose(jax.jit(jax.vmap(solve))(stacks), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_double_precision_is_double():
     with jax.enable_x64(True):
         matrix = with_eigenvalues(np.r_[np.full(19, 0.25), 1.0]).astype(np.float64)

@@ -46,6 +46,7 @@ def test_a_limit_on_memory_holds_on_each_device(sharding):
     assert cut.gathered_mib * MIB < SHARE and cut.solved[256] == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", SHARDINGS)
 def test_a_limit_on_memory_holds_for_windows_too(sharding):
     """Windows are cut out of bands of rows, which every device holds. Their eigenvalues, which are gathered, come on top:

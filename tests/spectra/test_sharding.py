@@ -119,6 +119,7 @@ def test_stack_sharded_along_its_layers(mode):
     np.testing.assert_allclose(updates["kernel"][:, 0, 0], list(expected.values()), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_seeds_on_different_devices():
     tx = tempbalance(1)
     seeds = [dense_params(seed) for seed in range(8)]

@@ -106,6 +106,7 @@ def test_over_devices_they_are_those_of_one(mode):
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_balances_by_them():
     params = {f"dense{number}": {"kernel": kernel(60, 70 + 40 * number)} for number in range(3)}
     own = windows(size=30, grid=4)
