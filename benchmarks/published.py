@@ -31,7 +31,7 @@ def main(packages: tuple[str, ...] = PACKAGES, folder: Path | None = None, out: 
     """Downloads what is not there yet, and tells what the report reads.
 
     Args:
-      packages: names of packages on PyPI.
+      packages: names of packages.
       folder: where the wheels are kept; a temporary one if none is given.
       out: a file for the table.
     """
