@@ -1,5 +1,6 @@
 """Gradient norms and copies of one weight, recorded while training."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -124,6 +125,9 @@ def measure_alphas(
 ) -> dict[str, Float[Array, "*stack"]]:
     """The metric `alpha` of each of `layers`, computed by a refresh of TempBalance; NaN if a layer has none."""
     refresh = tb_optax.tempbalance(1, metric=alpha, layers=layers)
-    _, refreshed = refresh.update(params, refresh.init(params), params)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "tempbalance balances", UserWarning)  # Nothing is balanced here.
+        state = refresh.init(params)
+    _, refreshed = refresh.update(params, state, params)
     alphas = optax.tree_utils.tree_get(refreshed, "metric")
     return {name: jnp.where(alpha > 0, alpha, jnp.nan) for name, alpha in alphas.items()}

@@ -229,7 +229,7 @@ def _check_enough(argument_of: str, layers: Layers, shapes: Mapping[str, KernelS
         )
     if number < 5:
         warnings.warn(
-            f"{argument_of} balances only {number} {'blocks' if blocks else 'layers'} against each other. The smallest "
-            "metric and the largest get the two extreme scales, even if they differ by chance: give it five or more.",
+            f"{argument_of} balances only {number} {'blocks' if blocks else 'layers'}: the smallest metric and the largest "
+            "get the two extreme scales, even if they differ by chance. Give it five or more.",
             stacklevel=4,
         )

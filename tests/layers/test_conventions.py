@@ -1,6 +1,7 @@
 """Each kind of weight is read right by names, shapes and neighbours, or left out with the reason: none is read wrongly."""
 
 import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -298,6 +299,16 @@ HIDDEN = {f"dense{i}": (64, 64) for i in range(5)}
 )
 def test_init_does_not_warn_of_embeddings_or_small_heads(tree):
     tb_optax.tempbalance(1).init(shapes(tree))
+
+
+@pytest.mark.parametrize("transform", [tb_optax.tempbalance(1), tb_optax.alphadecay(0.1, 1)])
+def test_init_warns_once_below_five_layers(transform):
+    with pytest.warns(UserWarning, match=r"balances only 4 layers: the smallest metric and the largest") as seen:
+        transform.init(shapes({name: HIDDEN[name] for name in list(HIDDEN)[:4]}))
+    assert len(seen) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        transform.init(shapes(HIDDEN))
 
 
 # Traced layers: an NNX module, and masks
