@@ -7,64 +7,63 @@ the layers that are not measured.
 """
 
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from tb_optax import assignments
 
+Scales: TypeAlias = Float[Array, " layers"]
+Control: TypeAlias = Callable[[assignments.Assignment], assignments.Assignment]
 
-def placebo(assign: assignments.Assignment) -> assignments.Assignment:
-    """Deals the scales to random layers, at every refresh anew. Those without a scale of their own get none.
 
-    What is drawn hangs on every bit of the metrics, so that runs and refreshes draw differently and a resumed run the same.
+def _control(change: Callable[[Scales, Float[Array, " layers"]], Scales]) -> Control:
+    """The control that changes the scales of an assignment, given the metrics too. A layer without a scale has NaN."""
+
+    def control(assign: assignments.Assignment) -> assignments.Assignment:
+        def changed(metrics: Float[Array, " layers"], min_scale: assignments.Bound, max_scale: assignments.Bound) -> Scales:
+            return change(assign(metrics, min_scale, max_scale), metrics)
+
+        return changed
+
+    return control
+
+
+@_control
+def placebo(scales: Scales, metrics: Float[Array, " layers"]) -> Scales:
+    """Deals the scales to random layers, at every refresh anew.
+
+    The draw depends on every bit of the metrics, so runs and refreshes draw differently, and a resumed run draws the same.
     """
-
-    def dealt(
-        metrics: Float[Array, " layers"], min_scale: assignments.Bound, max_scale: assignments.Bound
-    ) -> Float[Array, " layers"]:
-        scales = assign(metrics, min_scale, max_scale)
-        has_scale = jnp.isfinite(scales)
-        chances = jax.random.uniform(_key_of(metrics), scales.shape)
-        # Both orders begin with the layers that have a scale; among these the second is random.
-        places = jnp.argsort(~has_scale)
-        drawn = jnp.argsort(jnp.where(has_scale, chances, 2.0))
-        return jnp.full_like(scales, jnp.nan).at[places].set(scales[drawn])
-
-    return dealt
+    has_scale = jnp.isfinite(scales)
+    chances = jax.random.uniform(_key_of(metrics), scales.shape)
+    # Both orders begin with the layers that have a scale; among these the second is random.
+    return _dealt(scales, jnp.argsort(~has_scale), jnp.argsort(jnp.where(has_scale, chances, 2.0)))
 
 
-def reverse(assign: assignments.Assignment) -> assignments.Assignment:
+@_control
+def reverse(scales: Scales, metrics: Float[Array, " layers"]) -> Scales:
     """Deals the scales in reverse: the layer with the smallest metric gets the scale of the one with the greatest."""
-
-    def reversed_scales(
-        metrics: Float[Array, " layers"], min_scale: assignments.Bound, max_scale: assignments.Bound
-    ) -> Float[Array, " layers"]:
-        scales = assign(metrics, min_scale, max_scale)
-        has_scale = jnp.isfinite(scales)
-        rising, falling = (
-            jnp.argsort(jnp.where(has_scale, scales, jnp.inf)),
-            jnp.argsort(jnp.where(has_scale, -scales, jnp.inf)),
-        )
-        return jnp.full_like(scales, jnp.nan).at[rising].set(scales[falling])
-
-    return reversed_scales
+    del metrics
+    last = lambda values: jnp.where(jnp.isfinite(scales), values, jnp.inf)
+    return _dealt(scales, jnp.argsort(last(scales)), jnp.argsort(last(-scales)))
 
 
-def mean(assign: assignments.Assignment) -> assignments.Assignment:
+@_control
+def mean(scales: Scales, metrics: Float[Array, " layers"]) -> Scales:
     """Gives every layer the mean of the scales."""
-
-    def level(
-        metrics: Float[Array, " layers"], min_scale: assignments.Bound, max_scale: assignments.Bound
-    ) -> Float[Array, " layers"]:
-        scales = assign(metrics, min_scale, max_scale)
-        return jnp.where(jnp.isfinite(scales), jnp.nanmean(scales), scales)
-
-    return level
+    del metrics
+    return jnp.where(jnp.isfinite(scales), jnp.nanmean(scales), scales)
 
 
-CONTROLS: Mapping[str, Callable[[assignments.Assignment], assignments.Assignment]] = {
+def _dealt(scales: Scales, receivers: Int[Array, " layers"], givers: Int[Array, " layers"]) -> Scales:
+    """Each receiver gets the scale of the giver in the same place."""
+    return jnp.full_like(scales, jnp.nan).at[receivers].set(scales[givers])
+
+
+CONTROLS: Mapping[str, Control] = {
     "placebo": placebo,
     "mean": mean,
     "reversed": reverse,

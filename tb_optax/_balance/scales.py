@@ -132,8 +132,8 @@ def _metrics_of_shapes(options: BalanceOptions, plan: SpectrumPlan, names: Seque
     found = {}
     for layer in (layer for batch in plan.batches for layer in batch.layers):
         noise = noise_spectrum(layer.grid.rows, layer.grid.columns, 1024)
-        what, noises = f"number for the spectrum of noise of shape {noise.shape}", (jnp.asarray(noise, layer.dtype),)
-        value = call_checked(options.argument_of, "metric", options.metric, noises, what, ())
+        what = f"number for the spectrum of noise of shape {noise.shape}"
+        value = call_checked(options.argument_of, "metric", options.metric, (jnp.asarray(noise, layer.dtype),), what, ())
         found[layer.name] = jnp.full(math.prod(layer.shape.stack), value)
     return jnp.concatenate([found[name] for name in names])
 

@@ -35,7 +35,7 @@ from tb_optax._layers.layer import (
     Layers,
     Path,
     PyTree,
-    check_patterns,
+    checked_patterns,
     layer_names,
     leaf_paths,
     leaves_by_path,
@@ -137,12 +137,11 @@ def find_layers(
     return select_layers(layers, tree.leaves, left_out, exclude, min_eigenvalues, "find_layers")
 
 
-def _not_measured(layers: list[Layer], left_out: dict[Path, str], patterns: Sequence[str]) -> list[Layer]:
+def _not_measured(layers: list[Layer], left_out: dict[Path, str], unmeasured: Sequence[str]) -> list[Layer]:
     """The layers, of which those that match a pattern are not measured; arrays of `left_out` that match one are layers."""
-    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
     tables = [Layer(path, path, measured=False) for path in left_out]
     names = [layer.name for layer in (*layers, *tables)]
-    check_patterns("find_layers", "unmeasured", patterns, names)
+    patterns = checked_patterns("find_layers", "unmeasured", unmeasured, names)
     matches = lambda layer: any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in patterns)
     added = [table for table in tables if matches(table)]
     for table in added:

@@ -346,14 +346,8 @@ def select_layers(
             f"{argument_of}: min_eigenvalues={min_eigenvalues!r}; give a number of at least 2, as a spectrum needs."
         )
     candidates = tuple(candidates)
-    patterns = (exclude,) if isinstance(exclude, str) else exclude
-    if not isinstance(patterns, Collection) or not all(isinstance(pattern, str) for pattern in patterns):
-        raise InvalidLayersError(
-            f"{argument_of}: exclude={short_repr(exclude)} must be a sequence of patterns, such as ('head',); to exclude "
-            "nothing, give ()."
-        )
     names = [layer.name for layer in candidates] + list(left_out)
-    check_patterns(argument_of, "exclude", patterns, names)
+    patterns = checked_patterns(argument_of, "exclude", exclude, names)
     kept, reasons = [], dict(left_out)
     for layer in candidates:
         shape = kernel_shape(layer, leaves[layer.kernel].shape)
@@ -373,13 +367,21 @@ def select_layers(
     return Layers(kept, left_out, shapes_of(leaves))
 
 
-def check_patterns(argument_of: str, argument: str, patterns: Sequence[str], names: Sequence[str]) -> None:
+def checked_patterns(argument_of: str, argument: str, given: Any, names: Sequence[str]) -> Collection[str]:
+    """The patterns that were given, one or several, after a check that each matches a name."""
+    patterns = (given,) if isinstance(given, str) else given
+    if not isinstance(patterns, Collection) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise InvalidLayersError(
+            f"{argument_of}: {argument}={short_repr(given)} must be a sequence of patterns, such as ('head',); for "
+            "none, give ()."
+        )
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             raise ValueError(
                 f"{argument_of}: {argument}={pattern!r} matches no layer. Patterns are shell-style and match a layer's "
                 f"whole name (`*` crosses `/`); the layers are: {', '.join(names) or 'none'}."
             )
+    return patterns
 
 
 def shapes_of(leaves: Mapping[Path, Any]) -> dict[Path, tuple[int, ...]]:

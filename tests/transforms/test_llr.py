@@ -242,6 +242,8 @@ def test_layers_that_are_not_measured_are_seen():
     assert [record.layer for record in tb_optax.report(PARAMS, layers=layers).records] == list(WEIGHTS)
     with pytest.raises(ValueError, match="unmeasured='head' matches no layer"):
         tb_optax.find_layers(PARAMS, unmeasured="head")
+    with pytest.raises(TypeError, match="unmeasured=None must be a sequence of patterns"):
+        tb_optax.find_layers(PARAMS, unmeasured=None)
 
 
 def forward(params, tokens, tied):
