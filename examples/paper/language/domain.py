@@ -68,7 +68,7 @@ def prepare(settings: Settings, corpus: Corpus, mesh: Mesh) -> Training:
     balanced_layers = layers(first_and_last=settings.ends)
     weights = layers(min_eigenvalues=2, first_and_last=True)
     steps = settings.evaluation_interval
-    schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.updates)
+    schedule = learning_rate_schedule(settings)
     tx = create_optimizer(settings, schedule, balanced_layers)
 
     def init(seed: int) -> TrainState:
@@ -95,6 +95,14 @@ def prepare(settings: Settings, corpus: Corpus, mesh: Mesh) -> Training:
             _place(corpus.test, _EVALUATION_ROWS, settings.window, mesh),
         ),
     )
+
+
+def learning_rate_schedule(settings: Settings) -> optax.Schedule:
+    """A linear rise over the warm-up, if there is one, and a cosine from there to zero at the last update."""
+    steps = round(settings.warm_up * settings.updates)
+    if steps == 0:
+        return optax.cosine_decay_schedule(settings.learning_rate, settings.updates)
+    return optax.warmup_cosine_decay_schedule(0.0, settings.learning_rate, steps, settings.updates)
 
 
 def find_layers(model: LanguageModel, params: PyTree, window: int, **kwargs: Any) -> tb_optax.Layers:

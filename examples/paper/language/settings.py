@@ -47,7 +47,9 @@ class Settings(RunSettings):
     seed: int = 43
     """The seed of the initialization and of dropout."""
     learning_rate: float = 1e-3
-    """The learning rate at the start; it is annealed to zero, update by update."""
+    """The greatest learning rate, from which a cosine leads to zero, update by update."""
+    warm_up: float = 0.0
+    """The first part of the updates, in which the learning rate rises linearly from zero to the greatest."""
     weight_decay: float = 0.1
     """The weight decay of every parameter (adamw)."""
     clip: float = 0.25
@@ -79,7 +81,9 @@ class Settings(RunSettings):
         """Raises UserError where a number is out of range."""
         super().check()
         positive = ("width", "layers", "updates", "evaluation_interval", "window", "learning_rate", "clip")
-        check_range(self, positive, ("dropout", "weight_decay"))
+        check_range(self, positive, ("dropout", "weight_decay", "warm_up"))
+        if self.warm_up >= 1:
+            raise UserError(f"--warm-up {self.warm_up} must be below 1.")
         if self.updates % self.evaluation_interval:
             raise UserError(
                 f"--updates {self.updates} do not end with an evaluation; give a multiple of "

@@ -30,13 +30,18 @@ class _GPT:
     layers: int
     width: int
     heads: int
+    key_value_heads: int | None = None  # None: as many as `heads`
+    feed_forward: int = 4
 
 
-Model: TypeAlias = Literal["tensorized", "tensorized_leaking", "gpt-tiny", "gpt-mini", "gpt-small", "gpt-medium"]
+Model: TypeAlias = Literal[
+    "tensorized", "tensorized_leaking", "gpt-tiny", "gpt-tiny-grouped", "gpt-mini", "gpt-small", "gpt-medium"
+]
 _MODELS: dict[str, _Tensorized | _GPT] = {
     "tensorized": _Tensorized(causal=True),
     "tensorized_leaking": _Tensorized(causal=False),
     "gpt-tiny": _GPT(layers=4, width=128, heads=4),
+    "gpt-tiny-grouped": _GPT(layers=4, width=128, heads=4, key_value_heads=1, feed_forward=8),
     "gpt-mini": _GPT(layers=6, width=384, heads=6),
     "gpt-small": _GPT(layers=12, width=768, heads=12),  # GPT-2 small's
     "gpt-medium": _GPT(layers=24, width=1024, heads=16),
@@ -89,7 +94,8 @@ def create_model(
                 f"width={width} does not give each of the {size.heads} heads of {name} an even size, which rotary "
                 f"positions need; give a multiple of {2 * size.heads}."
             )
-        return GPT(vocabulary, heads=size.heads, **common)
+        heads = {"heads": size.heads, "key_value_heads": size.key_value_heads or size.heads}
+        return GPT(vocabulary, **heads, feed_forward=size.feed_forward, **common)
     if width % 2:
         raise UserError(f"width={width} has no half for sines and one for cosines; give {name} an even one.")
     hidden = round(size.hidden * width / size.width)

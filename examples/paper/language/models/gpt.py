@@ -23,8 +23,10 @@ class GPT(nn.Module):
     Attributes:
       vocabulary: number of tokens.
       layers: how many.
-      width: of the residual stream; the feed-forward part is four times as wide.
-      heads: share the width, an even part each.
+      width: of the residual stream.
+      heads: of queries; they share the width, an even part each.
+      key_value_heads: of keys and values; each serves an equal group of the query heads.
+      feed_forward: width of the feed-forward part, in multiples of `width`.
       dropout: of the embedding, and of what each branch adds.
       dtype: what is computed in; the insides of norms and softmax, and the logits, are float32.
       remat: whether the backward pass computes the insides of a layer again, rather than keeps them.
@@ -34,6 +36,8 @@ class GPT(nn.Module):
     layers: int
     width: int
     heads: int
+    key_value_heads: int
+    feed_forward: int = 4
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.dtype("float32")
     remat: bool = False
@@ -46,14 +50,16 @@ class GPT(nn.Module):
         layer = nn.remat(_Layer, prevent_cse=False) if self.remat else _Layer
         stack = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=self.layers)
         into_residual = nn.initializers.normal(_DEVIATION / math.sqrt(2 * self.layers))
-        x, _ = stack(self.heads, self.dropout, into_residual, self.dtype, not train, name="layers")(x)
+        heads = (self.heads, self.key_value_heads)
+        x, _ = stack(heads, self.feed_forward, self.dropout, into_residual, self.dtype, not train, name="layers")(x)
         x = nn.RMSNorm(dtype=self.dtype, name="norm")(x)
         weight = embedding.embedding.astype(self.dtype)
         return jnp.einsum("bnd,vd->bnv", x, weight, preferred_element_type=jnp.float32)
 
 
 class _Layer(nn.Module):
-    heads: int
+    heads: tuple[int, int]
+    feed_forward: int
     dropout: float
     into_residual: nn.initializers.Initializer
     dtype: jnp.dtype
@@ -62,7 +68,7 @@ class _Layer(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch length width"]) -> tuple[Float[Array, "batch length width"], None]:
         attention = _Attention(self.heads, self.into_residual, self.dtype, name="attention")
-        feed_forward = _FeedForward(self.into_residual, self.dtype, name="feed_forward")
+        feed_forward = _FeedForward(self.feed_forward, self.into_residual, self.dtype, name="feed_forward")
         for name, branch in (("attention", attention), ("feed_forward", feed_forward)):
             y = branch(nn.RMSNorm(dtype=self.dtype, name=f"{name}_norm")(x))
             x = x + nn.Dropout(self.dropout)(y, deterministic=self.deterministic)
@@ -70,7 +76,7 @@ class _Layer(nn.Module):
 
 
 class _Attention(nn.Module):
-    heads: int
+    heads: tuple[int, int]
     into_residual: nn.initializers.Initializer
     dtype: jnp.dtype
 
@@ -78,24 +84,27 @@ class _Attention(nn.Module):
     def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
         init = nn.initializers.normal(_DEVIATION)
         batch, length, width = x.shape
+        queries, keys = self.heads
+        size = width // queries
         q, k, v = (
-            nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)(x).reshape(
-                batch, length, self.heads, width // self.heads
+            nn.Dense(heads * size, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)(x).reshape(
+                batch, length, heads, size
             )
-            for name in ("q", "k", "v")
+            for name, heads in (("q", queries), ("k", keys), ("v", keys))
         )
         y = jax.nn.dot_product_attention(rotate(q), rotate(k), v, is_causal=True).reshape(x.shape)
         return nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=self.into_residual, name="o")(y)
 
 
 class _FeedForward(nn.Module):
+    multiple: int
     into_residual: nn.initializers.Initializer
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
         width, init = x.shape[-1], nn.initializers.normal(_DEVIATION)
-        hidden = nn.Dense(4 * width, use_bias=False, dtype=self.dtype, kernel_init=init, name="in")(x)
+        hidden = nn.Dense(self.multiple * width, use_bias=False, dtype=self.dtype, kernel_init=init, name="in")(x)
         out = nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=self.into_residual, name="out")
         return out(nn.gelu(hidden))
 
