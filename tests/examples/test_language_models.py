@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -136,7 +137,7 @@ def test_the_papers_network_has_as_many_parameters_as_the_released_one(name):
     assert number_of_parameters(create_model(name, vocabulary=1000, window=32), 32) == 4_402_252
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("gpt")])
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("gpt") and not name.endswith("grouped")])
 def test_a_gpt_has_twelve_squares_of_its_width_a_layer_a_norm_before_each_branch_and_one_embedding(name):
     model = create_model(name, vocabulary=50257, window=1024)
     count = 50257 * model.width + model.layers * (12 * model.width**2 + 2 * model.width) + model.width
@@ -145,6 +146,22 @@ def test_a_gpt_has_twelve_squares_of_its_width_a_layer_a_norm_before_each_branch
         assert (model.layers, model.width, model.heads) == (12, 768, 12)
         # GPT-2 small has 124,439,808: positions, biases and the norms' biases more.
         assert count == 124_439_808 - 1024 * 768 - 12 * (4 + 4 + 1 + 2) * 768 - 768
+
+
+def test_grouped_attention_has_fewer_keys_and_values_and_equals_attention_whose_groups_repeat_them():
+    grouped = narrow("gpt-tiny-grouped")
+    params = drawn_params(grouped)
+    shapes = {name: params["layers"]["attention"][name]["kernel"].shape for name in ("q", "k", "v", "o")}
+    assert shapes == {"q": (2, 24, 24), "k": (2, 24, 6), "v": (2, 24, 6), "o": (2, 24, 24)}
+    assert params["layers"]["feed_forward"]["in"]["kernel"].shape == (2, 24, 8 * 24)
+    repeated = dataclasses.replace(grouped, key_value_heads=4)
+    attention = dict(params["layers"]["attention"])
+    for name in ("k", "v"):
+        attention[name] = {"kernel": jnp.tile(attention[name]["kernel"], (1, 1, 4))}
+    of_repeated = {**params, "layers": {**params["layers"], "attention": attention}}
+    np.testing.assert_allclose(
+        logits_of(grouped, params, TOKENS), logits_of(repeated, of_repeated, TOKENS), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Language models in training: what an update, an evaluation and a run are, against the same done by hand."""
 
+import dataclasses
 import json
 from functools import partial
 
@@ -15,7 +16,8 @@ from examples.paper.__main__ import main
 from examples.paper.checkpoints import Checkpoints
 from examples.paper.devices import Devices
 from examples.paper.domain import Training
-from examples.paper.language.domain import LANGUAGE, create_optimizer, find_layers, load, prepare
+from examples.paper.errors import UserError
+from examples.paper.language.domain import LANGUAGE, create_optimizer, find_layers, learning_rate_schedule, load, prepare
 from examples.paper.language.models import create_model
 from examples.paper.language.settings import Settings
 from examples.paper.language.updates import TrainState, evaluate, windows
@@ -115,6 +117,15 @@ def test_a_run_on_two_devices_is_that_on_one_but_for_the_order_of_sums(finished,
     for name in ("train_loss", "valid_loss"):
         told = [[line[name] for line in run.log()] for run in (both, finished)]
         np.testing.assert_allclose(told[0], told[1], rtol=2e-3)
+
+
+def test_the_rate_rises_linearly_over_the_warm_up_and_falls_by_a_cosine_to_zero():
+    settings = Settings(method="adamw", updates=100, learning_rate=0.2, warm_up=0.1)
+    told = np.array([learning_rate_schedule(settings)(step) for step in range(101)])
+    cosine = 0.1 * (1 + np.cos(np.pi * np.arange(91) / 90))
+    np.testing.assert_allclose(told, [*(0.02 * np.arange(10)), *cosine], atol=1e-7)
+    with pytest.raises(UserError, match=r"--warm-up 1\.0 must be below 1"):
+        dataclasses.replace(settings, warm_up=1.0).check()
 
 
 @pytest.mark.parametrize("method", ["adam", "adamw", "adamw+alphadecay", "tb+adamw", "tb+adamw+alphadecay"])
