@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import logging
 import os
 import urllib.parse
@@ -31,6 +32,7 @@ from tb_optax._report.compilation import keep_compiled_programs
 
 # The fraction of a device's memory that a program may need. The compiler's count leaves some memory out.
 _USABLE_MEMORY = 0.9
+_LONGEST_NAME = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +243,16 @@ def _without_seed(domain: Domain, settings: Any) -> Any:
 
 
 def _folder(domain: Domain, command: Sweep, settings: Any, seed: int) -> Path:
-    return command.runs / f"{_name(domain, settings)}-seed_{seed}"
+    """The folder of a run, named by its settings and seed.
+
+    File systems allow names of 255 bytes. A longer name is cut, and a digest of the whole name tells it from others.
+    """
+    name = f"{_name(domain, settings)}-seed_{seed}"
+    if len(name) > _LONGEST_NAME:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+        ending = f"-{digest}-seed_{seed}"
+        name = name[: _LONGEST_NAME - len(ending)] + ending
+    return command.runs / name
 
 
 def _name(domain: Domain, settings: Any) -> str:

@@ -8,7 +8,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from on_vision import load_grid, name_of_run, parse_changes, read_results, ready_grids, sweep
+from on_vision import folder_of_run, load_grid, name_of_run, parse_changes, read_results, ready_grids, sweep
 from outcomes import final_arrays
 from small_network import create_small_network
 
@@ -364,8 +364,18 @@ def test_settings_that_differ_have_folders_that_differ():
     ]
     different += [Settings(test_split=split).resolved() for split in ("test", "test[:1]", "te/st", "te%2Fst")]
     different += [Settings(dataset=name).resolved() for name in ("voc/2007", "a-resnet18", "a")]
-    names = [name_of_run(settings) for settings in different]
+    long = {
+        "learning_rate": 0.0005,
+        "transition_steps": 5,
+        "refresh_fraction": 0.2,
+        "greatest_ends": True,
+        "tail_fraction": 0.3,
+    }
+    long |= {"train_split": "train[:10000]", "test_split": "train[10000:]", "weight_decay": 1e-3, "update_interval": 10}
+    different += [Settings(method="tb", control=control, **long).resolved() for control in ("mean", "reversed", "none")]
+    names = [folder_of_run(settings, settings.seed).name for settings in different]
     assert len(set(names)) == len(names) and not any(set(name) & set("/,=: []") for name in names)
+    assert max(map(len, names)) <= 200 < len(name_of_run(different[-1]))
 
 
 def test_a_dry_run_trains_nothing(command, capsys, monkeypatch):
