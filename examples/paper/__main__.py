@@ -7,6 +7,8 @@ Tasks and their commands; each has a --help of its own:
     sweep GRID          trains what is missing of a grid of settings, such as table1; `list` shows the grids
     compare RUN ...     shows runs side by side
     report [RESULTS]    writes tables, tests and figures from results
+  vision | language
+    study [RESULTS]     writes the report on the study in docs/study.md
   vision
     tiny_imagenet ZIP   prepares the data set Tiny ImageNet
   detection
@@ -21,7 +23,13 @@ import sys
 import types
 from collections.abc import Callable, Sequence
 
-COMMANDS = {"train": "train", "sweep": "sweep", "compare": "compare", "report": "report.markdown"}
+COMMANDS = {
+    "train": "train",
+    "sweep": "sweep",
+    "compare": "compare",
+    "report": "report.markdown",
+    "study": "report.study",
+}
 """The modules of the commands that every task has."""
 _TASKS = {"vision": ("tiny_imagenet",), "language": (), "detection": ("convert",)}
 """The tasks, and the commands that each has for itself; each command is a module with a `main`."""

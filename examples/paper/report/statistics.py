@@ -74,15 +74,16 @@ def p_of_equal_means(values: Sequence[float], mean: float, deviation: float | No
     return float(stats.ttest_ind_from_stats(*summary, equal_var=False).pvalue)
 
 
-def detectable_difference(deviation: float, count: int) -> float:
-    """The smallest true mean of `count` differences that a two-sided t test finds at 5% with 80% power.
+def detectable_difference(deviation: float, count: int, level: float = LEVEL) -> float:
+    """The smallest true mean of `count` differences that a two-sided t test finds at a level with 80% power.
 
     Args:
       deviation: the standard deviation of the differences.
       count: how many there are, at least 2.
+      level: the probability of a finding where there is no difference.
     """
     degrees = count - 1
-    critical = float(stats.t.ppf(1 - LEVEL / 2, degrees))
+    critical = float(stats.t.ppf(1 - level / 2, degrees))
 
     # Findings of the wrong sign are none. At 3 times the critical value the power is above 99%.
     lacking = lambda shift: POWER - float(stats.nct.sf(critical, degrees, shift))

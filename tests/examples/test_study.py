@@ -1,0 +1,89 @@
+"""The report on the study: chosen learning rates, Holm's correction, and what its tables say."""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from examples.paper.__main__ import main
+from examples.paper.grids import load_grid
+from examples.paper.language.domain import LANGUAGE
+from examples.paper.report.statistics import paired
+from examples.paper.report.study import (
+    chosen_rates,
+    compare,
+    holm_corrected,
+    method_label,
+    results_at_chosen_rates,
+    study_runs,
+)
+
+GRID = LANGUAGE.folder / "grids" / "study" / "gpt_300.toml"
+BEST = {"AdamW": 0.003, "mean": 0.002, "shape": 0.00133, "LLR (1, 3)": 0.002}
+TRUE = {"AdamW": 1.9, "mean": 1.9, "shape": 1.85, "LLR (1, 3)": 1.86}
+
+
+def rows():
+    """Runs of four methods: validation is least at the best rate, and results scatter by seed alike in all methods."""
+    random = np.random.default_rng(0)
+    by_seed = random.normal(0, 0.02, 11)
+    found = []
+    for settings in load_grid(LANGUAGE, str(GRID)).settings:
+        label = method_label(settings)
+        if label not in BEST:
+            continue
+        is_best = np.isclose(settings.learning_rate, BEST[label])
+        for seed in range(1, 11) if is_best else (1, 2):
+            loss = TRUE[label] + by_seed[seed] + random.normal(0, 0.005) + 0.05 * (not is_best)
+            setting = json.loads(dataclasses.replace(settings, seed=seed).key())
+            history = {"valid_loss": [loss + 0.4, loss + 0.01]}
+            found.append({"settings": setting, "history": history, "test_loss": loss, "seconds": 36.0})
+    return found
+
+
+def test_holms_correction_is_that_of_a_worked_example():
+    # 0.01 * 4, 0.02 * 3, then 0.03 * 2 and 0.04 * 1, which may not fall below the one before.
+    np.testing.assert_allclose(holm_corrected(np.array([0.04, 0.01, 0.03, 0.02])), [0.06, 0.04, 0.06, 0.06])
+    np.testing.assert_allclose(holm_corrected(np.array([0.9, 0.8])), [1.0, 1.0])
+
+
+def test_every_grid_of_the_study_has_each_method_at_as_many_rates_a_constant_factor_apart():
+    for path in GRID.parent.glob("*.toml"):
+        rates = {}
+        for settings in load_grid(LANGUAGE, str(path)).settings:
+            rates.setdefault(method_label(settings), []).append(settings.learning_rate)
+        assert (len(rates) == 8 and len({len(each) for each in rates.values()}) == 1) or path.stem.startswith("extended")
+        for each in rates.values():
+            assert len(each) in (4, 5) and each == sorted(each)
+
+
+def test_the_best_rate_on_validation_is_chosen_and_runs_at_it_are_compared_by_seed():
+    runs = study_runs(LANGUAGE, rows())
+    rates = chosen_rates(runs)
+    assert dict(zip(rates["method"][rates["chosen"]], rates["learning rate"][rates["chosen"]], strict=True)) == BEST
+    results = results_at_chosen_rates(runs)
+    assert (results.groupby("method", observed=True)["seed"].count() == 10).all()
+    table = compare(results, [("mean", "AdamW"), ("shape", "mean")], higher_is_better=False, holm=True)
+    values: dict[Any, dict[Any, float]] = {
+        method: of.set_index("seed")["result"].to_dict() for method, of in results.groupby("method", observed=True)
+    }
+    expected = paired(values["shape"], values["mean"], higher_is_better=False)
+    assert expected is not None
+    assert table["difference"][1] == pytest.approx(expected.difference) and table["p"][1] == pytest.approx(expected.p)
+    assert table["corrected p"][1] == pytest.approx(2 * expected.p) and table["corrected p"][1] < 0.05
+    assert table["corrected p"][0] == pytest.approx(table["p"][0]) and table["p"][0] > 0.05
+    assert table["detectable"][1] > expected.detectable
+
+
+def test_the_command_writes_tables_and_a_figure(tmp_path, capsys):
+    results = tmp_path / "study.jsonl"
+    results.write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    main(["language", "study", str(results), "--out", str(tmp_path / "report")])
+    text = (tmp_path / "report" / "README.md").read_text()
+    assert "corrected by Holm's method for 3 comparisons" in text and "shape minus mean" in text
+    assert "**" in text.split("## Learning rates")[1] and (tmp_path / "report" / "comparisons.png").stat().st_size > 10_000
+    with pytest.raises(SystemExit):
+        main(["detection", "study", str(results)])
+    assert "no part on detection" in capsys.readouterr().out
