@@ -74,7 +74,7 @@ figure, axes = plt.subplots(1, 4, figsize=(13, 3.2), sharey=True, layout="constr
 for ax, (title, (file, params, base, balanced)) in zip(axes, panels.items(), strict=True):
     noise = alphas_of_noise(params, tb_optax.find_layers(params))
     for method, color in ((base, "C0"), (balanced, "C1")):
-        of_method = lambda settings: (
+        of_method = lambda settings, method=method: (
             settings["method"] == method
             and settings.get("control", "none") == "none"
             and settings.get("min_scale", 0.5) == 0.5
