@@ -1,1 +1,1 @@
-"""From eigenvalues to a number for each layer: fits, metrics, assignments, and the state that is refreshed now and then."""
+"""From eigenvalues to learning-rate scales: fits, metrics, assignments, and the state that refreshes update."""

@@ -16,8 +16,8 @@ Bound: TypeAlias = float | Float[Array, ""]
 class Assignment(Protocol):
     """A function from the metrics of all layers to their scales, such as `linear` or your own.
 
-    It is called in a trace with metrics of shape `(layers,)` and the bounds `min_scale` and `max_scale`. A metric is NaN if
-    its layer takes no part. It returns scales of shape `(layers,)`, which are then clipped to the bounds. A layer whose
+    JAX traces it. Its arguments are metrics of shape `(layers,)`, NaN for a layer that takes no part, and the bounds
+    `min_scale` and `max_scale`. It returns scales of shape `(layers,)`, which are then clipped to the bounds. A layer whose
     scale is NaN keeps its previous scale.
     """
 

@@ -24,8 +24,8 @@ def declare(**attributes: bool) -> Callable[[Function], Function]:
 def all_declare(function: Any, attribute: str) -> bool:
     """Whether a function declares an attribute; a `functools.partial` does if all functions in it do.
 
-    `jax.jit` of a function declares what the function does. Any other wrapper has to set the attribute itself: what
-    `functools.wraps` copied is of another function.
+    `jax.jit` of a function declares what the function does. Any other wrapper has to set the attribute itself, because
+    `functools.wraps` also copies attributes that the wrapper may not deserve.
     """
     if isinstance(function, functools.partial):
         parts = (function.func, *function.args, *function.keywords.values())

@@ -23,7 +23,7 @@ from tb_optax._spectra.options import Lanczos
 # Points of each tail that bound its KS distance from below. Memory is this many times the spectrum's length.
 _PLACES = 64
 _HISTOGRAM_BINS = 100
-# From this length on, thresholds are searched by two bounds, the closer one from this many points.
+# In spectra from this length on, the search for `xmin` uses a second, closer bound, from this many points.
 _LONG = 8192
 _CLOSER_PLACES = 4096
 # 100 * (1 - 0.9) is 9.99..., but the index must be 10.
@@ -33,7 +33,7 @@ _ROUNDING = 1e-9
 class PowerLaw(NamedTuple):
     """A density `p(λ) ∝ λ^-alpha` fitted to the eigenvalues from `xmin` on.
 
-    Equal eigenvalues each have their own place in the order, so a tail may begin in the middle of them.
+    Equal eigenvalues have different ranks, so a tail may begin between two of them.
 
     Attributes:
       alpha: the exponent, above 1. NaN if there is no fit: the spectrum holds a NaN, or no `xmin` above zero has a tail
@@ -49,10 +49,10 @@ class PowerLaw(NamedTuple):
 
 @runtime_checkable
 class Fit(Protocol):
-    """A function from spectra to power laws, such as `median`; your own may take its place.
+    """A function from spectra to power laws: `median`, another of `tb_optax.fits`, or your own.
 
-    It is called in a trace with ascending spectra of shape `(*layers, n)`, and returns a `PowerLaw` of arrays of shape
-    `(*layers,)`, with NaN where it has no fit.
+    JAX traces it. Its argument is an array of ascending spectra of shape `(*layers, n)`. It returns a `PowerLaw` of arrays
+    of shape `(*layers,)`, with NaN where it has no fit.
 
     A fit that sets the attribute `gram = True` declares that it tolerates spectra of Gram products, in which eigenvalues
     below a millionth of the largest are inexact or zero. `median` and `goodness_of_fit` do; `fix_finger` does not, because
@@ -115,9 +115,9 @@ def fix_finger(eigenvalues: Float[Array, "*layers n"]) -> PowerLaw:
     """Fits like `goodness_of_fit`, but tries `xmin` only near the peak of the spectrum (Zhou et al., 2023, Appendix).
 
     The peak is the lower edge `e` of the fullest of 100 bins of `log10 λ`. The fit tries the eigenvalues
-    with `log10(0.95 * 10^e) <= λ <= 1.5 * 10^e`. The lower bound compares a logarithm with an eigenvalue, like the released
-    code, to match its results; this bound rarely binds. The bins span all eigenvalues above zero, so the smallest ones
-    matter. `spectra` resolves them, and `tempbalance` does so for a metric with this fit.
+    with `log10(0.95 * 10^e) <= λ <= 1.5 * 10^e`. The lower bound compares a logarithm with an eigenvalue, as the released
+    code does; it rarely excludes anything. The bins span all eigenvalues above zero, so the smallest ones
+    matter. `spectra` resolves them; so does `tempbalance` for a metric with this fit.
 
     Args:
       eigenvalues: ascending along the last axis; any floating dtype.
@@ -142,14 +142,14 @@ def is_fit(function: Any) -> bool:
 
 
 def check_fit_of_solver(argument_of: str, functions: Sequence[Any], solver: Any) -> None:
-    """Refuses, for approximate spectra, fits whose `xmin` depends on single eigenvalues: alpha is up to four times off."""
+    """Refuses approximate spectra for fits whose `xmin` depends on single eigenvalues: alpha is up to four times off."""
     if not isinstance(solver, Lanczos):
         return
     for fit in (goodness_of_fit, fix_finger):
         if any(any_part(function, lambda part, fit=fit: part is fit) for function in functions):
             raise ValueError(
-                f"{argument_of}: solver={solver} is too inexact for tb_optax.fits.{fit.__name__}; give tb_optax.fits.median "
-                "or tb_optax.Exact()."
+                f"{argument_of}: solver={solver} is too inexact for tb_optax.fits.{fit.__name__}; give the fit "
+                "tb_optax.fits.median, or solver=tb_optax.Exact()."
             )
 
 
@@ -210,13 +210,13 @@ def as_spectra(eigenvalues: Any) -> Float[Array, "*layers n"]:
     """
     if isinstance(eigenvalues, Mapping):
         raise TypeError(
-            f"eigenvalues is a dict with the keys {short_repr(list(eigenvalues))}; give one of its arrays: a fit takes the "
-            "spectra of one length."
+            f"eigenvalues is a dict with the keys {short_repr(list(eigenvalues))}; give one of its arrays, because a fit "
+            "takes spectra of one length."
         )
-    # The order of traced eigenvalues cannot be seen: spectra of this library are ascending.
+    # Traced eigenvalues cannot be checked; spectra of this library are ascending.
     if any(isinstance(each, core.Tracer) for each in jax.tree.leaves(eigenvalues)):
         return _as_floats(eigenvalues)
-    with jax.ensure_compile_time_eval():  # In a trace, JAX would trace known eigenvalues too.
+    with jax.ensure_compile_time_eval():  # Inside a trace, JAX would trace these known eigenvalues too.
         eigenvalues = _as_floats(eigenvalues)
         is_unsorted = bool((eigenvalues[..., 1:] < eigenvalues[..., :-1]).any())
         return jnp.sort(eigenvalues, axis=-1) if is_unsorted else eigenvalues
@@ -227,7 +227,7 @@ def _as_floats(eigenvalues: Any) -> Float[Array, "*layers n"]:
     if eigenvalues.ndim < 1 or eigenvalues.shape[-1] < 2:
         raise ValueError(
             f"eigenvalues of shape {eigenvalues.shape}: give at least two along the last axis. (Under "
-            "optax.inject_hyperparams, give static_args=('metric', 'assign', 'layers'): it takes functions for schedules.)"
+            "optax.inject_hyperparams, give static_args=('metric', 'assign', 'layers'): it treats functions as schedules.)"
         )
     if jnp.issubdtype(eigenvalues.dtype, jnp.complexfloating):
         raise TypeError(f"eigenvalues of dtype {eigenvalues.dtype}: give real numbers.")
@@ -241,7 +241,7 @@ def _over_layers(fit: Callable[..., PowerLaw], eigenvalues: Float[Array, "*layer
     flat = eigenvalues.reshape(-1, eigenvalues.shape[-1])
     flat = flat.astype(at_least_float32(flat.dtype))
     one = lambda values: fit(values, *args)
-    # One after another, a long spectrum is spared the gaps that it need not compute; together, it would compute them all.
+    # Long spectra one after another: under `vmap`, the `cond` in `_search_long` would compute every distance.
     fits = jax.vmap(one)(flat) if flat.shape[-1] <= _LONG else jax.lax.map(one, flat)
     known = ~jnp.isnan(flat).any(axis=-1)
     return jax.tree.map(lambda leaf: jnp.where(known, leaf, jnp.nan).reshape(eigenvalues.shape[:-1]), fits)
@@ -340,10 +340,10 @@ def _best_fit(values: Float[Array, " n"], candidates: Bool[Array, "#n"]) -> Powe
 def _search_long(
     logs: Float[Array, " n"], alpha: Float[Array, " n"], bounds: Float[Array, " n"]
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """The smallest KS distance and its index, in a spectrum for which one look at all bounds is dear.
+    """The smallest KS distance and its index, in a spectrum so long that a minimum over all bounds is expensive.
 
     The candidates are tried in the order of their bounds. Each gets a closer bound first, from gaps at more points: on an
-    exact power law, all distances are nearly equal, and the first bounds leave a tenth of them.
+    exact power law, where all distances are nearly equal, the first bounds leave a tenth of the candidates.
     """
     order = jnp.argsort(bounds)
     n = len(logs)

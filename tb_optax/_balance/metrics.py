@@ -1,4 +1,4 @@
-"""Metrics: one number for a layer's spectrum, which decides how its learning rate compares with other layers'."""
+"""Metrics: one number for each layer's spectrum, from which assignments compute the layer's learning-rate scale."""
 
 import functools
 from typing import Any, Protocol, runtime_checkable
@@ -14,18 +14,18 @@ from tb_optax._balance.noise import alpha_of
 
 @runtime_checkable
 class Metric(Protocol):
-    """A function from spectra to one number for each, such as `pl_alpha_hill`; your own may take its place.
+    """A function from spectra to one number for each: `pl_alpha_hill`, another of `tb_optax.metrics`, or your own.
 
-    It is called in a trace with ascending spectra of shape `(*layers, n)`, one call for all spectra of a length, and returns
-    an array of shape `(*layers,)`. NaN marks a layer as unusable: it keeps its scale.
+    JAX traces it, once for all spectra of one length. Its argument is an array of ascending spectra of shape `(*layers, n)`;
+    it returns an array of shape `(*layers,)`. A layer whose number is NaN keeps its scale.
 
     A metric may set attributes to declare what it needs:
 
     - `gram = True`: it tolerates spectra of Gram products, in which eigenvalues below a millionth of the largest are
-      inexact or zero. They cost half as much as singular values, which are computed otherwise.
+      inexact or zero. Without it, the spectra come from singular values, at twice the cost.
     - `noise = True`: it is called as `metric(eigenvalues, noise)`. The ascending `noise` of shape `(n,)` is the spectrum of
       a matrix of the layer's shape whose entries are independent, scaled to the mean 1 (the law of Marchenko and Pastur).
-      One call is for layers of one shape.
+      Each call has the layers of one shape.
     - `spectrum = False`: it depends on shapes only. It is called as `metric(noise)` with 1,024 quantiles of that law, which
       depend on the aspect ratio alone, and returns one number. No eigenvalue is computed.
 
@@ -48,7 +48,7 @@ class Metric(Protocol):
 def pl_alpha_hill(eigenvalues: Float[Array, "*layers n"], *, fit: Fit = median) -> Float[Array, "*layers"]:
     """PL_Alpha_Hill: the exponent of a power law fitted to the spectrum's tail (Zhou et al., 2023, Eq. 3).
 
-    The smaller it is, the heavier the tail. Another fit than the paper's default:
+    A smaller exponent is a heavier tail. To use another fit than the paper's default, give
     `functools.partial(tb_optax.metrics.pl_alpha_hill, fit=tb_optax.fits.goodness_of_fit)`.
 
     Args:
@@ -112,15 +112,15 @@ def alpha_weighted(eigenvalues: Float[Array, "*layers n"], *, fit: Fit = median)
 
 
 def relative_to_noise(metric: Metric = pl_alpha_hill) -> Metric:
-    """The metric of a layer's spectrum over that of noise of the layer's shape: 1 for a layer that has learned nothing.
+    """Divides a metric of a layer's spectrum by its value for noise of the layer's shape: 1 if nothing was learned.
 
     Alpha depends on the shape of a matrix: noise has 2.13 if it is square, 2.71 at 1 : 2, 3.46 at 1 : 4 and 4.96 at 1 : 10.
     So `linear` scales of alpha follow the shapes. Relative to noise, layers of all shapes start at 1. The spectrum of noise
-    is the law of Marchenko and Pastur, with the mean of the layer's eigenvalues. It is known in closed form from the shape,
+    is the law of Marchenko and Pastur, with the mean of the layer's eigenvalues. It follows from the shape in closed form,
     so no further eigenvalue is computed.
 
-    Use it with `assignments.sqrt` or `assignments.sigmoid`, in which equal metrics give equal scales. `linear` and `step`
-    stretch the differences that chance makes to the whole range.
+    Use it with `assignments.sqrt` or `assignments.sigmoid`, where nearly equal metrics give nearly equal scales. `linear`
+    and `step` would stretch chance differences to the whole range.
 
     Args:
       metric: `pl_alpha_hill` with the fit `median`, or `spectral_norm`. From 64 rows on, the closed form is within 1% of
@@ -130,8 +130,8 @@ def relative_to_noise(metric: Metric = pl_alpha_hill) -> Metric:
       A metric for `tempbalance` and `alphadecay`.
 
     Raises:
-      ValueError: any other metric. For `goodness_of_fit`, `fix_finger` and `alpha_weighted` the closed form is 16% and more
-        off, or near zero. A metric of your own can take the spectrum of noise itself (`Metric`).
+      ValueError: any other metric. With `goodness_of_fit`, `fix_finger` and `alpha_weighted`, the closed form is at least
+        16% off, or near zero. A metric of your own can take the spectrum of noise itself (see `Metric`).
 
     Example:
       >>> import jax, tb_optax
@@ -148,7 +148,7 @@ def relative_to_noise(metric: Metric = pl_alpha_hill) -> Metric:
     if not callable(metric) or any_part(metric, lambda part: part not in known) or innermost(metric) is median:
         raise ValueError(
             f"relative_to_noise: metric={metric!r} is not known for noise; give pl_alpha_hill with the fit median, or "
-            "spectral_norm. A metric of your own can take the spectrum of noise itself: declare noise = True (see "
+            "spectral_norm. A metric of your own can take the spectrum of noise itself if it sets noise = True (see "
             "tb_optax.Metric)."
         )
     return functools.partial(_relative, metric=metric)
@@ -160,26 +160,26 @@ def _relative(
 ) -> Float[Array, "*layers"]:
     if innermost(metric) is spectral_norm:
         return eigenvalues[..., -1] / (noise[..., -1] * eigenvalues.mean(axis=-1))
-    # In NumPy, so that these are constants of the program; one fit for all spectra of a length compiles once.
+    # NumPy makes these constants of the program. One fit for all spectra of a length compiles once.
     fit = getattr(metric, "keywords", {}).get("fit", median)
     reference = alpha_of(np.asarray(noise), getattr(fit, "keywords", {}).get("tail_fraction", 0.5))
     return metric(eigenvalues) / reference.astype(eigenvalues.dtype)
 
 
 def is_relative(metric: Any) -> bool:
-    """Whether `relative_to_noise` made it."""
+    """Whether `relative_to_noise` made this metric."""
     return innermost(metric) is _relative
 
 
 @declare(gram=True, spectrum=False)
 def noise_of_shape(noise: Float[Array, " n"]) -> Float[Array, ""]:
-    """The alpha of noise of the layer's shape: scales by shape alone, without any spectrum.
+    """The alpha of noise of the layer's shape: gives scales by shape alone, without any spectrum.
 
-    Scales are constants: `tempbalance(1, metric=noise_of_shape)` solves nothing and costs nothing beyond the product. It is
-    the control that tells whether the spectrum matters, or only the shapes.
+    It is the control for the question whether the spectrum matters, or only the shapes. The scales are constant, so
+    `tempbalance(1, metric=noise_of_shape)` computes no eigenvalue and costs only the multiplication of the updates.
 
     Args:
-      noise: the spectrum of noise of a layer's aspect ratio, ascending.
+      noise: the spectrum of noise of a layer's aspect ratio, ascending, of shape `(n,)`.
 
     Example:
       >>> import jax.numpy as jnp, tb_optax

@@ -1,4 +1,4 @@
-"""The alpha of noise: what the median fit gives for a matrix of independent random entries, which has learned nothing."""
+"""The alpha of noise: what the median fit gives for a matrix of independent random entries, before any training."""
 
 import numpy as np
 from jaxtyping import Float
@@ -11,9 +11,9 @@ _POINTS = 2**13
 
 
 def noise_alpha(rows: int, columns: int, matrices: int = 1) -> float:
-    """Alpha by the median fit of the law of Marchenko and Pastur: what `pl_alpha_hill` gives noise of this shape on average.
+    """The mean of `pl_alpha_hill` over matrices of noise of this shape, by the law of Marchenko and Pastur.
 
-    Within 1% of simulations from 64 x 64 on (`tests/balance/test_noise_metrics.py`). It is 2.13 for square matrices, 2.71
+    It is within 1% of simulations from 64 x 64 on (`tests/balance/test_noise_metrics.py`): 2.13 for square matrices, 2.71
     for 1 : 2, 3.46 for 1 : 4 and 4.96 for 1 : 10.
 
     Args:
@@ -25,7 +25,7 @@ def noise_alpha(rows: int, columns: int, matrices: int = 1) -> float:
 
 
 def alpha_of(eigenvalues: Float[np.ndarray, "*layers n"], tail_fraction: float = 0.5) -> Float[np.ndarray, "*layers"]:
-    """Alpha by the fit `median`, in NumPy and float64: a constant where the spectrum is one."""
+    """Alpha by the fit `median`, in NumPy and float64, so that the alpha of a constant spectrum is a constant too."""
     logs = np.log(eigenvalues.astype(np.float64))
     start = tail_start(logs.shape[-1], tail_fraction)
     return np.asarray(1 + 1 / np.mean(logs[..., start:] - logs[..., start : start + 1], axis=-1))
@@ -37,8 +37,8 @@ def noise_alpha_deviation(rows: int, columns: int, matrices: int = 1) -> float:
     The eigenvalues of a matrix repel each other, so their sums vary much less than those of independent numbers: the
     variance of `Σ f(λ)` is `1/2 Σ_k k a_k²`, where `a_k` are the Chebyshev coefficients of `f` between the edges of the law
     (Johansson, "On fluctuations of eigenvalues of random Hermitian matrices", 1998; real matrices have twice the variance).
-    A matrix of `rows` eigenvalues resolves about as many coefficients, and the sum ends there. `f` is the change of the mean
-    log in the tail that an eigenvalue makes, by its own log and by moving the median.
+    A matrix of `rows` eigenvalues resolves about `rows` coefficients, so the sum ends there. `f` says how one eigenvalue
+    changes the mean log in the tail: by its own log, and by moving the median.
     """
     count = rows * matrices
     tail = count - count // 2

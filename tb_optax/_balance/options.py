@@ -17,13 +17,13 @@ from tb_optax._spectra.options import Solver, check_solver
 from tb_optax._spectra.windows import Windows, check_windows
 
 STATIC_ARGS = ("metric", "assign", "layers")
-"""What must be given as `static_args` to `optax.inject_hyperparams`, which takes functions for schedules."""
+"""The `static_args` that `optax.inject_hyperparams` needs, because it treats functions as schedules."""
 _MOST_UPDATES = np.iinfo(np.int32).max
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BalanceOptions:
-    """What a balanced transformation was given; all but the first are arguments of `tb_optax.tempbalance`.
+    """The arguments of a balanced transformation; all but the first are those of `tb_optax.tempbalance`.
 
     Attributes:
       argument_of: the name of the transformation, for errors.
@@ -43,7 +43,7 @@ class BalanceOptions:
     transition_steps: Any = None
 
     def __post_init__(self):
-        """Checks what is known now. A number that is being traced (under `inject_hyperparams`) is not."""
+        """Checks everything except traced numbers (under `inject_hyperparams`), whose values are not known."""
         self._check_functions()
         self._check_schedule()
         self._check_bounds()
@@ -57,13 +57,13 @@ class BalanceOptions:
             if not callable(function):
                 raise TypeError(
                     f"{self.argument_of}: {name}={short_repr(function)} is not a function; give one such as "
-                    f"tb_optax.{example}. (Under optax.inject_hyperparams, give static_args={STATIC_ARGS}: it takes "
-                    "functions for schedules.)"
+                    f"tb_optax.{example}. (Under optax.inject_hyperparams, give static_args={STATIC_ARGS}: it treats "
+                    "functions as schedules.)"
                 )
         if is_relative(self.metric) and innermost(self.assign) in (linear, step):
             warnings.warn(
                 f"{self.argument_of}: metric is relative to noise, and assign={innermost(self.assign).__name__} stretches "
-                "what chance makes of it to the whole range from min_scale to max_scale; give tb_optax.assignments.sqrt or "
+                "its chance differences to the whole range from min_scale to max_scale; give tb_optax.assignments.sqrt or "
                 "sigmoid.",
                 stacklevel=6,
             )

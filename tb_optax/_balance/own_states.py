@@ -14,12 +14,12 @@ Refresh: TypeAlias = Callable[[Any, Layers, Mapping[Path, Any]], Any]
 
 
 class OwnStates:
-    """Knows the states that one transformation made, and the layers that each of them is of.
+    """Knows the states that one transformation made, and the layers of each.
 
-    A state holds arrays only, so it does not say which transformation made it. Under `optax.masked` and `optax.partition`, a
-    transformation sees other parameters than `refresh` is given, and may find other layers in them. So a transformation
-    remembers the layers of each state that it meets, by the names and sizes in it. Without that memory, in a process that
-    restored a state and never called `init` or `update`, the layers are found anew in all parameters.
+    A state holds arrays only, so it does not say which transformation made it. Under `optax.masked` and `optax.partition`,
+    `init` and `update` see other parameters than `refresh`, and may find other layers in them. So a transformation remembers
+    the layers of each state that `init` and `update` see, by the names and sizes in it. In a process that restored a state
+    and called neither, `refresh` finds the layers anew in all parameters.
     """
 
     def __init__(self, options: BalanceOptions, state_class: Any):
@@ -33,7 +33,7 @@ class OwnStates:
     def names(self) -> dict[str, bool] | None:
         """The names of the layers in every state of this transformation, and which are measured: None if they differ.
 
-        Before the first `init`, only a sequence of layers tells them.
+        Before the first `init`, they are known only if `layers` is a sequence.
         """
         known = [layers for layers, _ in self._remembered.values()]
         if not known and not callable(self._options.layers):
@@ -42,7 +42,7 @@ class OwnStates:
         return named[0] if named and all(other == named[0] for other in named) else None
 
     def map(self, function: Refresh, opt_state: PyTree, params: PyTree) -> PyTree:
-        """The optimizer's state with what `function` makes of each state of this transformation.
+        """The optimizer's state, with `function` applied to each state of this transformation.
 
         Raises:
           ValueError: there is no such state, it is not of these parameters, or several transformations' states look alike.
@@ -89,7 +89,7 @@ def _signature(state: Any) -> Signature:
 
 
 def plain_state(state: Any) -> Any:
-    """The state with arrays in place of what wraps them: NNX boxes each array of an optimizer's state in a variable."""
+    """The state with plain arrays: NNX boxes each array of an optimizer's state in a variable."""
     unboxed = lambda field: (
         {name: _only_leaf(number) for name, number in field.items()} if isinstance(field, Mapping) else _only_leaf(field)
     )
@@ -99,5 +99,8 @@ def plain_state(state: Any) -> Any:
 def _only_leaf(boxed: Any) -> Any:
     leaves = jax.tree.leaves(boxed)
     if len(leaves) != 1:
-        raise ValueError(f"refresh: opt_state holds {short_repr(boxed)} where its state has one array.")
+        raise ValueError(
+            f"refresh: opt_state holds {short_repr(boxed)} where its state has one array; give the state that init or "
+            "update returned."
+        )
     return leaves[0]

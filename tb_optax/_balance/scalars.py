@@ -17,14 +17,14 @@ def scalars(opt_state: PyTree) -> dict[str, float]:
     Call it outside of `jit`: it copies the numbers to the host, in one transfer.
 
     Args:
-      opt_state: the state of an optimizer that holds `tempbalance` or `alphadecay`, at any depth: a chain's state, that of
-        an `nnx.Optimizer`, a `TrainState`.
+      opt_state: the state of an optimizer that contains `tempbalance` or `alphadecay`, at any depth: a chain's state, that
+        of an `nnx.Optimizer`, a `TrainState`.
 
     Returns:
-      A dict with the keys `tempbalance/metric/NAME` and `tempbalance/scale/NAME` for each layer, and likewise for
-      `alphadecay`. Each slice of a stack has its index: `blocks/mlp[0]`, or `blocks/experts[0][3]` for two layer axes. Under
-      `jax.vmap`, the index of the seed comes first. If the state holds several `tempbalance`, they are numbered in its
-      order: `tempbalance[0]/...`, `tempbalance[1]/...`. A metric is 0 until the layer's first usable refresh.
+      A dict with the keys `tempbalance/metric/NAME` and `tempbalance/scale/NAME` for each layer, or `alphadecay/...`.
+      Each slice of a stack has its index: `blocks/mlp[0]`, or `blocks/experts[0][3]` for two layer axes. Under `jax.vmap`,
+      the index of the seed comes first. Several `tempbalance` are numbered in the state's order: `tempbalance[0]/...`,
+      `tempbalance[1]/...`. A metric is 0 until the layer's first usable refresh. A layer that is not measured has no metric.
 
     Raises:
       ValueError: there is no such state in `opt_state`, or it is being traced.

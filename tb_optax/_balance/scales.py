@@ -1,4 +1,4 @@
-"""From the weights of all layers to their metrics, and from those to scales: a pure function, which a refresh calls."""
+"""The pure function that a refresh calls: from the weights of all layers to their metrics and scales."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,8 +34,8 @@ def metrics_and_scales(
     """The metrics and scales of all layers, from their weights.
 
     A layer whose spectrum is unusable keeps its number in `metric` and in `scale`, and takes no part in the others' scales.
-    A layer in a block has the scale of its block. A layer that is not measured has the greatest scale of those that are.
-    Where no refresh is due, every layer keeps its numbers.
+    A layer in a block has the scale of its block. A layer that is not measured has the greatest scale of the measured ones.
+    If no refresh is due, every layer keeps its numbers.
     """
     others = [layer.name for layer in layers if not layer.measured]
     layers = layers.measured
@@ -79,7 +79,7 @@ def scale_by_layer(updates: PyTree, layers: Layers, leaves: Mapping[Path, Any], 
         numbers, shape = owner[path]
         along = [update.shape[axis] if axis in shape.layer_axes else 1 for axis in range(update.ndim)]
         order = np.argsort(shape.layer_axes)
-        # The product is rounded, not the scale: in bfloat16 that would change the layer's learning rate by up to 0.4%.
+        # Rounds the product, not the scale: a scale in bfloat16 would change the layer's learning rate by up to 0.4%.
         wide = at_least_float32(update.dtype, numbers.dtype)
         return (update.astype(wide) * numbers.transpose(order).reshape(along).astype(wide)).astype(update.dtype)
 
@@ -89,10 +89,10 @@ def scale_by_layer(updates: PyTree, layers: Layers, leaves: Mapping[Path, Any], 
 def _metrics(
     options: BalanceOptions, plan: SpectrumPlan, stacks: Sequence[SpectrumStack], names: Sequence[str]
 ) -> Float[Array, " slices"]:
-    """The metrics of all layers in the order of `names`, NaN where unusable; one call for all spectra of a length.
+    """The metrics of all layers in the order of `names`, NaN where unusable.
 
-    A metric that wants noise is called once for all spectra of a length whose matrices have the same sides, or, if it takes
-    noise row by row, once for all spectra of a length.
+    A metric is called once for all spectra of a length. If it takes noise, but not row by row, it is called once for all
+    spectra of a length whose matrices have the same sides.
     """
     sides = {layer.name: (layer.grid.rows, layer.grid.columns) for batch in plan.batches for layer in batch.layers}
     wants_noise, by_row = (declares(options.metric, name, default=False) for name in ("noise", "noise_by_row"))
@@ -139,7 +139,7 @@ def _metrics_of_shapes(options: BalanceOptions, plan: SpectrumPlan, names: Seque
 
 
 def _group_means(metrics: Float[Array, " slices"], groups: Int[np.ndarray, " slices"]) -> Float[Array, " groups"]:
-    """The mean metric of each group of slices, over the metrics that are known; NaN where none is."""
+    """The mean metric of each group of slices, over the known metrics; NaN if a group has no known metric."""
     count = int(groups.max()) + 1
     if count == len(metrics):
         return metrics
@@ -159,7 +159,7 @@ def _unflatten(flat: Float[Array, " slices"], like: LayerNumbers, names: Sequenc
         shape, stop = like[name].shape, start + like[name].size
         if shape:
             numbers[name] = flat[start:stop].reshape(shape)
-        else:  # A masked sum is one kernel to compile for all layers. A slice for each layer takes some 10 ms each on CPU.
+        else:  # All layers share one compiled kernel for a masked sum. A slice for each would take some 10 ms each on CPU.
             numbers[name] = jnp.sum(flat, where=np.arange(len(flat)) == start)
         start = stop
     return numbers

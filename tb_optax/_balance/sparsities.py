@@ -20,7 +20,7 @@ def sparsities(
     min_ratio: float = 0.7,
     max_ratio: float = 1.3,
 ) -> Float[Array, " layers"]:
-    """The share of each layer's weights to prune: smaller if the spectrum has a heavy tail, as in a better trained layer.
+    """The share of each layer's weights to prune: smaller for a heavier tail, as better trained layers have.
 
     AlphaPruning (Lu et al., "AlphaPruning: Using Heavy-Tailed Self Regularization Theory for Improved Layer-wise Pruning of
     Large Language Models", NeurIPS 2024): the sparsities are `η linear(m; s1, s2)`, and `η` makes their mean over all
@@ -28,18 +28,19 @@ def sparsities(
     more.
 
     Args:
-      metrics: the metrics of all layers, such as `pl_alpha_hill` of their spectra. A layer whose metric is NaN or
-        infinite gets the target as its sparsity.
+      metrics: the metrics of all layers, of shape `(layers,)`, such as `pl_alpha_hill` of their spectra. A layer whose
+        metric is NaN or infinite gets the target as its sparsity.
       target: the share of all parameters to prune, from 0 to 1.
       sizes: the number of parameters of each layer; equal by default.
       min_ratio: the paper's `s1`: the sparsity at the smallest metric, before `η`; above 0.
       max_ratio: the paper's `s2`: the sparsity at the largest metric, before `η`; not below `min_ratio`.
 
     Returns:
-      Sparsities from 0 to 1.
+      Sparsities from 0 to 1, of shape `(layers,)`, at least float32.
 
     Raises:
-      ValueError: the ratios are out of range, or `target` is a Python number out of range.
+      ValueError: a ratio or a known `target` is out of range, `metrics` has not one axis or is empty, or `sizes` has another
+        shape or a negative number.
       TypeError: `metrics` is a dict.
 
     Example:
@@ -64,7 +65,7 @@ def sparsities(
     if sizes.shape != metrics.shape:
         raise ValueError(f"sparsities: sizes has shape {sizes.shape}; give one for each of the {metrics.size} metrics.")
     if not isinstance(sizes, core.Tracer):
-        with jax.ensure_compile_time_eval():  # In a trace, JAX would trace known sizes too.
+        with jax.ensure_compile_time_eval():  # Inside a trace, JAX would trace these known sizes too.
             are_sizes = bool((sizes >= 0).all())
         if not are_sizes:
             raise ValueError("sparsities: sizes has a negative number; give how many parameters each layer has.")
@@ -80,8 +81,8 @@ def _factor(
 ) -> Float[Array, ""]:
     """The `η` with `Σ w min(η r, 1) = target Σ w`.
 
-    If the terms of the `k` largest ratios are 1, that sum is linear in `η`. The line of each `k` is nowhere below the sum,
-    so its `η` is too small or exact. The largest `η` is exact.
+    For each `k`, the sum is linear in `η` where the terms of the `k` largest ratios are 1. That line is nowhere below the
+    sum, so the `η` at which the line meets the target is too small or exact. The largest of these `η` is exact.
     """
     order = jnp.argsort(-ratios)
     ratios, weights = ratios[order], weights[order]

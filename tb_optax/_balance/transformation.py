@@ -1,4 +1,4 @@
-"""Balanced transformations: transformations whose scales are refreshed now and then from the spectra of the weights.
+"""Balanced transformations: transformations with a scale for each layer, refreshed from the spectra of the weights.
 
 `tempbalance` and `alphadecay` differ in what the scales multiply. This module says when scales are refreshed: inside the
 update every `update_interval` updates, and outside it when `refresh` is called.
@@ -29,10 +29,10 @@ from tb_optax._spectra.sharding import in_mesh, mesh_of, pinned, replicated
 
 @runtime_checkable
 class BalanceState(Protocol):
-    """A NamedTuple of these arrays; each dict has one entry for each layer, with the sizes of its layer axes.
+    """A NamedTuple of the updates made, and two dicts with an array for each layer, of the sizes of its layer axes.
 
-    `metric` has no entry for a layer that is not measured. With transitions, a state has `target` and `remaining` too
-    (`transitions`).
+    `metric` has no entry for a layer that is not measured. With transitions, a state has `target` and `remaining` too (see
+    `transitions`).
     """
 
     @property
@@ -106,11 +106,11 @@ def balanced_transformation(
         metric, target = jax.lax.cond(any_over_batch(due), solved, lambda _: old, kernels)
         return transitions.refreshed(state, metric, target, options.transition_steps, due)
 
-    # Jitted, so that each is one program, compiled once, where nothing around it is jitted.
+    # Jitted so that an un-jitted `tx.update` also compiles only once.
     refreshed, refreshed_if_due = (jax.jit(function, static_argnums=0) for function in (refreshed, refreshed_if_due))
 
     def init_fn(params: PyTree) -> State:
-        if is_placeholder(params):  # Optax asks which parts of the state are parameters: none is.
+        if is_placeholder(params):  # Optax asks which parts of the state are parameters. The state holds no parameters.
             return _placeholder_state(state_class, own_states.names())
         check_one_iterate(argument_of, params)
         layers, leaves = resolve_layers(options.layers, params)
@@ -152,7 +152,7 @@ def balanced_transformation(
 
 
 def is_due(count: Int[Array, ""], interval: Any, start: Any, stop: Any = None) -> Bool[Array, ""]:
-    """Whether an update refreshes: the update of number `start`, and every `interval` updates from then on, up to `stop`."""
+    """Whether update number `count` refreshes: from `start` on, every `interval` updates, up to and including `stop`."""
     interval, start = _as_int32(interval), _as_int32(start)
     since = count - start
     due = (start >= 0) & (since >= 0) & (interval >= 1) & (since % jnp.maximum(interval, 1) == 0)
@@ -183,7 +183,7 @@ def initial_state(
         return create()
 
     def create_in_mesh(kernels: Sequence[Any]) -> Any:
-        del kernels  # They say on which devices this runs.
+        del kernels  # They are arguments only to say on which devices this runs.
         with in_mesh(mesh):
             return jax.tree.map(replicated, create())
 
@@ -205,9 +205,9 @@ def _placeholder_state(state_class: Any, measured: Mapping[str, bool] | None) ->
 
 
 def _as_int32(number: Any) -> Int[Array, ""]:
-    """A number of updates as an integer; `inject_hyperparams` gives the values of schedules in the parameters' precision.
+    """A number of updates as an integer: `inject_hyperparams` gives schedules' values in the parameters' precision.
 
-    Negative where it is no such number: NaN, or too large for an int32.
+    A NaN, or a float that is negative or too large for an int32, becomes -1, which no check accepts.
     """
     number = jnp.asarray(number)
     if jnp.issubdtype(number.dtype, jnp.floating):

@@ -24,7 +24,7 @@ def target_of(state: Any) -> LayerNumbers:
 def refreshed(
     state: State, metric: LayerNumbers, target: LayerNumbers, steps: Any, due: Bool[Array, ""] | bool = True
 ) -> State:
-    """The state with the numbers of a refresh. Where none is due, `metric` and `target` are the state's own."""
+    """The state with the numbers of a refresh. If no refresh is due, `metric` and `target` are the state's own."""
     if steps is None:
         return state._replace(metric=metric, scale=target)
     remaining = jnp.where(due, jnp.asarray(steps).astype(state.remaining.dtype), state.remaining)
@@ -32,7 +32,7 @@ def refreshed(
 
 
 def moved(state: State) -> State:
-    """The state one update later: each scale goes an equal part of what remains of its way."""
+    """The state one update later: each scale takes the first of `remaining` equal steps to its target."""
     if "target" not in state._fields:
         return state
     remaining = jnp.maximum(state.remaining, 1)
@@ -52,5 +52,6 @@ def check_fields(argument_of: str, state: Any, state_class: type) -> None:
         was = "with" if has else "without"
         raise ValueError(
             f"{argument_of}: state={short_repr(state)} was made {was} transition_steps; make a state by init, and give it "
-            "the metric and scale of this one: init(params)._replace(count=..., metric=..., scale=...)."
+            "the numbers of this one: init(params)._replace(count=state.count, metric=state.metric, scale=state.scale"
+            f"{', target=state.scale' * needs})."
         )

@@ -148,10 +148,18 @@ def test_states_with_and_without_transitions_are_told_apart():
         moving.update(PARAMS, plain.init(PARAMS), PARAMS)
     with pytest.raises(ValueError, match="was made with transition_steps"):
         plain.update(PARAMS, moving.init(PARAMS), PARAMS)
-    _, old = plain.update(PARAMS, plain.init(PARAMS), PARAMS)
-    joined = moving.init(PARAMS)._replace(count=old.count, metric=old.metric, scale=old.scale)
-    _, state = moving.update(PARAMS, joined, PARAMS)
-    assert int(state.count) == 2
+
+
+def test_a_state_without_transitions_goes_on_as_the_error_says():
+    plain, moving = (tb_optax.tempbalance(9, layers=layers, transition_steps=steps) for steps in (None, 3))
+    _, state = plain.update(PARAMS, plain.init(PARAMS), PARAMS)
+    with pytest.raises(ValueError, match="transition_steps") as error:
+        moving.update(PARAMS, state, PARAMS)
+    advice = str(error.value).rpartition(": ")[2].removesuffix(".")
+    joined = eval(advice, {"init": moving.init, "params": PARAMS, "state": state})
+    _, after = moving.update(PARAMS, joined, PARAMS)
+    assert int(after.count) == 2
+    chex.assert_trees_all_equal(after.scale, state.scale)  # not 1, the scale of a state that init made
 
 
 def test_one_step_is_no_transition():
