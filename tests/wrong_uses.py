@@ -314,11 +314,11 @@ PARAMETERS: Uses = {
     ),
     "init integers": (
         lambda: TB.init(each_leaf(lambda leaf: leaf.astype(int))),
-        refused(ValueError, TOO_FEW.format(r"0 .*dense0/kernel: its dtype, int\d+, is no real floating point")),
+        refused(ValueError, TOO_FEW.format(r"0 .*dense0/kernel: its dtype, int\d+, is not real floating-point")),
     ),
     "init complex": (
         lambda: TB.init(each_leaf(lambda leaf: leaf.astype(complex))),
-        refused(ValueError, TOO_FEW.format(r"0 .*dense0/kernel: its dtype, complex\d+, is no real floating point")),
+        refused(ValueError, TOO_FEW.format(r"0 .*dense0/kernel: its dtype, complex\d+, is not real floating-point")),
     ),
     "init Python lists": (
         lambda: TB.init({"a": {"kernel": [[1.0, 2.0], [3.0, 4.0]]}}),
@@ -542,13 +542,13 @@ def forward(params, x):
 BLOCKS_AND_TRACES: Uses = {
     "blocks by text": (
         lambda: in_blocks(find_layers, "x"),
-        refused(TypeError, "block_of='x' is not a function of a layer's n"),
+        refused(TypeError, "block_of='x' is not a function; give one from a layer's name"),
     ),
     "blocks of nothing": (lambda: in_blocks(), by_others(TypeError, "missing 1 required positional argument: 'layers'")),
     "blocks of params": (lambda: in_blocks(PARAMS)(PARAMS), refused(TypeError, rf"layers=\{{'dense0'.*: {SEQUENCE}")),
     "blocks None": (
         lambda: in_blocks(find_layers, lambda name: None)(PARAMS),
-        refused(TypeError, r"block_of\('dense0'\) gave None; give a block's name"),
+        refused(TypeError, r"block_of\('dense0'\) returned None; it must return a block's name"),
     ),
     "one block": (
         lambda: with_layers(in_blocks(find_layers, lambda name: "all")),

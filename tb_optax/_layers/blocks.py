@@ -21,7 +21,7 @@ def in_blocks(layers: LayersOrFn, block_of: Callable[[str], str] | None = None) 
     Args:
       layers: layers, or a function that finds them, such as `find_layers` or the result of `trace_layers`.
       block_of: a function from a layer's name to the name of its block, `""` for a layer in no block. By default a block is
-        the innermost numbered module around a layer that has a sibling with another number: `"h_3"` of `"h_3/mlp/c_fc"`,
+        the innermost module around a layer that has a number and a sibling with another number: `"h_3"` of `"h_3/mlp/c_fc"`,
         `"layer1/0"` of `"layer1/0/conv1"`, `"model.layers.3"` of `"model.layers.3.self_attn.q_proj"`. Stacked layers are in
         the same blocks if they have the same outermost module and equally many slices.
 
@@ -29,7 +29,7 @@ def in_blocks(layers: LayersOrFn, block_of: Callable[[str], str] | None = None) 
       A function of the parameters, to pass as `layers=`.
 
     Raises:
-      TypeError: `block_of` is not a function; when it is called, it does not return a string.
+      TypeError: `block_of` is not a function, or does not return a string.
 
     Example:
       >>> import jax.numpy as jnp, tb_optax
@@ -42,7 +42,7 @@ def in_blocks(layers: LayersOrFn, block_of: Callable[[str], str] | None = None) 
       4 layers, with 100% of the parameters
     """
     if block_of is not None and not callable(block_of):
-        raise TypeError(f"in_blocks: block_of={block_of!r} is not a function of a layer's name.")
+        raise TypeError(f"in_blocks: block_of={block_of!r} is not a function; give one from a layer's name to its block's.")
 
     def found_in_blocks(params: PyTree) -> Layers:
         found, leaves = resolve_layers(layers, params)
@@ -55,7 +55,7 @@ def in_blocks(layers: LayersOrFn, block_of: Callable[[str], str] | None = None) 
         for name, block in blocks.items():
             if not isinstance(block, str):
                 raise InvalidLayersError(
-                    f"in_blocks: block_of({name!r}) gave {block!r}; give a block's name, or '' for none."
+                    f"in_blocks: block_of({name!r}) returned {block!r}; it must return a block's name, or '' for none."
                 )
         return Layers(
             [dataclasses.replace(layer, block=blocks[layer.name]) for layer in found], found.left_out, found.shapes
@@ -67,8 +67,8 @@ def in_blocks(layers: LayersOrFn, block_of: Callable[[str], str] | None = None) 
 def group_ids(found: Layers, shapes: Mapping[str, KernelShape]) -> Int[np.ndarray, " slices"]:
     """The group number, from 0, of each slice of each layer, in the layers' order.
 
-    Slices of one group are balanced together. A group is a block, or a layer without a block. If the layers are stacked,
-    each slice index is a group of its own.
+    The slices of a group are balanced together. A group is a block, or a layer without a block. In a stack, each slice index
+    has a group of its own.
 
     Raises:
       ValueError: layers of a block are stacked differently.
@@ -80,8 +80,8 @@ def group_ids(found: Layers, shapes: Mapping[str, KernelShape]) -> Int[np.ndarra
         stack = shapes[layer.name].stack
         if layer.block and stacks.setdefault(layer.block, stack) != stack:
             raise ValueError(
-                f"Layer {layer.name!r} is of stack {stack} and in the block {layer.block!r}, other layers of which are of "
-                f"stack {stacks[layer.block]}; give it another block."
+                f"Layer {layer.name!r} has the stack {stack}, but other layers of its block {layer.block!r} have the stack "
+                f"{stacks[layer.block]}; give it another block."
             )
         own = ("block", layer.block) if layer.block else ("layer", layer.name)
         groups += [known.setdefault((own, index), len(known)) for index in np.ndindex(stack)]

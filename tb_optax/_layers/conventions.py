@@ -1,7 +1,6 @@
-"""What names and shapes say about the axes of one kernel, by the conventions of Flax, Haiku, Equinox, PyTorch and
-TensorFlow.
+"""Reads the axes of one kernel from names and shapes, by the conventions of Flax, Haiku, Equinox, PyTorch and TensorFlow.
 
-Every function here reads one kernel without its layer axes. Where several readings are possible, none is given.
+Every function here reads one kernel without its layer axes, and returns None if several readings are possible.
 
 Example:
   >>> convolution_axes((3, 3, 64, 128), outputs_first=False), convolution_axes((128, 64, 3, 3), outputs_first=False)
@@ -26,7 +25,7 @@ VECTOR = re.compile(r"(^|_)(bias|biases|scale|offset|gamma|beta|mean|var)(_|\d|$
 NORM = re.compile(r"[Nn]orm_?\d*$|^ln(_?[\da-z])?$")  # a module
 FACTOR_OR_BIAS = re.compile(r"^b(_|\d|$)")  # a bias, or the second factor of a low-rank update (LoRA)
 EMBEDDING = re.compile(r"embed|(^|_)emb(_|\d|$)|^wte$|^wpe$|^shared$", re.IGNORECASE)
-# Learned tables and fixed arrays, which no data is multiplied with as with a weight.
+# Learned tables and fixed arrays. The network does not multiply data by them as by a weight.
 TABLE = re.compile(
     r"^(pe|tril|inv_freq|filterbank|fb|scales|codebook|h0|c0|A_log|.*(_cached|mask|latents|_tokens?|position_bias.*)"
     r"|quer(y|ies)_(embed|feat|token).*|rel(ative)?_(pos|attention_bias).*)$",
@@ -38,8 +37,8 @@ CONVOLUTION = re.compile(r"conv", re.IGNORECASE)
 ATTENTION_INPUT = re.compile(r"^(w?(q|k|v|kv|qkv)(_(proj|einsum|kernel|linear|a|b))?|query|key|value|c_attn|in_proj)$")
 ATTENTION_OUTPUT = re.compile(r"^((w?o|out|attn_vec)(_(proj|einsum|kernel|linear))?|c_proj)$")
 
-# The largest window of a convolution: a side in two and three dimensions; in one, if something says that it is a
-# convolution.
+# The largest window of a convolution: on a side in two and three dimensions; in one dimension, if a name or a bias says that
+# it is a convolution, and otherwise.
 _MOST_ON_A_SIDE = 31
 _MOST_IN_ONE_DIMENSION = 512
 _MOST_UNSAID = 16
@@ -84,7 +83,7 @@ def convolution_axes(shape: Shape, *, outputs_first: bool, said: bool = False) -
 def can_be_window(window: Shape, sides: list[int], *, said: bool) -> bool:
     """Whether these sizes can be the window of a convolution whose matrices have these sides."""
     largest = max(window)
-    if len(window) > 1:  # A window of 64 x 1 is one of one dimension.
+    if len(window) > 1:  # A window of 64 x 1 has one dimension.
         return largest <= _MOST_ON_A_SIDE or (said and math.prod(window) == largest <= _MOST_IN_ONE_DIMENSION)
     return largest <= _MOST_IN_ONE_DIMENSION if said else largest <= _MOST_UNSAID and largest < min(sides)
 
@@ -100,7 +99,7 @@ def attention_input_axes(shape: Shape, output: Shape | None) -> MatrixAxes | Non
     """The axes of queries, keys or values, alone or several in one array, beside an output `(heads, head_dim, embed)`.
 
     They are reduced over the axis of the size `embed`; the last axis is `head_dim`. In latent attention they are
-    `(rank, heads, head_dim)`, with as many heads as the output has. None if neither is so, or both can be.
+    `(rank, heads, head_dim)`, with as many heads as the output has. None unless exactly one of the two readings fits.
     """
     if output is None or len(output) != 3 or len(shape) < 3:
         return None

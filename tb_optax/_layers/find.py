@@ -1,8 +1,8 @@
 """Reads the layers off a parameter tree.
 
-A tree has names and shapes, and does not say what is done with its arrays. This module reads them by the conventions of
-Flax, Haiku, Equinox, PyTorch and TensorFlow (`conventions`), and by what lies beside them. No tree shows the order of the
-layers, or which normalization belongs to which layer: `trace_layers` reads the forward pass for that.
+A tree has names and shapes, but does not say how the network uses its arrays. This module reads arrays by the conventions
+of Flax, Haiku, Equinox, PyTorch and TensorFlow (`conventions`), and by the arrays beside them. No tree shows the order of
+the layers, or which normalization follows which layer: `trace_layers` reads the forward pass for that.
 
 Example:
   The bias shows that this is a stack of three dense kernels, not a 1-D convolution.
@@ -59,46 +59,46 @@ def find_layers(
 ) -> Layers:
     """Finds the balanced layers of a network in its parameter tree.
 
-    Every real floating-point array of two or more axes is a layer, except embeddings, other tables, biases and norms (known
-    by their names, or by the modules around them), and what `exclude` and `min_eigenvalues` leave out. A layer's bias, and
-    the gain of its weight norm, take the layer's scale. Arrays are read by their names, shapes and neighbours:
+    Every real floating-point array of two or more axes is a layer, except embeddings, other tables, biases and norms
+    (recognised by their names or by the modules around them), and what `exclude` and `min_eigenvalues` leave out. A layer's
+    bias, and the gain of its weight norm, take the layer's scale. Arrays are read by their names, shapes and neighbours:
 
     - Two axes: a dense kernel.
-    - A stack of layers (`nn.scan`, `jax.vmap`) has layer axes in front, or one as its second axis. They are known by the
-      extra axes of its bias or, if it has none, of the biases and norms in the nearest module around it. Experts
-      (`experts`, `moe` in the names) of three axes are a stack.
-    - Attention kernels of three or more axes are known by their names (`query`, `q_proj`, `wq_b`, `kv_einsum`, `out`,
+    - A stack of layers (`nn.scan`, `jax.vmap`) has layer axes in front, or one as its second axis. The extra axes of its
+      bias show them or, if it has none, those of the biases and norms in the nearest module around it. Experts (`experts`,
+      `moe` in the names) of three axes are a stack.
+    - Attention kernels of three or more axes are recognised by their names (`query`, `q_proj`, `wq_b`, `kv_einsum`, `out`,
       `o_proj`, ...) and by the sizes of the output projection beside them.
     - Convolutions have a window in front (Flax, Haiku, TensorFlow: inputs before outputs) or at the end (PyTorch, Equinox:
-      outputs first): of at most 31 on a side in two and three dimensions, and in one dimension of at most 512 if a name or a
-      bias says that it is a convolution, else of at most 16 and less than both other sizes.
+      outputs first). In two and three dimensions, a window has at most 31 on a side. In one dimension it has at most 512 if
+      a name or a bias says that it is a convolution; otherwise at most 16, and less than both other sizes.
 
-    What several readings fit is left out with the reason; `trace_layers`, which reads the forward pass, or a `Layer`
-    settles it. A kernel whose matrices have a side of 1 (a depthwise convolution) is left out too: a vector has no spectrum.
+    An array that fits several readings is left out, with the reason; `trace_layers`, which reads the forward pass, or a
+    `Layer` settles it. A kernel whose matrices have a side of 1 (a depthwise convolution) is left out too: a vector has no
+    spectrum.
 
-    The order of a tree is not the order of the network. TempBalance leaves the first and the last layer alone (Zhou et al.,
-    2023, Section 4.1): name them in `exclude`, or use `trace_layers`, which knows them, and which normalization follows
-    which layer.
+    A tree does not show the order of the network. The paper leaves out the first and the last layer (Zhou et al., 2023,
+    Section 4.1): name them in `exclude`, or use `trace_layers`, which finds them, and the normalization after each layer.
 
     Args:
       params: parameters: Linen or Haiku params, an NNX state, an Equinox module, any pytree of arrays or of
         shapes (`jax.ShapeDtypeStruct`).
       exclude: shell-style patterns (`fnmatch`) of the names of layers to leave out: `("conv1", "fc")`. A pattern matches
         a whole name; `*` crosses `/`.
-      min_eigenvalues: layers with fewer eigenvalues are left out: too few for a fit.
-      layout: whether convolutions have their outputs first (`"torch"`) or their window (`"jax"`), where sizes allow both; by
-        default, the name tells (`weight`: outputs first).
-      unmeasured: patterns like those of `exclude`, of arrays that get the greatest scale and no metric (`Layer.measured`),
-        embeddings among them: `("*embed*", "lm_head")` for `llr`. They match a layer's name, or the path of an array that
-        would be left out.
+      min_eigenvalues: layers with fewer eigenvalues are left out, because their fits are mostly noise.
+      layout: whether convolutions have their outputs first (`"torch"`) or their window (`"jax"`), if sizes allow both. By
+        default the name decides (`weight`: outputs first).
+      unmeasured: patterns, as in `exclude`, of the arrays that get the greatest scale and no metric (`Layer.measured`). They
+        match a layer's name, or the path of an array that would be left out, such as an embedding: `("*embed*", "lm_head")`
+        for `llr`.
 
     Returns:
       The layers, in the order of the tree, with the reasons for what was left out. Print them to see how each was read.
 
     Raises:
-      ValueError: a pattern matches nothing, `min_eigenvalues < 2`, `layout` is unknown, `params` is no tree, or two of its
-        paths read alike.
-      TypeError: `exclude` is not a sequence of strings.
+      ValueError: a pattern matches nothing, `min_eigenvalues < 2`, `layout` is unknown, `params` is not a tree, or two of
+        its paths are equal.
+      TypeError: `exclude` or `unmeasured` is not a sequence of strings.
 
     Example:
       >>> import jax.numpy as jnp, tb_optax
@@ -116,7 +116,7 @@ def find_layers(
     if hasattr(params, "shape"):
         raise ValueError(
             f"find_layers: params is a single array of shape {params.shape}, not a tree of named weights. (Under "
-            "optax.inject_hyperparams, which takes functions for schedules, name 'layers' in static_args; for tempbalance, "
+            "optax.inject_hyperparams, which treats functions as schedules, name 'layers' in static_args; for tempbalance, "
             "give static_args=('metric', 'assign', 'layers').)"
         )
     if layout is not None and layout not in get_args(Layout):
@@ -138,7 +138,7 @@ def find_layers(
 
 
 def _not_measured(layers: list[Layer], left_out: dict[Path, str], unmeasured: Sequence[str]) -> list[Layer]:
-    """The layers, of which those that match a pattern are not measured; arrays of `left_out` that match one are layers."""
+    """Marks the layers that match a pattern as not measured, and adds the arrays of `left_out` that match one."""
     tables = [Layer(path, path, measured=False) for path in left_out]
     names = [layer.name for layer in (*layers, *tables)]
     patterns = checked_patterns("find_layers", "unmeasured", unmeasured, names)
@@ -150,7 +150,7 @@ def _not_measured(layers: list[Layer], left_out: dict[Path, str], unmeasured: Se
 
 
 find_all_layers = functools.partial(find_layers, min_eigenvalues=2)
-"""`find_layers` however small they are: for what needs no fit of a spectrum."""
+"""`find_layers` with small layers too, for transformations that fit no spectrum."""
 
 
 class _Tree:
@@ -192,7 +192,7 @@ class _Tree:
         return gains
 
     def _is_vector_by_name(self, path: Path) -> bool:
-        """Whether its name is a bias's or norm's; `b` with two axes is one only if stacked as another array beside it is."""
+        """Whether its name is a bias's or a norm's. `b` of two axes is one only if an array beside it has the same stack."""
         name, (*stack, _) = split_path(path)[1], self._shapes[path] or (1,)
         if len(stack) == 1 and name in ("weight", "w") and conventions.NORM.search(_role(path)[1]):
             return True  # A stack of norms without biases.
@@ -207,9 +207,9 @@ class _Tree:
         return tuple(each[kernel] for each in (self._biases, self._gains) if kernel in each)
 
     def why_not_a_kernel(self, path: Path) -> str | None:
-        """Why an array of two or more axes is no kernel; None if it is one."""
+        """Why an array of two or more axes is not a kernel; None if it is one."""
         if path not in self._shapes:
-            return f"its dtype, {self.leaves[path].dtype}, is no real floating point"
+            return f"its dtype, {self.leaves[path].dtype}, is not real floating-point"
         if path in self._vectors:
             return "a bias or normalization"
         name = split_path(path)[1]
@@ -218,7 +218,7 @@ class _Tree:
         return "a table or a buffer, by its name" if conventions.TABLE.search(name) else None
 
     def _is_embedding_by_module(self, path: Path) -> bool:
-        """In the flat names of PyTorch and Keras, the module says so. Unlike dense layers, embeddings have no bias."""
+        """Whether the module says so, in flat names (PyTorch, Keras). Unlike dense layers, embeddings have no bias."""
         components = _components(path)
         if len(self._shapes[path]) != 2 or path in self._biases or not (components[0] == "weight" or "vars" in components):
             return False
@@ -231,7 +231,7 @@ class _Tree:
             return self._axes_by_bias(kernel, _without_trailing_ones(self._shapes[self._biases[kernel]]))
         shape = self._shapes[kernel]
         stack = self._stack_by_neighbours(kernel)
-        # If no neighbour tells a stack, attention of four axes may be one.
+        # If no neighbour shows a stack, attention of four axes may be a stack.
         for layer_axes in (stack,) if stack else ((), tuple(range(len(shape) - 3))):
             matrix = self._attention_axes(kernel, layer_axes)
             if matrix is not None:
@@ -244,13 +244,15 @@ class _Tree:
             expert = next(axis for axis in range(len(shape)) if axis not in stack)
             return _with_stack(shape, tuple(sorted((expert, *stack))), self._dense_axes(kernel))
         if self._is_attention_by_name(kernel):
-            return _ambiguous("its name says attention, and no output projection beside it tells its heads from its inputs")
+            return _ambiguous(
+                "an attention kernel by its name, but no output projection beside it shows which axis is heads"
+            )
         said = any(conventions.CONVOLUTION.search(component) for component in components)
         if len(rest) == 3 and not said and not self._vectors:
-            return _ambiguous(f"a convolution, or a stack of {rest[0]}: no bias and no norm in the tree tells")
+            return _ambiguous(f"a convolution, or a stack of {rest[0]}: no bias and no norm in the tree shows which")
         matrix = conventions.convolution_axes(rest, outputs_first=self._outputs_first(kernel), said=said)
         if matrix is None:
-            return _ambiguous(f"a stack, or a product over several axes; no part of {rest} is like a convolution's window")
+            return _ambiguous(f"a stack, or a product over several axes; no part of {rest} can be a convolution's window")
         return _with_stack(shape, stack, matrix)
 
     def _axes_by_bias(self, kernel: Path, bias: Shape) -> KernelAxes | str:
@@ -264,7 +266,7 @@ class _Tree:
             matrix = self._attention_axes(kernel, stack) or self._dense_or_convolution_axes(kernel, stack, outputs)
             if matrix is not None and (bias == outputs[:1] or _along(_without(shape, stack), matrix.output) == outputs):
                 return _with_stack(shape, stack, matrix)
-        return f"its bias of shape {bias} does not tell its axes; describe it in a Layer, or use trace_layers"
+        return f"its bias of shape {bias} does not show its axes; describe it in a Layer, or use trace_layers"
 
     def _beside(self, path: Path) -> list[Path]:
         return [other for other in self._modules[split_path(path)[0]].values() if other != path]
@@ -323,7 +325,7 @@ class _Tree:
             return MatrixAxes(tuple(range(len(shape) - count)), tuple(range(len(shape) - count, len(shape))))
         outputs_first = self._outputs_first(kernel)
         if outputs:
-            # The size of the bias may tell what the name does not: GPT-2's `weight` has its inputs first.
+            # The size of the bias decides before the name does: GPT-2's `weight` has its inputs first.
             candidates = min(2, len(shape) - 1)  # A convolution has inputs and outputs at one end.
             at_start, at_end = outputs[0] in shape[:candidates], outputs[0] in shape[-candidates:]
             outputs_first = outputs_first if at_start == at_end else at_start
@@ -331,9 +333,9 @@ class _Tree:
         return axes if not window or conventions.can_be_window(window, [], said=True) else None
 
     def _stack_by_neighbours(self, kernel: Path) -> Axes:
-        """The axes that stack a kernel without a bias: those it shares with all that is in the same stack.
+        """The layer axes of a kernel without a bias: those it shares with every array of the nearest module around it.
 
-        How many there are shows in the biases and norms of the nearest module around it: unstacked, they have one axis.
+        The biases and norms of that module show how many there are, because without a stack they have one axis.
         """
         shape = self._shapes[kernel]
         scope, _ = split_path(kernel)

@@ -15,7 +15,7 @@ class Findings:
       uses: the parameters that meet data, one tuple for each use, in order of use. A use is an embedding, the kernel of a
         product, or several joined kernels of one product. The tuple is empty if the kernel of a product is unclear.
       embeddings: parameters whose rows are looked up.
-      unclear: for each parameter in a matrix product that is no kernel, the reason.
+      unclear: for each parameter in a matrix product that is not a kernel, the reason.
       data: the inputs that layers read, unlike running statistics and random keys.
       reads: for each kernel that multiplies inputs of the network alone, which inputs.
       for_vectors: the matrices known to be applied to learned vectors and used for nothing else.

@@ -65,8 +65,8 @@ class JaxprReader:
         self.found = Findings(shapes)
         self._shapes = shapes
         values = [*weights, *(Input(frozenset({var})) for var in jaxpr.invars[len(weights) :])]
-        # Twice, for two reasons. An input is data if a layer reads it, perhaps only after it has met a signal. A product of
-        # two parameters is a layer only if its matrix is multiplied with nothing else, before or after.
+        # The first run gathers what the second one, which records, must know from the start: which inputs are data, because
+        # a layer reads them anywhere; and which matrices are multiplied with one learned vector and nothing else.
         self._run(jaxpr, values)
         self.found.start_recording()
         self._run(jaxpr, values)
@@ -187,7 +187,7 @@ class JaxprReader:
         return one_of(*outputs) if dim is None else join(dim, joined.sizes, outputs)
 
     def _product_of_parameters(self, equation: Any, weights: tuple[Weight, Weight]) -> Value:
-        """A matrix and a learned vector are a layer and its input, if the matrix is used in no other way."""
+        """A matrix and a learned vector are a layer and its input, if the matrix has no other use."""
         shown = [(side, weight, weight.kernel) for side, weight in enumerate(weights) if weight.kernel is not None]
         axes = [product_axes(equation, side, weight, self._shapes[kernel]) for side, weight, kernel in shown]
         matrices = [

@@ -27,11 +27,11 @@ Axes: TypeAlias = tuple[int, ...]
 
 
 class InvalidLayersError(TypeError):
-    """An error of this library about layers, told apart from errors of a user's function that finds layers."""
+    """An error of this library about layers, unlike a TypeError of a user's function that finds layers."""
 
 
 class KernelAxes(NamedTuple):
-    """Which axes of a kernel are of which kind, as `Layer` has them, but counted from the front; all others are pooled."""
+    """The axes of a kernel by kind, as in `Layer`, but counted from the front; all others are pooled."""
 
     reduction: Axes
     output: Axes
@@ -56,15 +56,15 @@ class Layer:
       follows: the paths of the parameters that take the kernel's scale: its bias, the normalization after it. A
         parameter of a stacked layer has the kernel's layer axes too.
       reduction_axes: axes of the kernel, counted from either end.
-      output_axes: likewise.
-      layer_axes: likewise.
-      block: layers with the same one share the mean of their metrics, and one scale (`in_blocks` finds them); a layer
-        without one has its own.
-      measured: whether the layer has a spectrum and a metric. A layer that is not measured gets the greatest scale of all
-        others at each refresh: so LLR treats the token embedding and the output layer.
+      output_axes: axes of the kernel, counted from either end.
+      layer_axes: axes of the kernel, counted from either end.
+      block: the layers of a block share the mean of their metrics, and one scale (`in_blocks` finds blocks). `""` for a
+        layer in no block.
+      measured: whether the layer has a spectrum and a metric. At each refresh, a layer that is not measured gets the
+        greatest scale of the others, as in LLR the token embedding and the output layer.
 
     Raises:
-      TypeError: a name or a path is not a string, an axis is not a whole number, or a field that is to be a tuple is none.
+      TypeError: a name or a path is not a string, an axis is not a whole number, or a field that must be a tuple is not one.
 
     Example:
       >>> import tb_optax
@@ -101,7 +101,7 @@ layer_axes=(), block='', measured=True)
 
 
 class Layers(tuple[Layer, ...]):
-    """The layers of a network, and why every other weight of it is not among them.
+    """The layers of a network, and the reason why each of its other weights is left out.
 
     A tuple of layers. Printing it shows how each kernel was read, what follows it, and what was left out.
 
@@ -157,7 +157,7 @@ class Layers(tuple[Layer, ...]):
         return sum(size for path, size in sizes.items() if path in balanced) / max(1, sum(sizes.values()))
 
 
-# Reasons to leave an array out by which nothing is lost: what it is, or that the user said so.
+# Reasons for which no warning is due: the array is not a weight to balance, or the user left it out.
 _DELIBERATE = (
     *("an embedding", "a table or a buffer", "a bias or normalization", "the first layer", "the last layer"),
     *("excluded by", "not among layers", "a mask hides it", "its dtype"),
@@ -165,7 +165,7 @@ _DELIBERATE = (
 
 
 def check_share(argument_of: str, layers: Layers) -> None:
-    """Warns if less than half of the parameters in matrices is balanced, of those that were not left out on purpose."""
+    """Warns if more parameters in matrices are left out than balanced, not counting those left out deliberately."""
     size = lambda path: math.prod(layers.shapes.get(path, ()))
     balanced = sum(size(layer.kernel) for layer in layers)
     missing = {path: reason for path, reason in layers.left_out.items() if not reason.startswith(_DELIBERATE)}
@@ -175,7 +175,7 @@ def check_share(argument_of: str, layers: Layers) -> None:
         warnings.warn(
             f"{argument_of} balances {share:.0%} of the parameters in matrices. {len(missing)} arrays are left out, such as "
             f"{largest!r} {layers.shapes[largest]}: {missing[largest]}. Print tb_optax.find_layers(params) to see all of "
-            "them; tb_optax.trace_layers may read them.",
+            "them, and try tb_optax.trace_layers, which reads the forward pass.",
             stacklevel=4,
         )
 
@@ -259,7 +259,7 @@ def kernel_shape(layer: Layer, shape: Sequence[int]) -> KernelShape:
 
 
 def short_repr(value: Any) -> str:
-    """What an error says of a value that may be a whole network: the beginning of a line."""
+    """A value in an error message, cut to 120 characters because it may be a whole network."""
     return textwrap.shorten(reprlib.repr(value), 120, placeholder=" ...")
 
 
@@ -340,10 +340,10 @@ def select_layers(
     min_eigenvalues: int,
     argument_of: str,
 ) -> Layers:
-    """Keeps the layers with enough eigenvalues whose names match no pattern of `exclude` (as `fnmatch` has them)."""
+    """Keeps the layers with enough eigenvalues whose names match no shell-style pattern of `exclude`."""
     if not isinstance(min_eigenvalues, numbers.Real) or min_eigenvalues < 2:
         raise ValueError(
-            f"{argument_of}: min_eigenvalues={min_eigenvalues!r}; give a number of at least 2, as a spectrum needs."
+            f"{argument_of}: min_eigenvalues={min_eigenvalues!r}; give a number of at least 2, because a fit needs two."
         )
     candidates = tuple(candidates)
     names = [layer.name for layer in candidates] + list(left_out)
@@ -368,12 +368,12 @@ def select_layers(
 
 
 def checked_patterns(argument_of: str, argument: str, given: Any, names: Sequence[str]) -> Collection[str]:
-    """The patterns that were given, one or several, after a check that each matches a name."""
+    """The given patterns, one or several, after a check that each matches a name."""
     patterns = (given,) if isinstance(given, str) else given
     if not isinstance(patterns, Collection) or not all(isinstance(pattern, str) for pattern in patterns):
         raise InvalidLayersError(
-            f"{argument_of}: {argument}={short_repr(given)} must be a sequence of patterns, such as ('head',); for "
-            "none, give ()."
+            f"{argument_of}: {argument}={short_repr(given)} must be a sequence of patterns, such as ('head',); give () for "
+            "no pattern."
         )
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
@@ -395,7 +395,7 @@ def resolve_layers(layers: LayersOrFn, params: PyTree) -> tuple[Layers, dict[Pat
 
     Raises:
       TypeError: `layers` is not a sequence of layers, or does not return one.
-      ValueError: a path is not in `params` or stands twice, a name stands twice, axes do not fit.
+      ValueError: a path is not in `params`, a path or a name is given twice, or axes do not fit.
     """
     leaves = leaves_by_path(params)
     found = _called(layers, params) if callable(layers) else layers
@@ -405,7 +405,9 @@ def resolve_layers(layers: LayersOrFn, params: PyTree) -> tuple[Layers, dict[Pat
         )
     for layer in found:
         if not isinstance(layer, Layer):
-            raise InvalidLayersError(f"layers holds {short_repr(layer)}, which is not a tb_optax.Layer.")
+            raise InvalidLayersError(
+                f"layers holds {short_repr(layer)}, which is not a tb_optax.Layer; give tb_optax.Layer(name, kernel)."
+            )
     reasons = dict(getattr(found, "left_out", {}))
     found, masked = _without_masked(found, params)
     for layer in found:
@@ -422,7 +424,7 @@ def resolve_layers(layers: LayersOrFn, params: PyTree) -> tuple[Layers, dict[Pat
 
 
 def _without_masked(layers: Sequence[Layer], params: PyTree) -> tuple[Sequence[Layer], dict[Path, str]]:
-    """The layers without what `optax.masked` or `optax.partition` hides, and the kernels that are hidden."""
+    """The layers without what `optax.masked` or `optax.partition` hides; and the reasons, by hidden kernel."""
     is_masked = lambda node: isinstance(node, optax.MaskedNode)
     nodes = jax.tree.leaves(params, is_leaf=is_masked)
     if not any(map(is_masked, nodes)):
@@ -436,7 +438,7 @@ def _without_masked(layers: Sequence[Layer], params: PyTree) -> tuple[Sequence[L
 
 
 def _called(layers: Callable[[PyTree], Sequence[Layer]], params: PyTree) -> Sequence[Layer]:
-    """Calls `layers`. A network or its forward pass is callable too, and fails on parameters alone in its own ways."""
+    """Calls `layers`. A network or a forward pass, given by mistake, is callable too, and fails on parameters alone."""
     try:
         return layers(params)
     except InvalidLayersError:
@@ -456,7 +458,9 @@ def _check_layer(layer: Layer, leaves: Mapping[Path, Any]) -> None:
                 f"{', '.join(leaves) or 'none'}."
             )
         if not is_float_array(leaves[path]):
-            raise InvalidLayersError(f"Layer {layer.name!r}: {path!r} is not an array of real floating-point numbers.")
+            raise InvalidLayersError(
+                f"Layer {layer.name!r}: {path!r} is not an array of real floating-point numbers; leave it out."
+            )
     shape = kernel_shape(layer, leaves[layer.kernel].shape)
     if layer.measured and shape.eigenvalues < 2:
         raise ValueError(
@@ -466,7 +470,7 @@ def _check_layer(layer: Layer, leaves: Mapping[Path, Any]) -> None:
     if layer.measured and min(shape.rows, shape.columns) == 1:
         raise ValueError(
             f"Layer {layer.name!r}: {layer.kernel!r} of shape {leaves[layer.kernel].shape} is read as {shape.matrices} "
-            f"vectors, which have no spectrum; give other reduction_axes={layer.reduction_axes} and "
+            f"vectors, which have no spectrum; give other axes than reduction_axes={layer.reduction_axes} and "
             f"output_axes={layer.output_axes}."
         )
     for path in layer.follows:
@@ -475,7 +479,7 @@ def _check_layer(layer: Layer, leaves: Mapping[Path, Any]) -> None:
             if axis >= len(follower) or follower[axis] != size:
                 raise ValueError(
                     f"Layer {layer.name!r}: {path!r} of shape {follower} has no axis {axis} of size {size}, the layer "
-                    f"axis of {layer.kernel!r}; leave it out of follows, or stack it alike."
+                    f"axis of {layer.kernel!r}; leave it out of follows, or stack it like the kernel."
                 )
 
 

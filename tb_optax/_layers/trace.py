@@ -35,49 +35,49 @@ def trace_layers(
 ) -> Layers:
     """Finds the balanced layers of a network in its forward pass.
 
-    Traces `fn(params, *args)` without running it and reads, from the matrix products and convolutions in it, which
-    parameters are layers, in which order, along which axes; from what is added to and multiplied with their outputs, which
-    biases and normalizations follow which layer. Sees through `jit`, `scan` (each slice is a layer of its own), `remat`,
-    `cond`, `while`, `shard_map`, `custom_jvp` and `custom_vjp`. A normalization belongs to the layer right before it, and
-    after a nonlinearity, pooling or the sum of two branches to none. A parameter that follows several layers follows none.
+    Traces `fn(params, *args)` without running it. The matrix products and convolutions in it show which parameters are
+    layers, in which order, along which axes. What is added to their outputs, or multiplied with them, shows which biases and
+    normalizations follow which layer. `trace_layers` sees through `jit`, `scan` (each slice is a layer of its own), `remat`,
+    `cond`, `while`, `shard_map`, `custom_jvp` and `custom_vjp`.
 
-    Kernels joined to one array before their product (`concatenate`, `stack`; Linen's `OptimizedLSTMCell`) are a layer each,
-    and what is joined likewise, or meets its part of the result, follows it. A product of two parameters is the layer of
-    the matrix, if the other is a vector (the query of an attention pool, whose probe is learned) and the matrix is
-    multiplied with nothing else. Two matrices are left out, for either may be the layer, or none (a low-rank adapter).
+    - A normalization follows the layer right before it. After a nonlinearity, pooling or the sum of two branches, it follows
+      no layer. A parameter that is applied to several layers follows none of them.
+    - If kernels are joined into one array before their product (`concatenate`, `stack`; Linen's `OptimizedLSTMCell`), each
+      is a layer. Parameters that are joined in the same way, or meet a kernel's part of the result, follow that kernel.
+    - If a matrix is multiplied with a learned vector (the query of an attention pool) and with nothing else, it is a layer.
+      Two matrices that are only multiplied with each other (a low-rank adapter) are left out: either may be the layer.
+    - A convolution whose stride is its window is read as one matrix that multiplies patches.
+    - If every expert is given every token, each expert is a layer.
+    - Matrices that a Pallas kernel or a callback takes are left out: a jaxpr does not show what is done with them.
 
-    A convolution whose stride is its window multiplies patches by one matrix, and is read as that. Of experts that are all
-    given every token, each is a layer. Matrices that a Pallas kernel or a callback takes are left out: a jaxpr does not show
-    what is done with them.
+    The first and the last layer that read data are left out (Zhou et al., 2023, Section 4.1), with all kernels that read the
+    same data (the gates of an LSTM) or are joined to theirs. An embedding lookup counts as a first layer. A stack that is
+    scanned over counts as neither, because it holds more than one layer.
 
-    The first and the last layer are left out (Zhou et al., 2023, Section 4.1): the first and the last that read data, with
-    all kernels that read the same data (the gates of an LSTM) or are joined to it. An embedding lookup counts as a first
-    layer. A stack of layers that is scanned over is neither, because it holds more than one layer.
-
-    An NNX module is traced as it is: `trace_layers(model, x)` reads a copy of the model in evaluation mode. Its parameters
-    are the state that `nnx.Optimizer` sees, `nnx.state(model, wrt)`.
+    For an NNX module, `trace_layers(model, x)` traces a copy of the model in evaluation mode. Its parameters are the state
+    that `nnx.Optimizer` sees, `nnx.state(model, wrt)`.
 
     Args:
       fn: the forward pass, or a loss; or an NNX module.
-      *args: its arguments. The first one of a function is the parameter tree that the optimizer will see; what in it is no
-      array
-        is left as it is. The others are running statistics and data: arrays, shapes (`jax.ShapeDtypeStruct`) or trees of
-        them. Data that `fn` closes over will do as well. Of a module, all are data.
-      wrt: of a module, which of its variables are parameters, as in `nnx.Optimizer`; by default `nnx.Param`.
+      *args: the arguments of `fn`. For a function, the first is the parameter tree that the optimizer will see, in which
+        leaves that are not arrays stay as they are; the others are running statistics and data: arrays, shapes
+        (`jax.ShapeDtypeStruct`) or trees of them. `fn` may also close over data. For a module, all are data.
+      wrt: for a module, which of its variables are parameters, as in `nnx.Optimizer`; by default `nnx.Param`.
       exclude: shell-style patterns (`fnmatch`) of the names of further layers to leave out.
       min_eigenvalues: layers with fewer eigenvalues are left out.
       first_and_last: `True` to balance the first and the last layer too. Give it if `params` is only a part of the network,
-        such as LoRA's factors: its first and last layer are not the network's. `"unmeasured"` to return embeddings, the
-        first and the last layer with `Layer.measured=False`: they have no metric, and the greatest scale (see `llr`).
+        such as LoRA's factors, whose first and last layer are not the network's. `"unmeasured"` to return embeddings and the
+        first and the last layer with `Layer.measured=False`: they have no metric, and get the greatest scale (see `llr`).
 
     Returns:
       The layers in the order in which `fn` first uses them, with the reasons for what was left out. Stacks of biases and
-      scales are not among that, though they have two axes and more.
+      scales are in neither, though they have two or more axes.
 
     Raises:
-      ValueError: a pattern of `exclude` matches nothing, `min_eigenvalues < 2`, `first_and_last` is unknown, or two paths of
-        `params` read alike.
-      TypeError: `fn` is not a function, or `exclude` is not a sequence of strings.
+      ValueError: a pattern of `exclude` matches nothing, `min_eigenvalues < 2`, `first_and_last` is unknown, two paths of
+        `params` are equal, or `wrt` is given without an NNX module.
+      TypeError: `fn` is not a function, `params` is missing, or `exclude` is not a sequence of strings.
+      NotImplementedError: this version of JAX writes a jaxpr that cannot be read.
 
     Example:
       >>> import jax, jax.numpy as jnp, tb_optax
@@ -101,7 +101,7 @@ def trace_layers(
     structure = jax.tree_util.tree_structure(params)
 
     def of_arrays(arrays: dict[Path, Any], *args: Any) -> Any:
-        # An Equinox module holds functions too, which cannot be traced.
+        # Only arrays can be traced, and an Equinox module holds functions too.
         return fn(structure.unflatten((leaves | arrays).values()), *args)
 
     jaxpr = jax.make_jaxpr(of_arrays)(arrays, *args).jaxpr
@@ -113,10 +113,12 @@ def _function_of_params(
     fn: Callable[..., Any], args: tuple[Any, ...], wrt: Any
 ) -> tuple[Callable[..., Any], PyTree, tuple[Any, ...]]:
     """The forward pass as a function of parameters and data, its parameters, and its data."""
-    nnx = getattr(sys.modules.get("flax"), "nnx", None)  # Who has an NNX module has imported it.
+    nnx = getattr(sys.modules.get("flax"), "nnx", None)  # If `fn` is an NNX module, flax.nnx is imported already.
     if nnx is None or not isinstance(fn, nnx.Module):
         if wrt is not None:
-            raise ValueError(f"trace_layers: wrt={wrt!r} is for an NNX module, which fn={short_repr(fn)} is not.")
+            raise ValueError(
+                f"trace_layers: wrt={wrt!r} is for an NNX module, which fn={short_repr(fn)} is not; leave wrt out."
+            )
         if not args:
             raise TypeError("trace_layers: params is missing; give trace_layers(fn, params, *data), or an NNX module.")
         if not callable(fn):
@@ -155,7 +157,7 @@ def _balanced(
         elif is_float_array(arrays[path]):
             layers[path] = Layer(names[path], path, found.followers(path), *axes)
         else:
-            left_out[path] = f"its dtype, {arrays[path].dtype}, is no real floating point"
+            left_out[path] = f"its dtype, {arrays[path].dtype}, is not real floating-point"
     for path, which in ({} if first_and_last is True else _ends(found)).items():
         if path in layers and unmeasured:
             layers[path] = dataclasses.replace(layers[path], measured=bool(layers[path].layer_axes))
@@ -177,9 +179,9 @@ def _ends(found: Findings) -> dict[Path, str]:
 def _experts_apart(found: Mapping[Path, KernelAxes], arrays: Mapping[Path, Any]) -> dict[Path, KernelAxes]:
     """The axes of all kernels, with experts along a layer axis in both directions.
 
-    Where every expert is given every token, the product into the experts keeps their axis as an output, and only the product
-    out of them has it as a batch. So an output axis is a layer axis if it is one of a kernel of the same module, with the
-    same place and size.
+    If every expert is given every token, the product into the experts keeps their axis as an output; only the product out of
+    them has it as a batch. So an output axis is a layer axis if another kernel of the same module has a layer axis at the
+    same place and of the same size.
     """
     apart = dict(found)
     for path, axes in found.items():

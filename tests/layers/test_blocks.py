@@ -114,13 +114,13 @@ def test_traced_layers_keep_what_follows_them_and_what_was_left_out():
 def test_what_cannot_be_blocks_is_named():
     with pytest.raises(TypeError, match="block_of='h'"):
         tb_optax.in_blocks(tiny_layers, "h")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match=r"block_of\('dense0'\) gave 3"):
+    with pytest.raises(TypeError, match=r"block_of\('dense0'\) returned 3"):
         tb_optax.in_blocks(tiny_layers, lambda name: 3)(PARAMS)  # pyright: ignore[reportArgumentType, reportReturnType]
     one = tempbalance(1, layers=tb_optax.in_blocks(tiny_layers, lambda name: "all"))
     with pytest.raises(ValueError, match="balances blocks of layers against each other, and found 1"):
         one.init(PARAMS)
     stacked = PARAMS | {"stack": {"kernel": jnp.ones((3, 8, 12)), "bias": jnp.ones((3, 12))}}
-    with pytest.raises(ValueError, match=r"stack \(3,\) and in the block 'all'"):
+    with pytest.raises(ValueError, match=r"the stack \(3,\), but other layers of its block 'all'"):
         tempbalance(1, layers=tb_optax.in_blocks(tiny_layers, lambda name: "all")).init(stacked)
 
 

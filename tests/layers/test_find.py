@@ -277,7 +277,7 @@ def test_only_real_floating_point_arrays_are_layers():
     layers = find(params)
     assert [layer.kernel for layer in layers] == ["half"]
     assert layers.left_out == {
-        path: f"its dtype, {params[path].dtype}, is no real floating point" for path in ("mask", "ids", "wave")
+        path: f"its dtype, {params[path].dtype}, is not real floating-point" for path in ("mask", "ids", "wave")
     }
 
 

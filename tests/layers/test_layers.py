@@ -74,7 +74,7 @@ def test_the_reasons_of_whoever_found_the_layers_are_kept():
 
 
 def test_the_library_s_own_error_in_a_function_of_layers_is_told_as_it_is():
-    with pytest.raises(TypeError, match=r"^in_blocks: block_of\('dense'\) gave 3"):
+    with pytest.raises(TypeError, match=r"^in_blocks: block_of\('dense'\) returned 3"):
         resolve_layers(tb_optax.in_blocks([DENSE], lambda name: 3), PARAMS)
     with pytest.raises(TypeError, match=r"^Layer 'a': follows='b' must be a tuple"):
         resolve_layers(lambda params: [Layer("a", "dense/kernel", "b")], PARAMS)

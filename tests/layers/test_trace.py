@@ -922,7 +922,7 @@ def test_weights_that_are_no_floating_point_are_left_out():
     params = {"w1": jnp.ones((6, 6), jnp.int8), "w2": jnp.ones((6, 6))}
     layers = trace(lambda p, x: x @ p["w1"].astype(x.dtype) @ p["w2"], params, X)
     assert [layer.name for layer in layers] == ["w2"]
-    assert layers.left_out == {"w1": "its dtype, int8, is no real floating point"}
+    assert layers.left_out == {"w1": "its dtype, int8, is not real floating-point"}
 
 
 def test_exclude_and_min_eigenvalues_leave_out_further_layers():
