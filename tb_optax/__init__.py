@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Imported on first use: who trains does not need the readers of checkpoints.
+# Imported on first use, because training does not need the readers of checkpoints.
 _LAZY = {
     "compare": "tb_optax._report.comparison",
     "Comparison": "tb_optax._report.comparison",

@@ -7,7 +7,7 @@ from tb_optax import __version__
 
 
 def main() -> None:
-    """Runs the command; what it needs beyond the library is in the extra `report`."""
+    """Runs the command, which needs the extra `report`."""
     if sys.argv[1:] in (["--version"], ["report", "--version"]):
         print(f"tb-optax {__version__}")
         return
@@ -23,9 +23,9 @@ def main() -> None:
 
 
 def _keep_libraries_quiet() -> None:
-    """Standard error is for what the command says.
+    """Keeps standard error for the command's own messages.
 
-    Orbax says there what it did not find, and the loops within it what they could not end when a file is damaged.
+    Orbax writes to it which files it did not find and, if a file is damaged, which of its tasks did not end.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

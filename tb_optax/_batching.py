@@ -1,4 +1,4 @@
-"""Predicates that stay unbatched under `vmap`, so that a `cond` on them stays one and does not compute both branches."""
+"""Predicates that stay unbatched under `vmap`, so that a `cond` on them does not compute both branches."""
 
 import jax
 import jax.numpy as jnp

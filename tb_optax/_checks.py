@@ -41,8 +41,8 @@ def check_one_iterate(argument_of: str, params: PyTree) -> None:
     """Checks that params are not the two copies that `optax.lookahead` keeps."""
     if getattr(params, "_fields", ()) == ("fast", "slow"):
         raise ValueError(
-            f"{argument_of}: params has fast and slow weights, so it stands behind lookahead, where it would scale each of "
-            "them on its own; put it inside: lookahead(optax.chain(optimizer, " + argument_of + "(...)), ...)."
+            f"{argument_of}: params has fast and slow weights, as behind lookahead, where each would be scaled on its own; "
+            "put it inside: lookahead(optax.chain(optimizer, " + argument_of + "(...)), ...)."
         )
 
 
@@ -52,8 +52,8 @@ def check_state_class(argument_of: str, state: Any, state_class: Any) -> None:
         return
     if not isinstance(state, Mapping):
         raise TypeError(
-            f"{argument_of}: state={short_repr(state)} is not its state; give what its own init returned. A chain's state "
-            "holds one for each of its transformations, which the chain's own update takes apart."
+            f"{argument_of}: state={short_repr(state)} is not its state; give what its own init returned. For a chain's "
+            "state, call the chain's own update, which gives each transformation its part."
         )
     if set(state_class._fields) <= set(state):
         fields = " and ".join(", ".join(state_class._fields).rsplit(", ", 1))
@@ -82,8 +82,8 @@ def check_balance_state(argument_of: str, state: Any, found: Layers, leaves: Map
     check_state_layers(argument_of, state.metric, found.measured)
     if not jnp.issubdtype(jnp.result_type(state.count), jnp.integer):
         raise TypeError(
-            f"{argument_of}: state has a count of dtype {jnp.result_type(state.count)}, which stops counting early; leave "
-            "it an integer where you cast a state."
+            f"{argument_of}: state has a count of dtype {jnp.result_type(state.count)}, which stops counting early; keep it "
+            "an integer when you cast a state."
         )
     stacks = {layer.name: kernel_shape(layer, leaves[layer.kernel].shape).stack for layer in found}
     shapes = {name: jnp.shape(number) for name, number in state.scale.items()}
@@ -116,8 +116,8 @@ def check_updates(argument_of: str, updates: PyTree, found: Layers, leaves: Mapp
         if path not in leaves or path not in given:
             there, missing = ("updates", "params") if path in given else ("params", "updates")
             raise ValueError(
-                f"{argument_of}: {there} has {path!r}, but {missing} has not; give the gradients of these params, or what "
-                "the transformations before made of them."
+                f"{argument_of}: {there} has {path!r}, but {missing} has not; give the gradients of these params, or the "
+                "updates that earlier transformations made of them."
             )
         if jnp.shape(given[path]) != jnp.shape(leaves[path]):
             raise ValueError(
@@ -128,7 +128,7 @@ def check_updates(argument_of: str, updates: PyTree, found: Layers, leaves: Mapp
         if not is_float_array(given[path]):
             raise TypeError(
                 f"{argument_of}: updates has {path!r} of dtype {jnp.result_type(given[path])}; give floating-point numbers, "
-                "as the gradients of its layer are."
+                "such as gradients."
             )
     return given
 
@@ -156,10 +156,10 @@ def known_number(argument_of: str, name: str, number: Any, static_args: tuple[st
 def call_checked(
     argument_of: str, name: str, function: Any, arrays: tuple[Any, ...], what: str, shape: tuple[int, ...]
 ) -> Any:
-    """What a user's metric or assignment returns for these arrays, after a check that it is real numbers of this shape."""
+    """Calls a user's metric or assignment on these arrays, and checks that it returns real numbers of this shape."""
     try:
         result = function(*arrays)
-    except TypeError as error:  # Another number of arguments, or NumPy and `if` in a trace.
+    except TypeError as error:  # A wrong number of arguments, or NumPy or `if` in a trace.
         kind = {"metric": "Metric", "assign": "Assignment"}[name]
         raise TypeError(
             f"{argument_of}: {name}={short_repr(function)} failed on arrays of shapes {[*map(jnp.shape, arrays)]} "

@@ -1,4 +1,4 @@
-"""All uses of unpublished parts of JAX, jaxlib and Optax, and what the library does without them.
+"""All uses of unpublished parts of JAX, jaxlib and Optax, and what happens if a version lacks them.
 
 | what | used for | seen in | without it |
 | --- | --- | --- | --- |
@@ -20,7 +20,7 @@ import numpy as np
 
 _KNOWN = "0.8.1 to 0.12.0"
 _REQUIRED = object()
-# If one of these were taken for arithmetic, the layers inside would be lost without an error.
+# If `trace_layers` treated one of these as arithmetic, the layers inside would be lost without an error.
 _CALLS = frozenset(
     {
         *("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "shard_map"),

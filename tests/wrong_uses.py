@@ -368,7 +368,7 @@ STATES: Uses = {
     ),
     "with a count of float32": (
         lambda: with_state(STATE._replace(count=jnp.float32(3))),
-        refused(TypeError, "state has a count of dtype float32.*; leave it an integer"),
+        refused(TypeError, "state has a count of dtype float32.*; keep it an integer"),
     ),
     "with a Python count": (lambda: with_state(STATE._replace(count=3)), accepted(lambda result: int(result[1].count) == 4)),
     "without metrics": (

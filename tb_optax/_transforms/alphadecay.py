@@ -56,8 +56,8 @@ def alphadecay(
 
     Use it in place of `optax.add_decayed_weights`. It adds `weight_decay * scale * params` to the updates. The scale is
     computed as in `tempbalance`: small for heavy tails, large for light ones (He et al., "AlphaDecay: Module-wise Weight
-    Decay for Heavy-Tailed Balancing in LLMs", 2025). Parameters in no balanced layer have the scale 1. After Adam's
-    direction and before the learning rate, it is AdamW with a layer-wise weight decay:
+    Decay for Heavy-Tailed Balancing in LLMs", 2025). Parameters in no balanced layer have the scale 1. Put between Adam's
+    direction and the learning rate, it makes AdamW with a layer-wise weight decay:
     `optax.chain(optax.scale_by_adam(), alphadecay(0.1, 500), optax.scale_by_learning_rate(1e-3))`. If `tempbalance` comes
     after it, both scales multiply a layer's decay.
 
@@ -79,8 +79,8 @@ def alphadecay(
       windows: windows to take from every matrix; `None` for whole matrices.
 
     Returns:
-      A transformation whose `update` needs `params`. With `optax.inject_hyperparams`, the numbers can be schedules; give
-      `static_args=("metric", "assign", "layers", "mask")`.
+      A transformation whose `update` needs `params`, with `refresh` as in `tempbalance`. With `optax.inject_hyperparams`,
+      the numbers can be schedules; give `static_args=("metric", "assign", "layers", "mask")`.
 
     Raises:
       ValueError: `weight_decay` is negative or not finite; otherwise as in `tempbalance`.

@@ -23,15 +23,15 @@ def llr(
     He et al., "One LR Doesn't Fit All: Heavy-Tail Guided Layerwise Learning Rates for LLMs", ICML 2026. It differs from
     TempBalance's default in four ways:
 
-    - No layer learns more slowly than the base rate: scales are linear in PL_Alpha_Hill from 1 to `max_scale`.
+    - Scales are linear in PL_Alpha_Hill from 1 to `max_scale`, so no layer has less than the base rate.
     - All linear layers of the blocks are measured. The token embedding and the output layer are not measured and have the
       greatest scale. Norms keep the base rate.
     - After a refresh, scales move to their new values in equal steps over `transition_steps` updates.
     - Scales are refreshed in the first fifth of the training only.
 
-    The defaults are those of the paper's runs of 60 to 350 million parameters. Its run of 1 billion had `max_scale=5`,
-    `update_interval=100` and `transition_steps=50`. All had AdamW with the base rate 6e-4 (5e-4 for 1 billion), betas 0.9
-    and 0.95, weight decay 0.1, a warm-up over a tenth of the updates and a cosine to a tenth of the rate.
+    The defaults are those of the paper's runs with 60 to 350 million parameters. Its run with 1 billion used `max_scale=5`,
+    `update_interval=100` and `transition_steps=50`. All used AdamW with the base rate 6e-4 (5e-4 for 1 billion), betas 0.9
+    and 0.95, weight decay 0.1, a warm-up over a tenth of the updates and a cosine decay to a tenth of the rate.
 
     Args:
       total_updates: updates in the whole training.
@@ -39,7 +39,7 @@ def llr(
         first_and_last="unmeasured")`, or `functools.partial(find_layers, unmeasured=("*embed*", "lm_head"))`.
       update_interval: updates between refreshes.
       max_scale: the scale of the layer with the greatest alpha, of the embedding and of the output layer.
-      transition_steps: updates that a scale takes to its new value.
+      transition_steps: updates in which a scale moves to its new value.
       solver: how spectra are computed.
 
     Returns:

@@ -69,7 +69,7 @@ def tempbalance(
     A refresh computes the eigenvalues of each balanced layer's weight. A metric of each spectrum (by default PL_Alpha_Hill,
     the exponent of its heavy tail) becomes a scale: small for heavy tails, large for light ones (Zhou et al., "Temperature
     Balancing, Layer-wise Weight Analysis, and Neural Network Training", NeurIPS 2023, Algorithm 1). Between refreshes the
-    scales stay.
+    scales stay the same.
 
     Scales are refreshed every `update_interval` updates, from the parameters as they are before that update. With
     `update_interval=None`, they are refreshed only when your training loop calls `refresh`:
@@ -79,16 +79,16 @@ def tempbalance(
       wherever it lies in `opt_state`.
 
     Put it after the optimizer. There it scales the step, which is the paper's layer-wise learning rate for every optimizer:
-    `optax.chain(optax.adamw(1e-3), tempbalance(390))`. Before `optax.sgd` it scales the gradient: the same while scales
-    stay, but after a refresh the momentum still holds gradients with their old scales, for about `1 / (1 - momentum)` steps.
-    Before Adam it has no effect, because Adam divides by the scale of the gradient.
+    `optax.chain(optax.adamw(1e-3), tempbalance(390))`. Before `optax.sgd` it scales the gradient. That is the same until a
+    refresh, after which the momentum still holds gradients with old scales, for about `1 / (1 - momentum)` steps. Before
+    Adam it has no effect, because Adam divides by the scale of the gradient.
 
-    A layer whose spectrum is unusable keeps its scale and takes no part in the others' scales. A spectrum is unusable if the
+    A layer whose spectrum is unusable keeps its scale and does not affect the others' scales. A spectrum is unusable if the
     weight holds a NaN or an infinity, if its entries are too large or too small to be squared, if they are all zero, or if
     its rank is so low that the fitted tail has no spread. Spectra are computed in float32, or in float64 for float64
-    weights; updates keep their dtype. Steps without a refresh solve nothing, under `jax.vmap` over several seeds too: all
-    seeds solve when one is due, and the others keep their scales. If the weights are sharded over a mesh, each device
-    solves its share of the eigenvalue problems. Gradients through `update` treat the scales as constants.
+    weights; updates keep their dtype. Only steps with a refresh compute spectra. Under `jax.vmap` over several seeds, all
+    seeds compute them when one is due, but only those that are due change their scales. If the weights are sharded over a
+    mesh, each device solves its share of the eigenvalue problems. Gradients through `update` treat the scales as constants.
 
     Args:
       update_interval: updates between refreshes, at least 1; the paper refreshes once an epoch. `None` to refresh only by
@@ -103,13 +103,13 @@ def tempbalance(
       assign: a `tb_optax.Assignment`, a function `(metrics, min_scale, max_scale) -> scales` of all layers at once: one of
         `tb_optax.assignments`, or your own.
       layers: which layers to balance: a sequence of `Layer`, or a function of the parameters that finds them. The default
-        leaves out small layers only: name the first and the last layer in `exclude`, or use `trace_layers`, which knows
-        them.
+        leaves out embeddings and small layers, but not the first and the last layer, which the paper does not balance: name
+        them in `exclude`, or use `trace_layers`, which finds them.
       start_step: the update of the first refresh.
       stop_step: the last update that may refresh. Then the last scales stay. `None` to refresh until the end.
-      transition_steps: how many updates a scale takes to its new value, in equal steps. The update that refreshes makes the
-        first of them. A refresh in between starts from the scale as it is then. `None`, like 1, to apply new scales at once.
-        With a number, the state is a `TempBalanceTransitionState`.
+      transition_steps: the number of updates in which a scale moves to its new value, in equal steps. The update that
+        refreshes makes the first step. A refresh in between starts from the scale as it is then. `None`, like 1, to apply
+        new scales at once. With a number, the state is a `TempBalanceTransitionState`.
       solver: how spectra are computed: how much memory a refresh may use, and whether large matrices are approximated.
       windows: windows to take from every matrix, so that spectra do not depend on its aspect ratio; `None` for whole
         matrices.
@@ -123,9 +123,9 @@ def tempbalance(
       ValueError: a number is out of range; from `init`, fewer than two balanced layers, or layers that do not fit the
         parameters; from `update`, no `params`, or updates or a state that do not fit them; from `refresh`, an
         `opt_state` without a state of this transformation.
-      TypeError: a number is not one, `metric`, `assign` or `layers` is not a function (or layers), or `metric` is a fit;
-      from
-        `update`, another transformation's state, or updates that are not floating-point numbers.
+      TypeError: a numeric argument is not a number, `metric` or `assign` is not a function, `metric` is a fit, or `layers`
+        is neither layers nor a function; from `update`, another transformation's state, or updates that are not
+        floating-point numbers.
 
     Example:
       >>> import jax, optax, tb_optax
