@@ -1,7 +1,7 @@
 """SGDP and AdamP: optimizers that do not grow the weights in front of a normalization.
 
-If the scale of a weight does not matter, its gradient is orthogonal to it, so each step makes the weight longer. A step
-turns a longer weight less. Momentum makes the weight grow faster still. If the gradient shows such a weight, both
+If the scale of a weight does not matter, its gradient is orthogonal to it, so each step makes the weight longer, and a step
+turns a longer weight less. Momentum makes the weight grow faster still. For each weight with such a gradient, both
 optimizers remove the part along the weight from their step.
 """
 
@@ -56,7 +56,8 @@ def sgdp(
       delta: how close to orthogonal a gradient must be, not negative; at 0, nothing is projected.
       eps: the smallest norm that a weight or a gradient is divided by.
       layers: the weights that may be projected: a sequence of `Layer`, or a function of the parameters that finds them.
-        The default is all layers that `find_layers` knows, so no embedding and no weight with a single input or output.
+        The default is all layers that `find_layers` finds, so no embedding and no weight with a single input or output. A
+        layer with `measured=False` is not projected.
 
     Returns:
       A transformation whose `update` needs `params`. With `optax.inject_hyperparams`, the numbers can be schedules; give
@@ -120,8 +121,8 @@ def adamp(
     Args:
       learning_rate: a number, or a schedule.
       b1: as in `optax.adam`.
-      b2: likewise.
-      eps: likewise; also the smallest norm that a weight or a gradient is divided by.
+      b2: as in `optax.adam`.
+      eps: as in `optax.adam`; also the smallest norm that a weight or a gradient is divided by.
       nesterov: whether to use Nesterov momentum, with the bias corrections of `optax.nadam`. The authors' code keeps Adam's
         bias corrections.
       weight_decay: the decay of all parameters, not negative.
@@ -213,7 +214,7 @@ def _projected(
         check_params(argument_of, params)
         check_state_class(argument_of, state, state_class)
         found, weights = resolve_layers(layers, params)
-        shapes = {layer.kernel: kernel_shape(layer, weights[layer.kernel].shape) for layer in found}
+        shapes = {layer.kernel: kernel_shape(layer, weights[layer.kernel].shape) for layer in found.measured}
         gradients = check_updates(argument_of, updates, found, weights)
         directions, state = inner.update(updates, state, params)
 

@@ -57,7 +57,8 @@ def spectral_norm_regularization(
       coefficient: the strength of the penalty, finite and not negative.
       power_iterations: rounds of power iteration in each update, at least 1.
       layers: which weights to regularize: a sequence of `Layer`, or a function of the parameters that finds them. The
-        default is all layers that `find_layers` knows, so no embedding and no weight with a single input or output.
+        default is all layers that `find_layers` finds, so no embedding and no weight with a single input or output. A layer
+        with `measured=False` is not regularized.
       seed: the seed of the vectors that power iteration starts from.
 
     Returns:
@@ -106,7 +107,7 @@ def spectral_norm_regularization(
         for index, layer in enumerate(found):
             kernel = leaves[layer.kernel]
             shape = kernel_shape(layer, kernel.shape)
-            # Drawn by NumPy: JAX would need half a second to compile each shape.
+            # Drawn by NumPy, because JAX needs half a second to compile each shape.
             start = np.random.default_rng((seed, index)).standard_normal(_vectors_shape(shape, kernel))
             start /= np.sqrt(np.sum(start**2, axis=shape.output_axes, keepdims=True))
             vectors[layer.name] = replicated(jnp.asarray(start, at_least_float32(kernel.dtype)))
@@ -161,7 +162,7 @@ def _power_iteration(
             shape = kernel_shape(layer, kernels[layer.kernel].shape)
             left = lefts[layer.name]
             kernel = kernels[layer.kernel].astype(left.dtype)
-            # Sums of products are full float32 on every device, need no transpose, and on CPU are faster than a matmul.
+            # Unlike a matmul, sums of products are full float32 on every device, need no transpose, and are faster on CPU.
             right, _ = _normalized(jnp.sum(kernel * left, shape.output_axes, keepdims=True), shape.input_axes)
             product = jnp.sum(kernel * right, shape.input_axes, keepdims=True)
             new, sigma = _normalized(product, shape.output_axes)

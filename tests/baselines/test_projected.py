@@ -115,6 +115,22 @@ def test_steps_are_those_of_the_restatement_in_both_layouts_and_all_three_cases(
     )
 
 
+@optimizers
+def test_a_layer_that_is_not_measured_is_not_projected(optimizer):
+    """Such as an embedding, in the layers that LLR takes."""
+    tx, only_fc = (
+        OPTIMIZERS[optimizer][0](layers=[Layer("fc", "fc/kernel"), *others])
+        for others in ([Layer("embed", "embed", measured=False)], [])
+    )
+    weights, gradients = numpy_train(start(7, 4), "whole", NumpySGD())
+    params, updates = (
+        {"fc": {"kernel": jnp.asarray(each)}, "embed": jnp.asarray(each)} for each in (weights[0], gradients[0])
+    )
+    found, expected = (each.update(updates, each.init(params), params)[0] for each in (tx, only_fc))
+    chex.assert_trees_all_equal(found, expected)
+    assert not np.allclose(found["embed"], found["fc"]["kernel"])
+
+
 @pytest.mark.parametrize("optimizer", ["sgdp", "adamp"])
 @pytest.mark.parametrize("axis", [0, 2])
 def test_each_slice_of_a_stack_is_judged_by_itself(optimizer, axis):
