@@ -1,1 +1,1 @@
-"""From weights to eigenvalues: stacks of matrices, a solver for each platform, approximation, each device's share."""
+"""From weights to eigenvalues: a plan, stacks of matrices, a solver for each platform, an approximation, devices."""

@@ -1,4 +1,4 @@
-"""Sets the BLAS library that JAX calls on CPU to one thread: its threads and JAX's would compete for the same cores."""
+"""Sets the BLAS library that JAX calls on CPU to one thread, because its threads and JAX's compete for the same cores."""
 
 import functools
 import logging
@@ -14,15 +14,15 @@ _log = logging.getLogger("tb_optax")
 
 @functools.cache
 def limit_blas_threads() -> None:
-    """Once for each process, and only where no environment variable sets the number of threads.
+    """Limits the threads once for each process, unless an environment variable sets their number.
 
     Solving several eigenproblems at once with one thread each uses all cores better than solving them one after another with
-    many threads. OpenBLAS's threads wait for each other by spinning: beside another busy program, a refresh with them took
-    up to 25 times as long. JAX calls SciPy's BLAS. NumPy's wheels bring another one, which keeps its threads.
+    many threads. OpenBLAS's threads wait for each other by spinning: beside another busy program, a refresh with many took up
+    to 25 times as long. JAX calls SciPy's BLAS. NumPy's wheels bring another one, which keeps its threads.
     """
     if jax.default_backend() != "cpu" or any(name in os.environ for name in _SET_BY_THE_USER):
         return
-    # Loads the library: jaxlib does so only when it lowers its first LAPACK call.
+    # Importing this loads SciPy's BLAS, which jaxlib loads only when it lowers its first LAPACK call.
     import scipy.linalg.cython_blas  # noqa: F401
 
     for library in ThreadpoolController().lib_controllers:
@@ -31,8 +31,8 @@ def limit_blas_threads() -> None:
             library.set_num_threads(1)
             if before != 1:
                 _log.info(
-                    "The BLAS threads of this process are set from %d to 1 (%s), so that they do not slow down eigenvalue "
-                    "problems; decline it by solver=tb_optax.Exact(limit_blas_threads=False), or set OPENBLAS_NUM_THREADS.",
+                    "tb_optax sets the BLAS threads of this process from %d to 1 (%s), which speeds up eigenvalue problems. "
+                    "To keep them, give solver=tb_optax.Exact(limit_blas_threads=False), or set OPENBLAS_NUM_THREADS.",
                     before,
                     library.filepath,
                 )

@@ -1,4 +1,4 @@
-"""Eigenvalues and singular values of stacks of matrices, by the routine that suits the platform."""
+"""Eigenvalues and singular values of stacks of matrices, by the fastest safe routine of each platform."""
 
 import functools
 import math
@@ -21,10 +21,10 @@ Map: TypeAlias = Callable[[Callable[[Array], Any], Array], Any]
 def symmetric_eigenvalues(matrices: Float[Array, "stack n n"]) -> Float[Array, "stack n"]:
     """The ascending eigenvalues of each symmetric matrix of a stack.
 
-    Eigenvalues within `max(4, sqrt(n) / 4)` units of rounding of the largest one are zero: rounding cannot tell them from
-    zero. (The noise of a Gram product and its solve, measured on 400 matrices of low rank of each size from 2 to 32 and 20
+    Eigenvalues below `max(4, sqrt(n) / 4)` units of rounding of the largest one are returned as zero, because rounding hides
+    them. (The noise of a Gram product and its solve, measured on 400 matrices of low rank of each size from 2 to 32 and 20
     of each from 64 to 256, is at most 2.5 units; that of singular values at most 3.5.) Subnormal eigenvalues are zero too.
-    A matrix with a NaN or an infinity has NaN for all of its eigenvalues, whatever the solver would return.
+    All eigenvalues of a matrix with a NaN or an infinity are NaN, whatever the solver would return.
 
     On CUDA and TPU, the stack goes to the batched solver of `jnp.linalg.eigvalsh`. On CPU, each matrix is a LAPACK call of
     its own, for values only: jaxlib divides a batched call over the thread pool that its caller occupies, so several
@@ -38,8 +38,8 @@ def symmetric_eigenvalues(matrices: Float[Array, "stack n n"]) -> Float[Array, "
 def squared_singular_values(matrices: Float[Array, "stack n n"]) -> Float[Array, "stack n"]:
     """The ascending eigenvalues of `W Wᵀ`, from the singular values of `W`: slower, and exact far below the largest.
 
-    In float32, a Gram product loses eigenvalues below 1e-6 of the largest. Here that limit holds for singular values. Zeros,
-    NaN and the way of solving are as in `symmetric_eigenvalues`.
+    In float32, a Gram product loses eigenvalues below 1e-6 of the largest; this function loses singular values below that
+    limit. Zeros, NaN and the way of solving are as in `symmetric_eigenvalues`.
     """
     finite, safe = _finite_or_identity(matrices)
     return _squared(_without_rounding(_singular_values(safe)[:, ::-1], finite))
@@ -47,7 +47,7 @@ def squared_singular_values(matrices: Float[Array, "stack n n"]) -> Float[Array,
 
 @jax.jit
 def squared_singular_values_in_turn(matrices: Float[Array, "stack n n"]) -> Float[Array, "stack n"]:
-    """`squared_singular_values` of finite matrices, one after another on CPU: less to compile for a solver of rare cases."""
+    """`squared_singular_values` of finite matrices, on CPU one after another: faster to compile, for a rare fallback."""
     return _squared(_zero_within_rounding(_singular_values_in_turn(matrices)[:, ::-1]))
 
 
@@ -60,7 +60,7 @@ def gram(matrices: Float[Array, "stack n m"]) -> Float[Array, "stack n n"]:
 
 @jax.jit
 def triangular_factor(matrices: Float[Array, "stack n m"]) -> Float[Array, "stack n n"]:
-    """Square matrices with the singular values of these, whose smaller side is the first: `R` of `Wᵀ = Q R`."""
+    """Square matrices with the same singular values as the given ones: `R` of `Wᵀ = Q R`. The smaller side comes first."""
     return matrices if matrices.shape[1] == matrices.shape[2] else _triangular_factors(matrices.mT)
 
 
@@ -74,14 +74,14 @@ def _finite_or_identity(
     matrices: Float[Array, "stack n n"],
 ) -> tuple[Bool[Array, "stack 1 1"], Float[Array, "stack n n"]]:
     """Which matrices are finite, and the matrices with the identity in place of the others."""
-    # The sum of zeros is zero, unless an entry is a NaN or an infinity. It compiles in half the time of
-    # `isfinite(...).all()`. A maximum would not do: on CPU, XLA's maximum loses a NaN.
+    # The sum of `entry * 0` is zero unless an entry is a NaN or an infinity. It compiles in half the time of
+    # `isfinite(...).all()`. A maximum would be wrong: on CPU, XLA's maximum loses a NaN.
     finite = jnp.sum(matrices * 0, axis=(-2, -1), keepdims=True) == 0
     return finite, jnp.where(finite, matrices, jnp.eye(*matrices.shape[1:], dtype=matrices.dtype))
 
 
 def _without_rounding(values: Float[Array, "stack n"], finite: Bool[Array, "stack 1 1"]) -> Float[Array, "stack n"]:
-    """Ascending values, with zero where rounding cannot tell them from zero, and NaN for matrices that are not finite."""
+    """Ascending values, with zero below the noise of rounding, and NaN for matrices that are not finite."""
     return jnp.where(finite[..., 0], _zero_within_rounding(values), jnp.nan)
 
 
@@ -95,12 +95,12 @@ def _squared(values: Float[Array, "stack n"]) -> Float[Array, "stack n"]:
 
 
 def _zero_below_normal(values: Float[Array, "stack n"]) -> Float[Array, "stack n"]:
-    """Subnormal numbers have lost digits; some platforms have none."""
+    """Subnormal numbers become zero: they have lost digits, and some platforms do not have them."""
     return jnp.where(values < jnp.finfo(values.dtype).tiny, 0.0, values)
 
 
 def for_stacks(on_cpu: EigenSolver, elsewhere: EigenSolver) -> EigenSolver:
-    """Solves a stack by what suits the platform that it is lowered for; under `vmap`, as one longer stack."""
+    """Solves a stack by the function of the platform that it is lowered for; under `vmap`, as one longer stack."""
 
     @jax.custom_batching.custom_vmap
     def solve(matrices: Float[Array, "stack rows columns"]) -> Float[Array, "stack ..."]:
@@ -124,7 +124,7 @@ def unrolled_map(solve: Callable[[Array], Any], matrices: Float[Array, "stack ro
     least = max(12, cores())
     if len(matrices) < 2 * least:
         return _stacked([solve(matrix) for matrix in matrices])
-    # Among the lengths that a block may have, the one that leaves the fewest matrices over.
+    # Of all allowed block lengths, the one that leaves the fewest matrices over.
     length = min(range(least, 2 * least), key=lambda length: len(matrices) % length)
     in_blocks = len(matrices) // length * length
 
@@ -132,7 +132,7 @@ def unrolled_map(solve: Callable[[Array], Any], matrices: Float[Array, "stack ro
         picked = [jax.lax.dynamic_index_in_dim(matrices, index, keepdims=False) for index in indices]
         return None, _stacked([solve(matrix) for matrix in picked])
 
-    # The indices are data, not constants of the program: so XLA compiles one kernel that picks a matrix, not `length`.
+    # As the indices are data, not constants, XLA compiles one kernel that picks a matrix instead of `length` kernels.
     indices = [jnp.asarray(each) for each in np.arange(in_blocks, dtype=np.int32).reshape(-1, length).T]
     _, solved = jax.lax.scan(solve_block, None, indices)
     solved = jax.tree.map(lambda blocks: blocks.reshape(in_blocks, *blocks.shape[2:]), solved)
@@ -156,9 +156,9 @@ def _on_cpu(
 ) -> Float[Array, "stack n"]:
     solve = _values_only(routine, portable, np.dtype(matrices.dtype))
     values, info, *unused = map_over(solve, matrices)
-    # Results that nobody reads share their memory, above all the overwritten matrices, and thereby XLA runs the calls one
-    # after another, on one core. Reading them (only where a call failed) prevents that: a refresh of ResNet-34 took 0.64 of
-    # the time.
+    # XLA gives outputs that nobody reads, above all the overwritten matrices, the same memory, and so runs the calls one
+    # after another, on one core. Reading them (only if a call failed) prevents that: a refresh of ResNet-34 took 0.64 of the
+    # time.
     failed = sum((each[:, :1] for each in unused), jnp.full((1, 1), jnp.nan, values.dtype))
     return jnp.where((info == 0)[:, None], values, failed)
 
@@ -166,7 +166,7 @@ def _on_cpu(
 def _triangular_on_cpu(map_over: Map, matrices: Float[Array, "stack m n"]) -> Float[Array, "stack n n"]:
     reflections, unused = map_over(functools.partial(jnp.linalg.qr, mode="raw"), matrices)
     triangles = jnp.triu(reflections.mT[:, : matrices.shape[2]])
-    return triangles + jnp.where(jnp.isnan(triangles), unused[:, :1, None], 0.0)  # Read for the reason above.
+    return triangles + jnp.where(jnp.isnan(triangles), unused[:, :1, None], 0.0)  # Read as in `_on_cpu`.
 
 
 def _descending_singular_values(matrices: Float[Array, "*stack n n"]) -> Float[Array, "*stack n"]:
@@ -174,7 +174,7 @@ def _descending_singular_values(matrices: Float[Array, "*stack n n"]) -> Float[A
 
 
 def _on_accelerator(matrices: Float[Array, "*stack n n"]) -> Float[Array, "*stack n"]:
-    # JAX's default on a GPU, up to 1,024 rows, is Jacobi's method, whose largest value was 1.6e-4 off; with QR it is 1.7e-7.
+    # JAX's default on a GPU, up to 1,024 rows, is Jacobi's method: its largest value was 1.6e-4 off, that of QR 1.7e-7.
     by_qr = functools.partial(jax.lax.linalg.svd, compute_uv=False, algorithm=jax.lax.linalg.SvdAlgorithm.QR)
     return jax.lax.platform_dependent(matrices, cuda=by_qr, rocm=by_qr, default=_descending_singular_values)
 
@@ -194,8 +194,8 @@ _triangular_factors, _triangular_factors_in_turn = (
 def _values_only(routine: str, portable: EigenSolver, dtype: np.dtype) -> Callable[[Float[Array, "n n"]], tuple[Array, ...]]:
     """LAPACK's `syevd` or `gesdd` for one matrix, for values only; the portable function where jaxlib does not have them.
 
-    The routines are jaxlib's own; JAX calls them for vectors too, or with more memory. No public interface has them, hence
-    the fallback. The results are the values, LAPACK's `info` (0 for success), and the other arrays that it returns.
+    JAX itself calls these routines of jaxlib for vectors too, or with more memory. They are not public, so there is a
+    fallback. The results are the values, LAPACK's `info` (0 for success), and the other arrays that the routine returns.
     """
     target = lapack_target(routine, dtype)
     if target is None:

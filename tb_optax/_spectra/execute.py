@@ -36,17 +36,16 @@ from tb_optax._spectra.windows import extract_windows
 
 # The released code scales the weights of convolutions by sqrt(0.5).
 _POOLED_SCALE = 0.5
-# Below this share of the largest eigenvalue, rounding of a float32 Gram product moves alpha by up to 1e-3 and more: measured
-# on power laws, geometric spectra and random matrices with a spike, of 64 to 512 rows (`tests/spectra/test_tails.py`).
+# If the median eigenvalue is below this share of the largest, rounding of a float32 Gram product moves alpha by up to 1e-3
+# and more: measured on power laws, geometric spectra and random matrices with a spike, of 64 to 512 rows
+# (`tests/spectra/test_tails.py`).
 _RESOLVED = 1e-5
-# A Gram product adds squares, of which those below 1e-38 are lost in float32: its eigenvalues have four digits from here on.
+# A Gram product adds squares, and float32 loses those below 1e-38: its eigenvalues have four digits from this size on.
 _SQUARED = 1e-30
 
 
 class SpectrumStack(NamedTuple):
-    """The spectra of several layers that have as many slices and eigenvalues: for each layer in turn, a row for each
-    slice.
-    """
+    """The spectra of several layers with equally many slices and eigenvalues: one row for each slice of each layer."""
 
     names: tuple[str, ...]
     spectra: Float[Array, "rows eigenvalues"]
@@ -56,7 +55,7 @@ class SpectrumStack(NamedTuple):
         return [SpectrumStack((name,), part) for name, part in zip(self.names, parts, strict=True)]
 
 
-# For each route: what a device makes of the matrices that it solves, and how it solves them.
+# For each route: how a device prepares its matrices, and how it solves them.
 _ROUTES: dict[Route, tuple[Callable[..., Array], Callable[..., Array]]] = {
     "gram": (gram, symmetric_eigenvalues),
     "svd": (triangular_factor, squared_singular_values),
@@ -66,7 +65,7 @@ _ROUTES: dict[Route, tuple[Callable[..., Array], Callable[..., Array]]] = {
 
 
 def compute_spectra(plan: SpectrumPlan, leaves: Mapping[Path, Any]) -> list[SpectrumStack]:
-    """The spectra of all layers of a plan, as few arrays."""
+    """The spectra of all layers of a plan, in as few arrays as possible."""
     exact = plan.solver.below if isinstance(plan.solver, Lanczos) else plan.solver
     if exact.limit_blas_threads:
         limit_blas_threads()
@@ -89,10 +88,10 @@ def compute_spectra(plan: SpectrumPlan, leaves: Mapping[Path, Any]) -> list[Spec
 def _with_fallback(
     batches: Sequence[Batch], values: list[Float[Array, "_ _"]], solve_by: Callable[[Batch, Route], Float[Array, "_ _"]]
 ) -> list[Float[Array, "_ _"]]:
-    """The eigenvalues of each batch; those of its fallback for matrices whose median a Gram product loses.
+    """The eigenvalues of each batch, from its fallback for matrices whose median eigenvalue a Gram product loses.
 
-    A batch is solved again only if it has such a matrix. One `cond` around those of all batches lets XLA solve batches at
-    the same time where there is none: a refresh of ResNet-34 took 0.97 instead of 1.08 times as long as without a fallback.
+    A batch is solved again only if it has such a matrix. One `cond` around the `cond`s of all batches lets XLA solve batches
+    at the same time if there is none: a refresh of ResNet-34 took 0.97 instead of 1.08 times as long as without a fallback.
     """
     if all(batch.fallback is None for batch in batches):
         return values
@@ -152,8 +151,8 @@ def solve_in_chunks(
 ) -> Shaped[Array, "matrices ..."]:
     """Solves all chunks, with the problems of one in memory, and puts the results in the order of the matrices.
 
-    `build` returns the problems of a chunk, which lie as `Chunk.positions` says. The chunks are built inside a loop whose
-    body selects its chunk by a switch: the solver is compiled once, and XLA cannot build a chunk before the last one is
+    `build` returns the problems of a chunk, in the order of `Chunk.positions`. The chunks are built inside a loop whose body
+    selects its chunk by a switch. So the solver is compiled once, and XLA cannot build a chunk before the previous one is
     done.
     """
     if len(chunks) == 1:
@@ -195,7 +194,7 @@ def _kernel_matrices(layer: LayerMatrices, kernel: Array, start: int, stop: int)
     if shape.rows > shape.columns:
         rows, columns = columns, rows
     stacked = (*shape.layer_axes, *shape.pooled_axes)
-    if stacked:  # Slicing comes before transposing: otherwise XLA transposes the whole kernel.
+    if stacked:  # Slice before transposing, because XLA would transpose the whole kernel.
         per_slice = math.prod(shape.stack) * shape.matrices // kernel.shape[stacked[0]]
         first = start // per_slice
         kernel = jax.lax.slice_in_dim(kernel, first, -(-stop // per_slice), axis=stacked[0])

@@ -25,12 +25,12 @@ def lanczos_spectrum(
     with Applications", 2010; Ubaru, Chen and Saad, "Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature", 2017).
 
     The true cumulative weight at `θ_j` lies between the sums of `τ²` without and with the `j`-th: node `j` stands for these
-    quantiles. Within them `log λ` is linear and is `log θ_j` in the middle; its slope is the smaller one of those to the two
+    quantiles. Within them `log λ` is linear and is `log θ_j` in the middle. Its slope is the smaller of those to the two
     neighbours (the minmod limiter of van Leer, "Towards the ultimate conservative difference scheme V", 1979). So no value
-    lies in the gap between a bulk and a few larger eigenvalues, as it would if nodes were joined by lines: that made alpha
+    lies in the gap between a bulk and a few larger eigenvalues. Lines between nodes would put values there, which made alpha
     up to 10% too small. The value of rank `i` is this function at `(i + 1/2) / n`, its logarithm averaged over the probes.
-    (Nodes of all probes in one measure, each repeated by its weight, are many times less accurate with few steps: the nodes
-    of different probes lie close together, so they resolve no more than the nodes of one probe.)
+    (One measure of the nodes of all probes, each repeated by its weight, is many times less accurate with few steps: the
+    nodes of different probes lie close together, so they resolve no more than the nodes of one probe.)
 
     The cost is `2 steps` products of each matrix with `probes` vectors at once, and memory for `probes` bases of `steps`
     vectors of length `n`. The largest value is the largest node of all probes. It is accurate to rounding after few steps
@@ -101,11 +101,11 @@ def _tridiagonal(
     def step(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         basis, vector = carry
         basis = basis.at[:, index].set(vector)
-        # In this form neither product makes XLA transpose the matrix, which on CPU takes ten times as long.
+        # Written so that XLA transposes the matrix in neither product: with a transpose, CPU takes ten times as long.
         image = jnp.matmul(vector, matrix, precision=_HIGHEST)
         rest = jnp.matmul(matrix, image.T, precision=_HIGHEST).T
         once = _orthogonal_to(basis, rest)
-        twice = _orthogonal_to(basis, once)  # The first pass leaves cancellation error.
+        twice = _orthogonal_to(basis, once)  # The first pass leaves errors of cancellation.
         norm = jnp.linalg.norm(twice, axis=1)
         ended = norm <= jnp.linalg.norm(once, axis=1) / 2
         norm = jnp.where(ended, 0.0, norm)

@@ -33,7 +33,7 @@ def noise_spectrum(rows: int, columns: int, count: int) -> Float[np.ndarray, " c
     middle = (angle[1:] + angle[:-1]) / 2
     density = 2 * np.sin(middle) ** 2 / (np.pi * (1 + ratio - 2 * np.sqrt(ratio) * np.cos(middle)))
     cumulative = np.concatenate([[0], np.cumsum(density)])
-    # Near an edge, the cumulative weight grows like a power of the angle, not of the value: interpolate the angle.
+    # Interpolates the angle, because near an edge the cumulative weight grows like a power of the angle, not of the value.
     ranks = (np.arange(count) + 0.5) / count
     found = np.interp(ranks, cumulative / cumulative[-1], angle)
     return 1 + ratio - 2 * np.sqrt(ratio) * np.cos(found)
@@ -45,7 +45,7 @@ def noise_edge(rows: int, columns: int, matrices: int = 1) -> float:
     The largest eigenvalue of `W Wᵀ`, centred at `(√(rows - 1) + √columns)²` and divided by
     `(√(rows - 1) + √columns) (1 / √(rows - 1) + 1 / √columns)^(1/3)`, follows the law of Tracy and Widom of order 1
     (Johnstone, "On the distribution of the largest eigenvalue in principal components analysis", 2001). Its upper tail is
-    `exp(-2/3 s^(3/2)) / (4 √π s^(3/4))`. Of several matrices, each exceeds the edge with its share of the 1%.
+    `exp(-2/3 s^(3/2)) / (4 √π s^(3/4))`. With several matrices, each exceeds the edge with its share of the 1%.
 
     Args:
       rows: the smaller side of the matrices.

@@ -24,15 +24,16 @@ class Exact:
 
     Attributes:
       max_bytes: memory in bytes that a device may use for the matrices that it solves at once and for what is computed from
-        them. More matrices are solved in chunks. A matrix that needs more by itself is solved alone. The eigenvalues come on
-        top.
+        them. If all matrices need more, they are solved in chunks; a matrix that needs more by itself is solved alone. The
+        memory of the eigenvalues is not included.
       method: `"gram"` computes eigenvalues of the Gram product `W Wᵀ`: fast, but eigenvalues below a millionth of the
         largest are inexact or zero. `"svd"` computes singular values of `W`: exact far below that, at twice the cost.
-        `"auto"` takes `"gram"` in training if the metric declares that it tolerates it (`Metric.gram`), otherwise `"svd"`.
-        It solves again by singular values a matrix whose median eigenvalue is below 1e-5 of the largest, or below 1e-30.
+        `"auto"` takes `"gram"` in training if the metric declares that it tolerates Gram products (see `Metric`), otherwise
+        `"svd"`. After `"gram"`, it solves a matrix again by singular values if its median eigenvalue is below 1e-5 of the
+        largest, or below 1e-30.
       limit_blas_threads: on CPU, whether to set the BLAS library that JAX calls to one thread, for the whole process.
-        OpenBLAS's threads wait by spinning: on a busy machine a refresh took up to 25 times as long with them. The change
-        is logged once. It is not made where `OPENBLAS_NUM_THREADS`, `MKL_NUM_THREADS` or `OMP_NUM_THREADS` is set.
+        OpenBLAS's threads wait by spinning: on a busy machine, a refresh with them took up to 25 times as long. The change
+        is logged once. It is not made if `OPENBLAS_NUM_THREADS`, `MKL_NUM_THREADS` or `OMP_NUM_THREADS` is set.
 
     Raises:
       ValueError: `max_bytes` is below 1, or `method` is unknown.
@@ -65,22 +66,22 @@ class Exact:
 class Lanczos:
     """Approximate spectra of large matrices, by stochastic Lanczos quadrature.
 
-    The method multiplies vectors by the weight and never forms `W Wᵀ`. It pays from about 1,000 rows on. Alpha by the median
-    fit was within 2% of the exact one for random matrices of 1,024 x 1,024, 1,024 x 4,096 and 2,048 x 2,048 with 0 to 128
-    learned directions. The method does not resolve single small eigenvalues: the fits `goodness_of_fit` and
-    `fix_finger` are refused.
+    The method multiplies vectors by the weight and never forms `W Wᵀ`. It is faster than `Exact` from about 1,000 rows on.
+    Alpha by the median fit was within 2% of the exact one for random matrices of 1,024 x 1,024, 1,024 x 4,096 and
+    2,048 x 2,048 with 0 to 128 learned directions. The method does not resolve single small eigenvalues, so the fits
+    `goodness_of_fit` and `fix_finger` are refused.
 
     Attributes:
       min_size: matrices whose smaller side is at least this are approximated.
-      steps: products with each matrix, and with its transpose, for each probe. With fewer, a weight with some tens of
-        learned directions gets too small an alpha.
+      steps: products with each matrix, and with its transpose, for each probe. With fewer steps, the alpha of a weight with
+        some tens of learned directions is too small.
       probes: random vectors for each matrix. More probes give less scatter: with 16, up to 2.5% in the same matrices.
-      seed: of the random vectors. The same seed gives the same spectra.
+      seed: the seed of the random vectors, below 2**32. The same seed gives the same spectra.
       below: how smaller matrices are solved; its `max_bytes` bounds the memory of both.
 
     Raises:
-      ValueError: a number is too small.
-      TypeError: a number is not a whole number, or `below` is not `Exact`.
+      ValueError: a number is out of range.
+      TypeError: a number is not a whole number, or `below` is not an `Exact`.
 
     Example:
       >>> import jax, tb_optax

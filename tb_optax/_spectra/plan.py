@@ -1,7 +1,7 @@
-"""Plans how the spectra of all layers are computed, from shapes alone: no array is touched here.
+"""Plans how the spectra of all layers are computed, from shapes alone.
 
 A plan says which matrices are solved together, by which route, in how many chunks, and which share each device solves.
-`execute` computes it. A plan prints:
+`execute` computes the plan. Print a plan to read it:
 
   >>> import jax.numpy as jnp, tb_optax
   >>> from tb_optax._layers.layer import resolve_layers
@@ -41,12 +41,12 @@ class LayerMatrices(NamedTuple):
       name: of the layer.
       kernel: the path of its kernel.
       shape: the axes and sizes of the kernel.
-      dtype: in which its spectra are computed.
+      dtype: the dtype in which its spectra are computed.
       grid: the windows of each matrix of the kernel.
       route: how its spectra are computed.
       pooled: how many matrices share one spectrum.
       count: how many matrices there are.
-      problem: the size of what the solver is given for one matrix.
+      problem: the size of the solver's problem for one matrix.
     """
 
     name: str
@@ -62,8 +62,8 @@ class LayerMatrices(NamedTuple):
     def bytes_each(self, devices: int) -> int:
         """Memory of a device for each matrix: the matrix, the problem made from it, and the solver's copy of the problem.
 
-        To divide matrices over devices, each device sends parts of some and receives parts of others: three copies. Windows
-        are cut out of bands of rows, which every device holds for all the matrices of a chunk.
+        Several devices need three copies, because each sends parts of some matrices and receives parts of others. Windows
+        are cut out of bands of rows, which every device holds for all matrices of a chunk.
         """
         copies = 1 if devices == 1 else 3
         numbers = copies * self.grid.rows * self.grid.columns + 2 * math.prod(self.problem)
@@ -104,11 +104,11 @@ class Batch:
 
     Attributes:
       route: how they are solved.
-      fallback: how matrices are solved again that `route` does not resolve down to their median; None if they are not.
-      layers: whose matrices they are, in the order of the results.
-      pools: the same layers, by how eigenvalues are pooled into spectra.
-      groups: the same layers, by whose matrices are divided over the devices together.
-      chunks: of the matrices of the groups.
+      fallback: how matrices are solved again whose median eigenvalue `route` does not resolve; None if they are not.
+      layers: the layers of the matrices, in the order of the results.
+      pools: the same layers, grouped by how their eigenvalues are pooled into spectra.
+      groups: the same layers, grouped by which are divided over the devices together.
+      chunks: the chunks into which the matrices of the groups are divided.
     """
 
     route: Route
@@ -121,12 +121,12 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class SpectrumPlan:
-    """How the spectra of all layers are computed; `str` shows it.
+    """How the spectra of all layers are computed; `str` describes it.
 
     Attributes:
       batches: one for each size of problem and each route.
-      devices: over how many devices each batch is divided.
-      solver: the options that were given.
+      devices: the number of devices that share each batch.
+      solver: the given options.
     """
 
     batches: tuple[Batch, ...]
@@ -167,7 +167,7 @@ def plan_spectra(
       leaves: something with a `shape` and a `dtype` for each kernel.
       solver: how spectra are computed.
       windows: windows to take from each matrix.
-      gram: whether Gram products are exact enough, if the solver leaves that open.
+      gram: whether Gram products are exact enough; used if the solver's method is `"auto"`.
       devices: how many devices share the work.
     """
     exact = solver.below if isinstance(solver, Lanczos) else solver
@@ -192,8 +192,8 @@ def _plan_batch(layers: Sequence[LayerMatrices], exact: Exact, devices: int) -> 
     # Layers with the same pooling lie next to each other: their results are one slice.
     pools = group_by(layers, lambda layer: (layer.shape.stack, layer.pooled, bool(layer.shape.pooled_axes)))
     in_pools = tuple(layer for pool in pools for layer in pool)
-    # Matrices of a layer that the devices do not divide evenly are divided together with others of the same size: then fewer
-    # shares need padding.
+    # A layer whose matrices the devices do not divide evenly is divided together with other such layers of the same size, so
+    # that fewer shares need padding.
     groups = group_by(in_pools, lambda layer: layer.name if layer.count % devices == 0 else layer.grid[2:])
     most = max(1, exact.max_bytes // max(layer.bytes_each(devices) for layer in layers))
     chunks = plan_chunks([sum(layer.count for layer in group) for group in groups], most, devices)

@@ -1,4 +1,4 @@
-"""Divides stacks of matrices over the devices of a mesh: that in force (`jax.set_mesh`), or else that of the weights."""
+"""Divides stacks of matrices over the devices of a mesh: the mesh in force (`jax.set_mesh`), or else the weights' mesh."""
 
 import contextlib
 import math
@@ -34,10 +34,10 @@ def in_mesh(mesh: jax.sharding.AbstractMesh) -> contextlib.AbstractContextManage
 
 
 def pinned(arrays: T) -> T:
-    """The arrays, those that are constants of the program being traced with their sharding as a constraint.
+    """The arrays; those that are constants of the traced program get their sharding as a constraint.
 
-    A jitted function that closes over sharded weights, and has no sharded argument, is compiled for one device unless
-    something in it names the others: what is divided over a mesh in it would not run.
+    JAX compiles a jitted function that closes over sharded weights, and has no sharded argument, for one device unless
+    something in it names the others. Code in it that divides work over a mesh would not run.
     """
     if not isinstance(jnp.zeros(()), jax.core.Tracer):
         return arrays
@@ -91,8 +91,8 @@ def unshard_stack(stack: Shaped[Array, "stack ..."]) -> Shaped[Array, "stack ...
 def shard_stack(stack: Shaped[Array, "stack ..."]) -> Shaped[Array, "stack ..."]:
     """The stack with an equal part of it on each device.
 
-    It is divided along one mesh axis after the other, by exchanges in which no device holds more than its part. In one step,
-    from one sharding over several axes to another, XLA would gather the whole stack on every device.
+    It is divided along one mesh axis after the other, by exchanges in which no device holds more than its part. In a single
+    step from one sharding over several axes to another, XLA would gather the whole stack on every device.
     """
     axes = _free_axes()
     for count in range(1, len(axes) + 1):
@@ -103,8 +103,8 @@ def shard_stack(stack: Shaped[Array, "stack ..."]) -> Shaped[Array, "stack ..."]
 def rows_over_mesh(stacks: Sequence[Float[Array, "_ n m"]]) -> list[Float[Array, "_ n m"]]:
     """Stacks of matrices of one size, sharded so that they can be concatenated: over several mesh axes, by their rows.
 
-    If the weights lie differently over two axes, as those before and after a nonlinearity do, XLA would gather all of them
-    to concatenate them. It still does so if the devices do not divide the rows evenly.
+    Weights before and after a nonlinearity are sharded differently over two axes; to concatenate them, XLA would gather all.
+    It still does so if the devices do not divide the rows evenly.
     """
     axes = _free_axes()
     if len(stacks) == 1 or len(axes) <= 1 or stacks[0].shape[1] % device_count():

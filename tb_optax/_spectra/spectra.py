@@ -28,9 +28,9 @@ def spectra(
 
     A convolution has one matrix for each position of its window and pools their eigenvalues; as in the authors' code, its
     weight is scaled by `sqrt(0.5)` first. TempBalance fits these spectra during training (Zhou et al., 2023, Section 3.1).
-    Here they are computed from singular values, in the weight's precision, at least in float32. During training, if the
-    metric allows it, they are computed from Gram products, which is faster and agrees except for eigenvalues below a
-    millionth of the largest.
+    This function computes them from singular values, in the weight's precision, at least in float32. During training, if
+    the metric allows it, they come from Gram products, which is faster and agrees except for eigenvalues below a millionth
+    of the largest.
 
     Args:
       params: the parameters.
@@ -39,8 +39,8 @@ def spectra(
       windows: windows to take from every matrix; `None` for whole matrices.
 
     Returns:
-      For each layer's name, an array of shape `(*sizes of its layer axes, number of eigenvalues)`, at least float32. NaN
-      where the weight holds a NaN or an infinity; zero where rounding cannot tell an eigenvalue from zero.
+      For each measured layer's name, an array of shape `(*sizes of its layer axes, number of eigenvalues)`, at least
+      float32. NaN if the weight holds a NaN or an infinity; zero for an eigenvalue below the noise of rounding.
 
     Raises:
       TypeError: `layers` is not a sequence of layers, or does not return one; `solver` or `windows` has the wrong type.

@@ -19,7 +19,7 @@ class Windows:
     ICML 2025): a layer's spectrum is that of all its windows together.
 
     - Dense weights: windows of `size` rows (along the smaller side) and `int(size * ratio)` columns, at `grid` equally
-      spaced positions along each side. If the matrix is smaller, the largest window of this ratio.
+      spaced positions along each side. A smaller matrix has the largest possible windows of this ratio.
     - Convolutions: for each position of the kernel's own window, square blocks as large as the smaller side, next to each
       other along the larger side.
 
