@@ -1,1 +1,1 @@
-"""What TempBalance costs, and against whom; run from the repository's root: `python -m benchmarks.run`."""
+"""Measures what TempBalance costs, beside other programs. Run it from the repository's root: `python -m benchmarks.run`."""

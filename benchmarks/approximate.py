@@ -1,7 +1,7 @@
 """The error and the speed of approximate spectra: `python -m benchmarks.approximate --help`.
 
-On the weights of a network that predicts the next character of Python's own documentation, trained here with a fixed seed,
-and on weights made to have power laws for spectra. Each weight's exponent, of the median fit, is compared with the exact
+The weights are those of a network that predicts the next character of Python's own documentation, trained here with a fixed
+seed, and synthetic ones whose spectra are power laws. Each weight's exponent by the median fit is compared with the exact
 one under several seeds of the probes.
 """
 
@@ -37,11 +37,11 @@ class Settings(part.Settings):
     power_law_sizes: tuple[int, ...] = (512, 1024)
     """Sizes of synthetic weights, whose spectra are power laws of exponent 2 and 4."""
     steps: tuple[int, ...] = (16, 32, 64)
-    """Steps of Lanczos."""
+    """Numbers of steps of Lanczos."""
     probes: tuple[int, ...] = (1, 2, 4, 8)
-    """Random vectors."""
+    """Numbers of random vectors."""
     seeds: int = 8
-    """How often each setting is tried."""
+    """Seeds with which each setting is tried."""
     training_steps: int = 300
     """Updates of the network by AdamW, in batches of 64."""
 

@@ -26,11 +26,11 @@ class Settings(part.Settings):
     network: str = "resnet18"
     """A network of benchmarks/networks.py."""
     contenders: tuple[str, ...] = ("tb_optax", "PyTorch")
-    """What is timed: names in benchmarks/contenders.py."""
+    """Contenders to time: names in benchmarks/contenders.py."""
     rounds: int = 7
-    """How often each is timed."""
+    """How often each contender is timed."""
     limit: float = 120.0
-    """Seconds that one refresh may take."""
+    """Time limit of one refresh, in seconds."""
 
 
 def run(settings: Settings) -> Result:

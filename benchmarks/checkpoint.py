@@ -37,7 +37,7 @@ class Settings(part.Settings):
     networks: tuple[str, ...] = ("resnet50", "gpt2")
     """Networks of benchmarks/networks.py, with random weights."""
     rounds: int = 3
-    """How often each command is run, after a first run that finds no compiled programs."""
+    """How often each command is run, after a first run without compiled programs."""
 
 
 def run(settings: Settings) -> list[Result]:

@@ -1,7 +1,7 @@
-"""What each way to compute spectra costs, and how far it agrees with the exact one: `python -m benchmarks.choice --help`.
+"""The cost of each way to compute spectra, and its agreement with the exact one: `python -m benchmarks.choice --help`.
 
 Costs are those of a refresh, on weights of published shapes. Alphas, the layers' ranks by alpha, and scales are compared on
-trained weights: any checkpoints that `tb-optax report` reads.
+trained weights, of any checkpoint that `tb-optax report` reads.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ class Settings(part.Settings):
     """Times refreshes by each solver, and compares alphas on trained weights."""
 
     networks: tuple[str, ...] = ("resnet18", "gpt2", "llama_layer")
-    """What is timed: networks of benchmarks/networks.py."""
+    """Networks to time, of benchmarks/networks.py."""
     trained: tuple[Path, ...] = ()
-    """What is compared: checkpoints of trained networks, or run folders of the examples. A folder's name is its label."""
+    """Weights to compare: checkpoints of trained networks, or run folders of the examples. A folder's name is its label."""
     exclude: tuple[str, ...] = ("conv1", "linear")
     """The first and the last layer of the trained networks, as `find_layers` takes them. Names that a network does not
     have are ignored."""
     rounds: int = 5
-    """How often each is timed."""
+    """How often each refresh is timed."""
 
 
 def run(settings: Settings) -> Result:

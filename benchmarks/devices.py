@@ -1,6 +1,6 @@
-"""A refresh on several devices, which hold the parameters as data-parallel training does: `python -m benchmarks.devices`.
+"""A refresh on several devices, with the parameters on each as in data-parallel training: `python -m benchmarks.devices`.
 
-On CPU the devices are simulated and share the cores: the time should not grow with their number.
+On CPU the devices are simulated and share the cores, so the time should not grow with their number.
 """
 
 import dataclasses
@@ -14,16 +14,16 @@ from benchmarks.timing import Contender, Result, measure
 
 @dataclasses.dataclass(frozen=True)
 class Settings(part.Settings):
-    """Times a refresh under `jax.set_mesh` with the parameters on every device, the numbers of devices in turn."""
+    """Times a refresh under `jax.set_mesh` with the parameters on every device, for several numbers of devices in turn."""
 
     networks: tuple[str, ...] = ("resnet18", "gpt2")
     """Networks of benchmarks/networks.py."""
     devices: tuple[int, ...] = (1, 2, 4, 8)
-    """Numbers of devices. Those above the number of this machine's GPUs are left out."""
+    """Numbers of devices. Numbers above that of this machine's GPUs are left out."""
     rounds: int = 7
-    """How often each is timed."""
+    """How often each refresh is timed."""
     seconds_each: float = 20.0
-    """No number of devices gets another round of a network once it has taken this long."""
+    """Time in seconds after which a number of devices gets no further round of a network."""
 
 
 def run(settings: Settings) -> list[Result]:

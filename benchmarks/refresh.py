@@ -20,15 +20,15 @@ class Settings(part.Settings):
     """Times a refresh of each network by every contender, in turn."""
 
     networks: tuple[str, ...] = ()
-    """By default the paper's networks and GPT-2 and, on a GPU, ResNet-18 of 2,048 channels and a Transformer of 1.1B."""
+    """Networks; by default the paper's and GPT-2 and, on a GPU, ResNet-18 of 2,048 channels and a Transformer of 1.1B."""
     all_fits: tuple[str, ...] = ("resnet18",)
-    """Networks for which all three fits are timed, not only the median."""
+    """Networks for which all three fits are timed instead of the median alone."""
     contenders: tuple[str, ...] = ("tb_optax", "PyTorch", "WeightWatcher", *_BARE)
-    """What is timed: names in benchmarks/contenders.py."""
+    """Contenders to time: names in benchmarks/contenders.py."""
     rounds: int = 9
-    """How often each is timed."""
+    """How often each refresh is timed."""
     seconds_each: float | None = None
-    """No contender gets another round of a network once it has taken this long; by default 10 s on CPU and 4 on a GPU."""
+    """Time after which a contender gets no further round of a network; by default 10 s on CPU and 4 s on a GPU."""
 
 
 def run(settings: Settings) -> list[Result]:

@@ -1,4 +1,4 @@
-"""Tables and plots from the files of a run: `python -m benchmarks.report DIRECTORY`."""
+"""Writes tables and plots from the result files of a run: `python -m benchmarks.report DIRECTORY`."""
 
 import json
 from collections.abc import Mapping

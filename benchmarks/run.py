@@ -1,6 +1,6 @@
-"""Runs all parts that suit this machine's device, within a time: `python -m benchmarks.run --help`.
+"""Runs all parts that suit this machine's device, within a time limit: `python -m benchmarks.run --help`.
 
-A part that fails or takes too long costs the others nothing. The tables come last.
+A part that fails or takes too long does not affect the others. The tables are printed last.
 """
 
 import contextlib
@@ -32,15 +32,15 @@ _SHARES = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Runs every benchmark that suits this machine's device and reports."""
+    """Runs every benchmark that suits this machine's device, and prints a report."""
 
     minutes: float | None = None
-    """For everything; by default 20 on CPU and 9 on a GPU."""
+    """Time limit for everything; by default 20 minutes on CPU and 9 on a GPU."""
     parts: tuple[str, ...] = ()
-    """Some of refresh, steps, figure23, busy, devices, approximate, choice, checkpoint; by default all that suit the
-    device."""
+    """Parts to run: some of refresh, steps, figure23, busy, devices, approximate, choice, checkpoint; by default all that
+    suit the device."""
     out: Path | None = None
-    """Where to write results, report and plots; by default benchmarks/results/KIND OF DEVICE."""
+    """Folder for results, report and plots; by default benchmarks/results/KIND OF DEVICE."""
 
 
 def run(settings: Settings) -> None:
@@ -51,13 +51,13 @@ def run(settings: Settings) -> None:
         del shares["devices"]
     unknown = sorted(set(settings.parts) - set(shares))
     if unknown:
-        raise ValueError(f"parts: {', '.join(unknown)} is no part here; give some of {', '.join(shares)}.")
+        raise ValueError(f"parts: {', '.join(unknown)} does not run on this device; give some of {', '.join(shares)}.")
     shares = {part: share for part, share in shares.items() if not settings.parts or part in settings.parts}
     deadline = Deadline((settings.minutes or (9 if on_gpu else 20)) - 0.25)
     directory = settings.out or provenance.results_directory()
     print(f"{device['device_kind']}, {device['devices']} device(s), {device['cores']} cores; results in {directory}")
     while shares:
-        # Time that a part does not use goes to those after it.
+        # The time that a part does not use goes to the next parts.
         minutes = max(deadline.left() / 60 * next(iter(shares.values())) / sum(shares.values()), 0.2)
         shares.pop(part := next(iter(shares)))
         print(f"\n{part}: at most {minutes:.1f} minutes", flush=True)
@@ -75,7 +75,7 @@ def _run_part(part: str, minutes: float, directory: Path) -> str:
         return "cut off; the results that it had written are kept"
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # with the workers that it may have left
+            os.killpg(process.pid, signal.SIGKILL)  # The group includes workers that the part may have left.
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What a refresh of a large, sharded network would take on each of eight devices: compiled, not run.
+"""The memory and work of a refresh of a large, sharded network on each of eight devices: compiled, not run.
 
-`python -m benchmarks.scale` writes the table of `docs/scale.md`. XLA says how much memory a device needs beside the weights
-and the state, its program which arrays are gathered whole from all devices, and how many eigenproblems of which size a
-device solves. The devices are simulated, and the program is the CPU's.
+`python -m benchmarks.scale` writes the table of `docs/scale.md`. XLA reports how much memory a device needs beside the
+weights and the state. The compiled program shows which arrays are gathered whole from all devices, and how many
+eigenproblems of which size a device solves. The devices are simulated, and the program is compiled for CPU.
 """
 
 import dataclasses
@@ -167,10 +167,10 @@ def rows() -> Iterator[Sequence[str]]:
 
 
 def main(out: Path | None = None) -> None:
-    """Prints the table.
+    """Prints the table of `docs/scale.md`.
 
     Args:
-      out: a file to write it to as well.
+      out: a file to write the table to as well.
     """
     jax.config.update("jax_num_cpu_devices", DEVICES)
     columns = (

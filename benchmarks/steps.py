@@ -1,7 +1,7 @@
 """What TempBalance adds to training: `python -m benchmarks.steps --help`.
 
-Compares an optimizer's update that refreshes nothing with the same chain without TempBalance. Then times epochs with
-refreshes at several intervals: the length of an epoch, and the share of refreshes in it (the paper's Figure 24).
+Compares an optimizer's update without a refresh with the same chain without TempBalance. Then times epochs with refreshes
+at several intervals: the length of an epoch, and the share of refreshes in it (the paper's Figure 24).
 """
 
 import dataclasses
@@ -21,26 +21,26 @@ _UPDATES = (1, 20)
 
 @dataclasses.dataclass(frozen=True)
 class Settings(part.Settings):
-    """Times an update that refreshes nothing, and epochs at several update intervals."""
+    """Times an update without a refresh, and epochs at several update intervals."""
 
     network: str = "resnet18"
     """A network of benchmarks/networks.py, whose parameters the optimizer updates."""
     model: str = "resnet18"
-    """What is trained: a model of examples/paper/vision."""
+    """Model to train, of examples/paper/vision."""
     width: float = 1.0
-    """Multiplies the model's channels."""
+    """Factor on the number of the model's channels."""
     batch_size: int = 128
-    """Images a step."""
+    """Images in each step."""
     steps: int | None = None
-    """Steps of an epoch; by default 390 (50,000 images in batches of 128) on a GPU and 2 on CPU."""
+    """Steps in an epoch; by default 390 (50,000 images in batches of 128) on a GPU and 2 on CPU."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """What the model computes in; by default bfloat16 on a GPU and float32 on CPU."""
+    """Dtype of the model's computation; by default bfloat16 on a GPU and float32 on CPU."""
     intervals: tuple[int, ...] = (390, 100, 50, 10, 1)
     """Updates between refreshes. For an interval longer than an epoch, the share is computed from the time of a refresh."""
     update_rounds: int = 20
     """How often each chain's update is timed in a process."""
     update_processes: int = 7
-    """How many processes each chain's update is timed in: the place of its arrays in memory changes it by up to 5%."""
+    """Processes in which each chain's update is timed: the place of its arrays in memory changes its time by up to 5%."""
     rounds: int = 5
     """How often each epoch is timed."""
 

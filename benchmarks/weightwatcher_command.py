@@ -1,4 +1,4 @@
-"""What a user of WeightWatcher would run on a file of weights: `python -m benchmarks.weightwatcher_command FILE CSV`."""
+"""Runs WeightWatcher on a file of weights, as its users do: `python -m benchmarks.weightwatcher_command FILE CSV`."""
 
 import sys
 

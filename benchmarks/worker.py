@@ -1,4 +1,4 @@
-"""A process for one contender, which answers lines of JSON: `python -m benchmarks.worker CONTENDER CASE`.
+"""Runs one contender in a process of its own and answers lines of JSON: `python -m benchmarks.worker CONTENDER CASE`.
 
 The process writes a line when the case is loaded. Then it answers `first` (the first call, which compiles), `run` (one more
 call) and `end` (peak memory and alphas). Whatever a contender prints goes to standard error.

@@ -29,7 +29,7 @@ def norm(channels: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
 
 
 class Block(nnx.Module):
-    """Two convolutions beside a shortcut; the first one may have a stride, and then so has the shortcut."""
+    """Two convolutions beside a shortcut. The first one may have a stride; then the shortcut has the same."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, rngs: nnx.Rngs):
         self.conv1, self.norm1 = conv(inputs, outputs, rngs, stride=stride), norm(outputs, rngs)
@@ -94,9 +94,9 @@ def main(
     Args:
       tempbalance: whether each layer has a learning rate of its own.
       epochs: passes over the training images.
-      batch_size: images a step.
-      learning_rate: at the start; annealed to zero.
-      seed: of the initialization and the order of the images.
+      batch_size: images in each step.
+      learning_rate: the learning rate at the start; a cosine takes it to zero.
+      seed: seed of the initialization and of the order of the images.
     """
     train_images, train_labels, test_images, test_labels = load()
     steps = len(train_images) // batch_size
@@ -107,12 +107,12 @@ def main(
     balance = None
     if tempbalance:
         balance = tb_optax.tempbalance(None, layers=tb_optax.trace_layers(model, test_images[:1]))
-        tx = optax.chain(tx, balance)  # last: it scales the step
+        tx = optax.chain(tx, balance)  # last, so that it scales the step
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 
     random, tested = np.random.default_rng(seed), 0.0
     for epoch in range(1, epochs + 1):
-        if balance is not None:  # Once an epoch, the scales are computed anew from the weights.
+        if balance is not None:  # Computes the scales from the weights, once an epoch.
             optimizer.opt_state = balance.refresh(optimizer.opt_state, nnx.state(model, nnx.Param))
         model.train()
         losses = [train_step(model, optimizer, *batch) for batch in batches(train_images, train_labels, batch_size, random)]

@@ -1,11 +1,13 @@
 """A language model on one page, to read and copy: a decoder on any text, AdamW and TempBalance.
 
-`python -m examples.gpt` takes three minutes on two CPU cores, on text that comes with Python: the 370 kB of pydoc's help
-topics. `--text FILE` takes any other file, since tokens are bytes. `--method adamw` trains without TempBalance.
+`python -m examples.gpt` takes three minutes on two CPU cores. It trains on text that comes with Python: the 370 kB of
+pydoc's help topics. `--text FILE` takes any other file, because tokens are bytes. `--method adamw` trains without
+TempBalance.
 
 The decoder has RMSNorm in front of each branch, rotary positions, a gated MLP and no biases. Its blocks are scanned: each
 kernel is a stack, and TempBalance gives each slice a learning rate of its own. All devices of this machine share each
-batch. `--resume` goes on from the last checkpoint in `--out`: on a CPU, to the same bits as a run that never stopped.
+batch. `--resume` continues from the last checkpoint in `--out`. On a CPU, the result has the same bits as that of a run
+without an interruption.
 """
 
 import dataclasses
@@ -38,24 +40,24 @@ Text = UInt8[Array, " bytes"]
 class Settings:
     """Trains a decoder on a text, and plots what TempBalance does to its layers."""
 
-    method: Literal["adamw", "tb", "llr", "shape"] = "tb"  # AdamW alone; with TempBalance, LLR, or scales by shape alone
-    text: Path | None = None  # Any file, 90% of it to train on and the rest to validate on. By default pydoc's help topics
-    blocks: int = 4  # Blocks, of an attention and a gated MLP each
+    method: Literal["adamw", "tb", "llr", "shape"] = "tb"  # AdamW alone, or with TempBalance, LLR, or scales by shape alone
+    text: Path | None = None  # Any file: 90% to train on, the rest to validate on. By default, pydoc's help topics
+    blocks: int = 4  # Blocks, each with an attention and a gated MLP
     width: int = 128  # Width of the residual stream; the MLP's is 8/3 of it
-    heads: int = 4  # Heads of an attention, which share the width
+    heads: int = 4  # Heads of each attention, which share the width
     window: int = 128  # Bytes that the decoder sees at once
-    tied: bool = False  # Whether the embedding is the output weight too
+    tied: bool = False  # Whether the embedding is also the output weight
     updates: int = 1000  # Steps of the optimizer
-    batch_size: int = 16  # Windows an update
+    batch_size: int = 16  # Windows in each update
     learning_rate: float = 2e-3  # Learning rate after the warm-up; a cosine takes it to a tenth
     warmup: int = 100  # Updates in which the learning rate rises from zero
     weight_decay: float = 0.1  # Weight decay of every matrix; the scales of norms do not decay
     refresh_interval: int = 50  # Updates between two refreshes of the layers' scales
-    evaluation_interval: int = 50  # Updates between two evaluations, each with a checkpoint
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # What blocks compute in; parameters and logits are float32
+    evaluation_interval: int = 50  # Updates between two evaluations, each of which saves a checkpoint
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # Dtype of the blocks' computation; parameters and logits are float32
     seed: int = 0  # Seed of the initialization, the batches and the sample
     out: Path = Path("runs/gpt")  # Folder to write to
-    resume: bool = False  # Whether to go on with the run in --out, if there is one
+    resume: bool = False  # Whether to continue the run in --out, if there is one
 
 
 def rotate(x: Float[Array, "batch length heads size"]) -> Float[Array, "batch length heads size"]:
@@ -77,7 +79,7 @@ class Block(nnx.Module):
             init = nnx.initializers.normal(deviation)
             return nnx.Linear(inputs, outputs, use_bias=False, dtype=dtype, kernel_init=init, rngs=rngs)
 
-        into_stream = 0.02 / (2 * settings.blocks) ** 0.5  # The stream is a sum of so many branches.
+        into_stream = 0.02 / (2 * settings.blocks) ** 0.5  # The stream is the sum of 2 * blocks branches.
         self.heads = settings.heads
         self.norm1, self.norm2 = (nnx.RMSNorm(width, dtype=dtype, rngs=rngs) for _ in range(2))
         self.query, self.key, self.value = (linear(width, width) for _ in range(3))
@@ -116,7 +118,7 @@ class GPT(nnx.Module):
 
 
 def help_topics() -> bytes:
-    """The help topics of pydoc, each paragraph once: topics quote each other, and validation needs text that is new."""
+    """The help topics of pydoc, each paragraph once: topics quote each other, but validation needs unseen text."""
     paragraphs = "\n\n".join(topics[name] for name in sorted(topics)).split("\n\n")
     return "\n\n".join(dict.fromkeys(paragraphs)).encode()
 
@@ -155,7 +157,7 @@ def open_folder(settings: Settings, text: bytes) -> None:
 
 
 def create_optimizer(settings: Settings, layers: tb_optax.Layers) -> tuple[optax.GradientTransformation, Callable | None]:
-    """The optimizer of `settings.method`, and what refreshes its scales, for the training loop to call."""
+    """The optimizer of `settings.method`, and the function by which the training loop refreshes its scales, if any."""
     rate = settings.learning_rate
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, settings.warmup, settings.updates, end_value=rate / 10)
     decays = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: "norm" not in str(path), params)
@@ -166,10 +168,10 @@ def create_optimizer(settings: Settings, layers: tb_optax.Layers) -> tuple[optax
         return (optimizer if settings.method == "adamw" else optax.chain(optimizer, llr)), None
     metric = {"tb": tb_optax.metrics.pl_alpha_hill, "shape": tb_optax.metrics.noise_of_shape}[settings.method]
     tb = tb_optax.tempbalance(None, layers=layers, metric=metric)
-    return optax.chain(optimizer, tb), tb.refresh  # TempBalance comes last, where it scales the step.
+    return optax.chain(optimizer, tb), tb.refresh  # TempBalance comes last, so that it scales the step.
 
 
-class State(NamedTuple):  # All that an update changes, which is what a checkpoint holds.
+class State(NamedTuple):  # Everything that an update changes; a checkpoint holds it.
     params: PyTree
     opt_state: optax.OptState
     update: Int[Array, ""]
@@ -213,7 +215,7 @@ def sample(apply: Apply, params: PyTree, prompt: Text, length: int, key: Array) 
 
 
 def describe(settings: Settings, layers: tb_optax.Layers, state: State, losses: list[Array], valid: Array) -> dict[str, Any]:
-    """A line of the log; alphas and scales are those of the last refresh, a number for each block."""
+    """A line of the log. Alphas and scales are those of the last refresh, with one number for each block."""
     line = dict(update=int(state.update), train_loss=float(np.mean(jax.device_get(losses))), validation_loss=float(valid))
     if settings.method == "adamw":
         return line
@@ -225,7 +227,7 @@ def describe(settings: Settings, layers: tb_optax.Layers, state: State, losses: 
 
 
 def plot(log: list[dict[str, Any]], out: Path) -> None:
-    """The losses; and each layer's alpha and scale, with a column for each kernel and a line for each block."""
+    """Plots the losses, and each layer's alpha and scale: a column for each kernel, a line for each block."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for name in ("train", "validation"):
         axes.plot([line["update"] for line in log], [line[f"{name}_loss"] for line in log], label=name)
@@ -248,7 +250,7 @@ def plot(log: list[dict[str, Any]], out: Path) -> None:
 
 
 def main(settings: Settings) -> None:
-    """Trains, and leaves everything in `settings.out`."""
+    """Trains, and writes log, checkpoints and plots to `settings.out`."""
     devices, content = jax.local_devices(), help_topics() if settings.text is None else settings.text.read_bytes()
     check(settings, len(content), len(devices))
     open_folder(settings, content)

@@ -4,8 +4,9 @@
     python -m examples.image_classification --dataset cifar10 --epochs 200
     python -m examples.image_classification --folder photos --image-size 64
 
-It trains on all devices of this machine, saves a checkpoint after every epoch, goes on after an interruption by `--resume`,
-and plots each layer's alpha and scale. On a Linux CPU, GLIBC_TUNABLES=glibc.malloc.hugetlb=1 takes a quarter off a step.
+It trains on all devices of this machine, saves a checkpoint after every epoch, and plots each layer's alpha and scale.
+`--resume` continues after an interruption. On a Linux CPU, GLIBC_TUNABLES=glibc.malloc.hugetlb=1 makes steps a quarter
+shorter.
 """
 
 import dataclasses
@@ -41,20 +42,20 @@ import tb_optax
 class Settings:
     """Trains a network on images, validates it after every epoch, and tests it at the end."""
 
-    dataset: str = "digits"  # digits of scikit-learn, or an image-classification set of TensorFlow Datasets, such as cifar10
-    folder: Path | None = None  # instead of --dataset, a folder that holds a subfolder of images for each class
-    image_size: int = 32  # images are cut to squares and resized to this many pixels each way
-    model: Literal["resnet18", "resnet34", "vgg16", "vgg19"] = "resnet18"  # network, in its form for small images
-    width: float = 1.0  # multiplies the number of channels of every layer
-    method: Literal["cal", "tb", "shape"] = "tb"  # SGD, cosine annealing (cal); with TempBalance (tb), with scales by shape
+    dataset: str = "digits"  # scikit-learn's digits, or an image-classification set of TensorFlow Datasets, such as cifar10
+    folder: Path | None = None  # instead of --dataset: a folder with a subfolder of images for each class
+    image_size: int = 32  # width and height in pixels, to which images are cropped and resized
+    model: Literal["resnet18", "resnet34", "vgg16", "vgg19"] = "resnet18"  # network, in its variant for small images
+    width: float = 1.0  # factor on the number of channels of every layer
+    method: Literal["cal", "tb", "shape"] = "tb"  # SGD and cosine annealing (cal); with TempBalance (tb) or scales by shape
     epochs: int = 20  # passes over the training images
-    batch_size: int = 128  # images in a step, on all devices together
-    learning_rate: float = 0.1  # in the first epoch; annealed to zero
-    flip: bool = True  # mirror every other training image, unless it is a digit: digits, mnist or svhn in the data's name
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of computation; auto: float32 on a CPU, bfloat16 elsewhere
-    seed: int = 0  # of the initialization, the order of the images and their augmentation
+    batch_size: int = 128  # images in each step, on all devices together
+    learning_rate: float = 0.1  # learning rate of the first epoch; a cosine takes it to zero
+    flip: bool = True  # mirror every other training image, unless the data's name has digits, mnist or svhn in it
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # dtype of computation; auto: bfloat16, but float32 on a CPU
+    seed: int = 0  # seed of the initialization, the order of the images and their augmentation
     out: Path = Path("runs/image_classification")  # folder for the log, the checkpoints and the plot
-    resume: bool = False  # go on after the last checkpoint in --out, if there is one
+    resume: bool = False  # continue from the last checkpoint in --out, if there is one
 
 
 class ConvNorm(nnx.Module):
@@ -89,7 +90,7 @@ def resnet(blocks: Sequence[int], width: float, classes: int, **options: Any) ->
 
 
 def vgg(convolutions: Sequence[int], width: float, classes: int, **options: Any) -> nnx.Sequential:
-    """Five stages of convolutions, each with a pooling at its end, then as in a residual network."""
+    """Five stages of convolutions, each followed by a pooling, then a mean over the image and a linear layer."""
     layers, inputs = [], 3
     for size, count in zip((64, 128, 256, 512, 512), convolutions, strict=True):
         for _ in range(count):
@@ -104,19 +105,19 @@ NETWORKS |= {"vgg16": partial(vgg, (2, 2, 3, 3, 3)), "vgg19": partial(vgg, (2, 2
 
 
 class Images(NamedTuple):
-    pixels: UInt8[Any, "n h w 3"]  # NumPy's, and then on the devices
+    pixels: UInt8[Any, "n h w 3"]  # NumPy arrays, later arrays on the devices
     labels: Int[Any, " n"]
 
 
 def split(images: Images, fraction: float) -> tuple[Images, Images]:
-    """Divides at random, always in the same way, into the rest and a held-out fraction."""
+    """Divides images at random, but always the same, into the rest and a held-out fraction."""
     order = np.random.default_rng(0).permutation(len(images.labels))
     held_out, rest = np.split(order, [round(fraction * len(order))])
     return Images(images.pixels[rest], images.labels[rest]), Images(images.pixels[held_out], images.labels[held_out])
 
 
 def read(source: str, examples: Sequence[Mapping[str, Any]], classes: int, size: int) -> Images:
-    """Reads examples in threads, and brings their images, files or arrays, to one size."""
+    """Reads examples in threads, and crops and resizes their images (files or arrays) to one size."""
 
     def fitted(row: int) -> tuple[np.ndarray, int]:
         example = examples[row]
@@ -134,7 +135,7 @@ def read(source: str, examples: Sequence[Mapping[str, Any]], classes: int, size:
 
 
 def load_tfds(name: str, size: int) -> tuple[Images, Images, int]:
-    """A set of TensorFlow Datasets, without TensorFlow, downloaded if need be: its train and test images and its classes."""
+    """The train and test images and the number of classes of a set of TensorFlow Datasets; downloads it if needed."""
     import tensorflow_datasets as tfds
 
     try:
@@ -177,7 +178,7 @@ class State(NamedTuple):
 
 
 def crop_and_flip(key: Key[Array, ""], images: UInt8[Array, "n h w c"], flip: bool) -> UInt8[Array, "n h w c"]:
-    """Shifts each image by up to 4 pixels each way, with zeros from outside, and mirrors every other one if `flip`."""
+    """Shifts each image by up to 4 pixels each way, padded with zeros, and mirrors about half of them if `flip`."""
     crop_key, flip_key = jax.random.split(key)
     padded = jnp.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
     corners = jax.random.randint(crop_key, (len(images), 2), 0, 9)
@@ -198,13 +199,13 @@ def prepare(settings: Settings, key: Key[Array, ""], train_set: Images, classes:
     model = nnx.jit(lambda key: NETWORKS[settings.model](settings.width, classes, dtype=dtype, rngs=nnx.Rngs(key)))(key)
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     cosine = optax.cosine_decay_schedule(settings.learning_rate, settings.epochs)
-    schedule = lambda step: cosine(jnp.asarray(step) // steps)  # as in the paper, one learning rate an epoch
+    schedule = lambda step: cosine(jnp.asarray(step) // steps)  # as in the paper, one learning rate for each epoch
     tx = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(schedule, momentum=0.9))
     layers = tb_optax.trace_layers(model, jnp.float32(train_set.pixels[:1]))
     metric = tb_optax.metrics.noise_of_shape if settings.method == "shape" else tb_optax.metrics.pl_alpha_hill
     tb = tb_optax.tempbalance(None, layers=layers, metric=metric)
     if settings.method != "cal":
-        tx = optax.chain(tx, tb)  # last: it scales the step
+        tx = optax.chain(tx, tb)  # last, so that it scales the step
 
     def apply(params: optax.Params, stats: nnx.State, pixels: Array, train: bool) -> tuple[Array, nnx.State]:
         model = nnx.merge(graphdef, params, stats, copy=True)
@@ -238,7 +239,7 @@ def prepare(settings: Settings, key: Key[Array, ""], train_set: Images, classes:
 
 
 def plot(epochs: Sequence[dict[str, Any]], path: Path) -> None:
-    """Alpha and learning rate scale of each layer, the first one dark and the last one light."""
+    """Plots alpha and learning-rate scale of each layer, from dark for the first layer to light for the last."""
     figure, layers = matplotlib.figure.Figure(figsize=(11, 4), layout="constrained"), list(epochs[0]["alpha"])
     for name, axes in zip(("alpha", "scale"), figure.subplots(1, 2), strict=True):
         axes.set_prop_cycle(color=matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(layers))))
@@ -250,7 +251,7 @@ def plot(epochs: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def train(settings: Settings, mesh: Mesh) -> float:
-    """Trains on these devices, each of which holds the network and all images; returns the accuracy on the test images."""
+    """Trains on the mesh's devices, which all hold the network and all images; returns the accuracy on the test images."""
     checkpoints = CheckpointManager(settings.out.absolute() / "checkpoints", options=CheckpointManagerOptions(max_to_keep=2))
     own = {name: str(value) for name, value in vars(settings).items() if name not in ("out", "resume")}
     done, log = checkpoints.latest_step() or 0, {"settings": own, "epochs": []}
@@ -271,13 +272,13 @@ def train(settings: Settings, mesh: Mesh) -> float:
         order_key, augment_key = jax.random.split(jax.random.fold_in(data_key, epoch))
         order = jax.random.permutation(order_key, len(train_set.labels))[: steps * settings.batch_size].reshape(steps, -1)
         line: dict[str, Any] = {"epoch": epoch}
-        if settings.method != "cal":  # Once an epoch, each layer's scale is computed anew from its weights.
+        if settings.method != "cal":  # Computes each layer's scale from its weights, once an epoch.
             state = state._replace(opt_state=tb.refresh(state.opt_state, state.params))
             balance = jax.device_get(optax.tree_utils.tree_get(state.opt_state, "TempBalanceState"))
             of_layers = lambda numbers: {layer.name: float(numbers[layer.name]) for layer in layers}
             line |= {"alpha": of_layers(balance.metric), "scale": of_layers(balance.scale)}
         losses, start = [], 0.0
-        for _ in range(steps):  # The host does not wait for the devices before the epoch's end.
+        for _ in range(steps):  # The host waits for the devices only at the end of the epoch.
             state, loss = train_step(state, train_set, order, augment_key)
             losses.append(loss)
             start = start or time.perf_counter()  # after the first step is compiled

@@ -17,8 +17,8 @@ def limit_blas_threads() -> None:
     """Limits the threads once for each process, unless an environment variable sets their number.
 
     Solving several eigenproblems at once with one thread each uses all cores better than solving them one after another with
-    many threads. OpenBLAS's threads wait for each other by spinning: beside another busy program, a refresh with many took up
-    to 25 times as long. JAX calls SciPy's BLAS. NumPy's wheels bring another one, which keeps its threads.
+    many threads. OpenBLAS's threads wait for each other by spinning: beside another busy program, a refresh took up to 25
+    times as long with many. JAX calls SciPy's BLAS. NumPy's wheels bring another one, which keeps its threads.
     """
     if jax.default_backend() != "cpu" or any(name in os.environ for name in _SET_BY_THE_USER):
         return
