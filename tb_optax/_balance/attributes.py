@@ -47,6 +47,18 @@ def innermost(function: Any) -> Any:
     return function
 
 
+def keyword(function: Any, name: str, default: Any) -> Any:
+    """The value that `functools.partial` gives a keyword of a function, also inside `jax.jit`."""
+    while isinstance(function, (functools.partial, _JITTED)):
+        if isinstance(function, functools.partial):
+            if name in function.keywords:
+                return function.keywords[name]
+            function = function.func
+        else:
+            function = getattr(function, "__wrapped__", None)
+    return default
+
+
 def any_part(function: Any, holds: Callable[[Any], bool]) -> bool:
     """Whether something holds for a function, or for a function inside its `functools.partial` or `jax.jit`."""
     if isinstance(function, functools.partial):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from tb_optax._balance.attributes import any_part, declare, innermost
+from tb_optax._balance.attributes import any_part, declare, innermost, keyword
 from tb_optax._balance.fits import Fit, as_spectra, median
 from tb_optax._balance.noise import alpha_of
 
@@ -161,8 +161,8 @@ def _relative(
     if innermost(metric) is spectral_norm:
         return eigenvalues[..., -1] / (noise[..., -1] * eigenvalues.mean(axis=-1))
     # NumPy makes these constants of the program. One fit for all spectra of a length compiles once.
-    fit = getattr(metric, "keywords", {}).get("fit", median)
-    reference = alpha_of(np.asarray(noise), getattr(fit, "keywords", {}).get("tail_fraction", 0.5))
+    tail_fraction = keyword(keyword(metric, "fit", median), "tail_fraction", 0.5)
+    reference = alpha_of(np.asarray(noise), tail_fraction)
     return metric(eigenvalues) / reference.astype(eigenvalues.dtype)
 
 

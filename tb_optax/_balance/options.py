@@ -5,6 +5,8 @@ import math
 import warnings
 from typing import Any
 
+import jax
+import jax.core
 import numpy as np
 
 from tb_optax._balance.assignments import Assignment, Bound, linear, step
@@ -101,6 +103,12 @@ class BalanceOptions:
             raise ValueError(
                 f"{self.argument_of}: stop_step={self.stop_step!r} has no effect with update_interval=None; call refresh "
                 "up to that step instead."
+            )
+        start, stop = self.start_step, self.stop_step
+        if not isinstance(start, jax.core.Tracer) and not isinstance(stop, (jax.core.Tracer, type(None))) and stop < start:
+            raise ValueError(
+                f"{self.argument_of}: stop_step={stop!r} is below start_step={start!r}, so no update refreshes; give the "
+                "smaller one as start_step."
             )
 
     def _check_bounds(self) -> None:

@@ -45,7 +45,7 @@ class OwnStates:
         """The optimizer's state, with `function` applied to each state of this transformation.
 
         Raises:
-          ValueError: there is no such state, it is not of these parameters, or several transformations' states look alike.
+          ValueError: there is no such state, it is not of these parameters, or several states have the same layers.
         """
         is_state = lambda node: isinstance(node, self._state_class)
         nodes, structure = jax.tree.flatten(opt_state, is_leaf=is_state)
@@ -66,11 +66,19 @@ class OwnStates:
                 f"{argument_of}.refresh: opt_state has no {name}; give the state of an optimizer that contains this "
                 "transformation. If it was restored as plain dicts, restore it again into the structure that init returns."
             )
-        remembered = [state for state in states if _signature(plain_state(state)) in self._remembered]
+        signatures = [_signature(plain_state(state)) for state in states]
+        remembered = [state for state, own in zip(states, signatures, strict=True) if own in self._remembered]
         if len(states) > 1 and not remembered:
             raise ValueError(
                 f"{argument_of}.refresh: opt_state has {len(states)} states of type {name}, and this transformation made "
                 "none of them in this process; call the optimizer's init first (jax.eval_shape of it is enough)."
+            )
+        alike = [own for own in self._remembered if signatures.count(own) > 1]
+        if alike:
+            raise ValueError(
+                f"{argument_of}.refresh: opt_state has {signatures.count(alike[0])} states of type {name} of the layers "
+                f"{short_repr(sorted(name for name, _ in alike[0]))}, which cannot be told apart; refresh each of these "
+                "states on its own."
             )
         return remembered if len(states) > 1 else states
 

@@ -21,7 +21,7 @@ from tb_optax._balance.scales import LayerNumbers, metrics_and_scales
 from tb_optax._batching import any_over_batch
 from tb_optax._checks import check_balance_state, check_one_iterate, check_params, check_state_class, check_updates
 from tb_optax._compat import is_placeholder
-from tb_optax._dtypes import at_least_float32
+from tb_optax._dtypes import as_int32, at_least_float32
 from tb_optax._layers.blocks import group_ids
 from tb_optax._layers.layer import KernelShape, Layers, Path, PyTree, check_share, kernel_shape, resolve_layers
 from tb_optax._spectra.sharding import in_mesh, mesh_of, pinned, replicated
@@ -97,6 +97,8 @@ def balanced_transformation(
 
     def refreshed_if_due(layers: Layers, state: State, kernels: Mapping[Path, Any]) -> State:
         due = is_due(state.count, options.update_interval, options.start_step, options.stop_step)
+        if options.transition_steps is not None:
+            due &= as_int32(options.transition_steps) >= 1
         old = state.metric, transitions.target_of(state)
 
         def solved(kernels: Mapping[Path, Any]) -> tuple[LayerNumbers, LayerNumbers]:
@@ -153,10 +155,10 @@ def balanced_transformation(
 
 def is_due(count: Int[Array, ""], interval: Any, start: Any, stop: Any = None) -> Bool[Array, ""]:
     """Whether update number `count` refreshes: from `start` on, every `interval` updates, up to and including `stop`."""
-    interval, start = _as_int32(interval), _as_int32(start)
+    interval, start = as_int32(interval), as_int32(start)
     since = count - start
     due = (start >= 0) & (since >= 0) & (interval >= 1) & (since % jnp.maximum(interval, 1) == 0)
-    return due if stop is None else due & (count <= _as_int32(stop))
+    return due if stop is None else due & (count <= as_int32(stop))
 
 
 def initial_state(
@@ -202,17 +204,6 @@ def _placeholder_state(state_class: Any, measured: Mapping[str, bool] | None) ->
     number = jnp.zeros((), jnp.int32)
     fields = {"count": number, "metric": metric, "scale": of_all, "target": of_all, "remaining": number}
     return state_class(**{name: fields[name] for name in state_class._fields})
-
-
-def _as_int32(number: Any) -> Int[Array, ""]:
-    """A number of updates as an integer: `inject_hyperparams` gives schedules' values in the parameters' precision.
-
-    A NaN, or a float that is negative or too large for an int32, becomes -1, which no check accepts.
-    """
-    number = jnp.asarray(number)
-    if jnp.issubdtype(number.dtype, jnp.floating):
-        number = jnp.where((number >= 0) & (number < 2.0**31), jnp.round(number), -1.0)
-    return number.astype(jnp.int32)
 
 
 def _check_enough(argument_of: str, layers: Layers, shapes: Mapping[str, KernelShape]) -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from tb_optax._balance.scales import LayerNumbers
+from tb_optax._dtypes import as_int32
 from tb_optax._layers.layer import short_repr
 
 State = TypeVar("State", bound=Any)
@@ -27,7 +28,7 @@ def refreshed(
     """The state with the numbers of a refresh. If no refresh is due, `metric` and `target` are the state's own."""
     if steps is None:
         return state._replace(metric=metric, scale=target)
-    remaining = jnp.where(due, jnp.asarray(steps).astype(state.remaining.dtype), state.remaining)
+    remaining = jnp.where(due, as_int32(steps).astype(state.remaining.dtype), state.remaining)
     return state._replace(metric=metric, target=target, remaining=remaining)
 
 

@@ -106,7 +106,8 @@ def tempbalance(
         leaves out embeddings and small layers, but not the first and the last layer, which the paper does not balance: name
         them in `exclude`, or use `trace_layers`, which finds them.
       start_step: the update of the first refresh.
-      stop_step: the last update that may refresh. Then the last scales stay. `None` to refresh until the end.
+      stop_step: the last update that may refresh, not below `start_step`; after it the scales stay. `None` to refresh until
+        the end.
       transition_steps: the number of updates in which a scale moves to its new value, in equal steps. The update that
         refreshes makes the first step. A refresh in between starts from the scale as it is then. `None`, like 1, to apply
         new scales at once. With a number, the state is a `TempBalanceTransitionState`.

@@ -94,6 +94,16 @@ def test_windows_are_noise_of_their_own_shape():
     np.testing.assert_allclose(found, 1, atol=0.02)
 
 
+def test_a_jitted_metric_has_its_own_tail():
+    fit = functools.partial(fits.median, tail_fraction=0.2)
+    plain = functools.partial(metrics.pl_alpha_hill, fit=fit)
+    params = {f"dense{i}": {"kernel": jax.random.normal(jax.random.key(i), (64, 64 + 32 * i))} for i in range(5)}
+    options = dict(assign=assignments.sqrt)
+    expected = scales(params, metric=metrics.relative_to_noise(plain), **options)
+    for metric in (jax.jit(plain), functools.partial(metrics.pl_alpha_hill, fit=jax.jit(fit))):
+        np.testing.assert_allclose(scales(params, metric=metrics.relative_to_noise(metric), **options), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("assign", [assignments.linear, assignments.step, functools.partial(assignments.linear)])
 def test_an_assignment_that_stretches_chance_warns(assign):
     with pytest.warns(UserWarning, match="metric is relative to noise, and assign=(linear|step) stretches"):

@@ -37,6 +37,20 @@ def test_integers_bools_and_float0_are_left_as_they_are(name, as_float0):
     jax.tree.map(np.testing.assert_array_equal, {key: found[key] for key in PARAMS}, expected)
 
 
+@pytest.mark.parametrize("name", ["alphadecay", "sgdp", "adamp"])
+def test_complex_parameters_are_trained_and_decay(name):
+    value, gradient = jnp.array([1 + 2j, 3 - 1j]), jnp.array([2 - 1j, 1j])
+    tx = TRANSFORMATIONS[name]()
+    params, updates = PARAMS | {"filter": value}, ones_like(PARAMS) | {"filter": gradient}
+    found, _ = tx.update(updates, tx.init(params), params)
+    expected = {
+        "alphadecay": gradient + 0.1 * value,
+        "sgdp": -0.1 * (gradient + 0.1 / (1 - 0.9) * value),
+        "adamp": -0.1 * (gradient / jnp.abs(gradient) + 0.1 * value),
+    }[name]
+    np.testing.assert_allclose(found["filter"], expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [

@@ -222,6 +222,19 @@ def test_its_numbers_can_be_schedules():
     chex.assert_trees_all_close(state.inner_state, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("steps", [float("nan"), 0.0, -2.0])
+def test_no_scale_changes_while_the_steps_of_a_schedule_are_no_number_of_updates(steps):
+    static = ("metric", "assign", "layers")
+    tx = optax.inject_hyperparams(tb_optax.tempbalance, static_args=static)(
+        1, layers=layers, transition_steps=lambda count: jnp.where(count < 2, 1.0, steps)
+    )
+    state, update = tx.init(PARAMS), jax.jit(tx.update)
+    for step in range(4):
+        before = state.inner_state
+        _, state = update(PARAMS, state, changed(step))
+        assert all(before.scale[name] == scale for name, scale in state.inner_state.scale.items()) == (step >= 2)
+
+
 @pytest.mark.parametrize("total", [0, -3, 2.5, True, "100"])
 def test_total_updates_are_checked(total):
     with pytest.raises((ValueError, TypeError), match="llr: total_updates="):
@@ -233,6 +246,7 @@ def test_total_updates_are_checked(total):
     [
         (dict(update_interval=3, transition_steps=0), "transition_steps=0 must be at least 1"),
         (dict(update_interval=3, stop_step=-1), "stop_step=-1 must be at least 0"),
+        (dict(update_interval=3, start_step=9, stop_step=8), "stop_step=8 is below start_step=9"),
         (dict(update_interval=None, stop_step=10), "stop_step=10 has no effect with update_interval=None"),
         (dict(update_interval=3, transition_steps=1.5), "transition_steps=1.5 must be a whole number"),
     ],

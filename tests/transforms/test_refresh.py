@@ -155,6 +155,21 @@ def test_states_that_cannot_be_told_apart_are_an_error():
         restarted.refresh(tempbalance().init(params), {"other": params["dense0"], "third": params["dense1"]})
 
 
+def test_two_states_of_the_same_layers_are_refreshed_one_by_one():
+    """The second would get scales by the first one's options, or from another network's weights."""
+    one, two = tempbalance(), tb_optax.tempbalance(None, min_scale=0.9, max_scale=1.1, layers=tiny_layers)
+    tx = optax.chain(one, two)
+    state = tx.init(PARAMS)
+    for tb in (one, two):
+        with pytest.raises(ValueError, match=r"opt_state has 2 states of type TempBalanceState of the layers \['dense0'"):
+            tb.refresh(state, PARAMS)
+    for own, tb, bounds in zip(state, (one, two), [(0.5, 1.5), (0.9, 1.1)], strict=True):
+        assert tb.refresh(own, PARAMS).scale == pytest.approx(numpy_scales(PARAMS, *bounds), rel=1e-4)
+    pair = {"generator": one.init(PARAMS), "discriminator": one.init(LATER)}
+    with pytest.raises(ValueError, match="refresh each of these states on its own"):
+        one.refresh(pair, PARAMS)
+
+
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_a_restarted_process_refreshes_a_state_that_it_did_not_make(wrapper):
     tb, restarted = tempbalance(), tempbalance()
