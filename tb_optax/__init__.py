@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from tb_optax._report.changes import LayerChange as LayerChange
     from tb_optax._report.comparison import Comparison as Comparison
     from tb_optax._report.comparison import compare as compare
+    from tb_optax._report.measuring import report as report
     from tb_optax._report.record import LayerRecord as LayerRecord
     from tb_optax._report.report import Report as Report
-    from tb_optax._report.report import report as report
     from tb_optax._report.source import CheckpointError as CheckpointError
 
 __version__ = "0.1.0"
@@ -46,7 +46,7 @@ _LAZY = {
     "LayerChange": "tb_optax._report.changes",
     "LayerRecord": "tb_optax._report.record",
     "Report": "tb_optax._report.report",
-    "report": "tb_optax._report.report",
+    "report": "tb_optax._report.measuring",
     "CheckpointError": "tb_optax._report.source",
 }
 

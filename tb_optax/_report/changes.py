@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from tb_optax._layers.layer import Layer, Path, kernel_shape
-from tb_optax._report.measure import spectra_in_turn
-from tb_optax._report.report import Measuring
+from tb_optax._report.layer_spectra import spectra_in_turn
+from tb_optax._report.measuring import Measuring
 from tb_optax._spectra.noise import noise_edge, noise_spectrum
 from tb_optax._spectra.options import DEFAULT_SOLVER
 

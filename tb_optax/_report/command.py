@@ -20,8 +20,9 @@ from tb_optax._report import formats, outputs, table
 from tb_optax._report.changes import LayerChange, changes, shared_layers
 from tb_optax._report.comparison import in_turn, side_by_side
 from tb_optax._report.compilation import keep_compiled_programs
+from tb_optax._report.measuring import Measuring
 from tb_optax._report.page import page
-from tb_optax._report.report import Measuring, Report
+from tb_optax._report.report import Report
 from tb_optax._report.source import CheckpointError, Source, one_line, printable
 from tb_optax._spectra.options import DEFAULT_SOLVER, Lanczos
 from tb_optax._spectra.windows import Windows

@@ -13,8 +13,9 @@ from tb_optax._layers.layer import LayersOrFn, PyTree
 from tb_optax._report import notebook
 from tb_optax._report.adapters import is_adapter, merged, products
 from tb_optax._report.changes import LayerChange, changes, shared_layers
+from tb_optax._report.measuring import Measuring, opened
 from tb_optax._report.record import LayerRecord
-from tb_optax._report.report import Measuring, Report, opened
+from tb_optax._report.report import Report
 from tb_optax._report.source import Source, printable
 from tb_optax._spectra.options import DEFAULT_SOLVER, Exact, Lanczos
 from tb_optax._spectra.windows import Windows

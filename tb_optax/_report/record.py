@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from tb_optax._balance.fits import PowerLaw
 from tb_optax._layers.layer import Path
-from tb_optax._report.measure import Unsquarable
+from tb_optax._report.layer_spectra import Unsquarable
 from tb_optax._report.noise import UNKNOWN, AgainstNoise
 
 # The KS distance of the median fit from noise is 0.16 to 0.25 for 50 to 512 rows (`tests/report/test_as_noise.py`).

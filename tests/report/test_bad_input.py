@@ -17,8 +17,7 @@ import pytest
 from safetensors.numpy import save, save_file
 
 import tb_optax
-from tb_optax._report import command, formats
-from tb_optax._report import report as report_module
+from tb_optax._report import command, formats, measuring
 
 _KERNEL = np.random.default_rng(0).standard_normal((64, 80)).astype(np.float32)
 
@@ -213,7 +212,7 @@ def says(capsys, monkeypatch):
         raise AssertionError("something was computed")
 
     def run(path):
-        monkeypatch.setattr(report_module, "spectra_in_turn", never)
+        monkeypatch.setattr(measuring, "spectra_in_turn", never)
         with pytest.raises(SystemExit) as end:
             command.run(["report", str(path), "--no-compilation-cache"])
         monkeypatch.undo()

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 import tb_optax
 from tb_optax._report.formats import open_checkpoint
-from tb_optax._report.report import Measuring
+from tb_optax._report.measuring import Measuring
 
 _WIDTH = 64
 

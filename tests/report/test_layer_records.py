@@ -12,10 +12,9 @@ import pytest
 import tb_optax
 from tb_optax import fits
 from tb_optax._balance.fits import fit_spectra
-from tb_optax._report import measure
-from tb_optax._report import report as report_module
+from tb_optax._report import layer_spectra, measuring
 from tb_optax._report.comparison import labels, side_by_side
-from tb_optax._report.measure import spectra_in_turn
+from tb_optax._report.layer_spectra import spectra_in_turn
 from tb_optax._report.source import of_tree
 
 
@@ -222,7 +221,7 @@ def test_every_kernel_is_read_once_and_few_before_their_turn(params):
 
 
 def test_what_would_not_fit_into_memory_is_left_out_unread(params, monkeypatch):
-    monkeypatch.setattr(report_module, "_memory", lambda: 4 * 64 * 96 * 2)
+    monkeypatch.setattr(measuring, "_memory", lambda: 4 * 64 * 96 * 2)
     report = tb_optax.report({"small": params["layer1"], "large": {"kernel": np.zeros((128, 96), np.float32)}})
     assert [record.layer for record in report.records] == ["small"]
     assert "GiB" in report.left_out["large/kernel"]
@@ -317,8 +316,8 @@ def test_spectra_of_gram_products_are_taken_where_they_are_exact(least, monkeypa
     weight = _with_condition(64, 160, max(least, 1e-5)) if least else np.zeros((64, 160), np.float32)
     exact = tb_optax.spectra({"dense": {"kernel": weight}})["dense"]
     solvers = []
-    solve = measure._solve_on_cpu
-    monkeypatch.setattr(measure, "_solve_on_cpu", lambda *args: solvers.append(args[1].method) or solve(*args))
+    solve = layer_spectra._solve_on_cpu
+    monkeypatch.setattr(layer_spectra, "_solve_on_cpu", lambda *args: solvers.append(args[1].method) or solve(*args))
     (record,) = tb_optax.report({"dense": {"kernel": weight}}).records
     assert solvers == (["gram"] if least >= 4e-3 else ["gram", "auto"])
     np.testing.assert_allclose(record.eigenvalues, exact, rtol=0.05 if least >= 4e-3 else 0)
@@ -328,8 +327,8 @@ def test_spectra_of_gram_products_are_taken_where_they_are_exact(least, monkeypa
 
 def test_gram_products_are_taken_for_fits_that_tolerate_them_alone(monkeypatch):
     solvers = []
-    solve = measure._solve_on_cpu
-    monkeypatch.setattr(measure, "_solve_on_cpu", lambda *args: solvers.append(args[1]) or solve(*args))
+    solve = layer_spectra._solve_on_cpu
+    monkeypatch.setattr(layer_spectra, "_solve_on_cpu", lambda *args: solvers.append(args[1]) or solve(*args))
     tree = {"dense": {"kernel": _with_condition(64, 160, 0.1)}}
     for fit in (fits.fix_finger, lambda eigenvalues: fits.median(eigenvalues)):
         tb_optax.report(tree, fits=(fits.median, fit) if fit is fits.fix_finger else (fit,))

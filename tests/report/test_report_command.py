@@ -13,8 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import tb_optax
-from tb_optax._report import command, measure
-from tb_optax._report import report as report_module
+from tb_optax._report import command, layer_spectra, measuring
 from tb_optax._report.table import sparkline
 
 
@@ -187,7 +186,7 @@ def test_what_was_asked_wrongly_is_one_line_and_2(checkpoint, capsys, flags, wor
 
 
 def test_wrong_flags_are_told_before_anything_is_measured(checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr(report_module, "spectra_in_turn", None)
+    monkeypatch.setattr(measuring, "spectra_in_turn", None)
     assert "sort" in _fails(capsys, 2, checkpoint, "--sort", "change")
     assert "filter" in _fails(capsys, 2, checkpoint, "--filter", "no")
     assert "is a checkpoint" in _fails(capsys, 2, checkpoint, "--json", checkpoint)
@@ -196,7 +195,7 @@ def test_wrong_flags_are_told_before_anything_is_measured(checkpoint, capsys, mo
 
 
 def test_a_checkpoint_that_cannot_be_read_is_one_line_and_1_before_the_others_are_measured(checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr(report_module, "spectra_in_turn", None)
+    monkeypatch.setattr(measuring, "spectra_in_turn", None)
     said = _fails(capsys, 1, checkpoint, checkpoint + ".missing")
     assert "model.safetensors.missing" in said
 
@@ -210,10 +209,10 @@ def test_names_in_the_table_cannot_command_a_terminal(weights, tmp_path, capsys)
 
 def test_an_interrupt_leaves_what_has_been_measured(checkpoint, tmp_path, capsys, monkeypatch):
     def interrupted(*args):
-        yield from (each for each, _ in zip(measure.spectra_in_turn(*args), range(2), strict=False))
+        yield from (each for each, _ in zip(layer_spectra.spectra_in_turn(*args), range(2), strict=False))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report_module, "spectra_in_turn", interrupted)
+    monkeypatch.setattr(measuring, "spectra_in_turn", interrupted)
     ended = []
     monkeypatch.setattr(os, "_exit", ended.append)
     assert _run(checkpoint, "--json", str(tmp_path / "report.json")) == 0 and ended == [130]
@@ -246,14 +245,14 @@ def test_without_the_extra_one_line_names_it(module):
 
 _TELLS_WHAT_IT_READS = """
 import sys
-from tb_optax._report import command, report
-in_turn = report.spectra_in_turn
+from tb_optax._report import command, measuring
+in_turn = measuring.spectra_in_turn
 def telling(layers, shapes, read, *options):
     def tell(path):
         print(path, file=sys.stderr, flush=True)
         return read(path)
     return in_turn(layers, shapes, tell, *options)
-report.spectra_in_turn = telling
+measuring.spectra_in_turn = telling
 command.run(sys.argv[1:])
 """
 

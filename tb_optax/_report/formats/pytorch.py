@@ -1,9 +1,9 @@
 """PyTorch's files, read without PyTorch and without running anything: the zip archive of `torch.save`, the older stream of
 pickles, and TorchScript.
 
-`pickled` reads the pickle as data. What is found there is checked against the file before an array is made: a tensor is a
-view, by offset, shape and strides, of a storage, and a storage is a range of the file. Each array is read when it is asked
-for.
+`pickled` reads the pickle as data, and `tensors` knows what PyTorch puts there. A tensor is a view of a storage, by offset,
+shape and strides; a storage is a range of the file. Both are checked against the file before an array is made. Each array is
+read when it is asked for.
 """
 
 import functools
@@ -12,63 +12,22 @@ import mmap
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
 import jax
-import ml_dtypes
 import numpy as np
 
 from tb_optax._layers.layer import Path
-from tb_optax._report.formats import pickled
 from tb_optax._report.formats.found import tensors_by_path
 from tb_optax._report.formats.index import files_of_index
-from tb_optax._report.formats.pickled import Bytes, Global, Machine, PickleError
+from tb_optax._report.formats.pickled import Bytes, Machine, PickleError
+from tb_optax._report.formats.tensors import LARGEST, Storage, Tensor, call, cannot_be_read, storage_of
 from tb_optax._report.source import CheckpointError, Source, printable, shape_of
 
 _WAY_OUT = "get or save the file again with torch.save"
 _MAGIC_NUMBER, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # The first two pickles of the older stream.
-_STORAGES = {
-    **{"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": ml_dtypes.bfloat16},
-    **{"Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"},
-    **{"ComplexFloat": "complex64", "ComplexDouble": "complex128", "Untyped": "uint8"},
-    **{"QInt8": "int8", "QUInt8": "uint8", "QInt32": "int32", "QUInt4x2": "uint8", "QUInt2x4": "uint8"},
-}
-_DTYPES = {
-    **{name: name for name in ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")},
-    **{name: name for name in ("uint16", "uint32", "uint64", "complex64", "complex128")},
-    "bfloat16": ml_dtypes.bfloat16,
-}
-_TENSORS = frozenset(f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3"))
-_WRAPPED = frozenset(f"torch._utils._rebuild_parameter{kind}" for kind in ("", "_with_state"))
-_SUBCLASSES = frozenset(
-    f"{module}._rebuild_from_type{version}" for module in ("torch._tensor", "torch.tensor") for version in ("", "_v2")
-)
-_DICTS = frozenset(("collections.OrderedDict", "collections.defaultdict", "builtins.dict", "__builtin__.dict"))
-_MOST_AXES = 32  # NumPy's, before version 2
-_MOST_REPEATED = 2**20  # bytes of a tensor whose strides repeat the numbers of its storage
-_LARGEST = 2**62
-
-
-class Storage(NamedTuple):
-    """Numbers in the file: `length` of them, from the one of number `first` on in the storage called `key`."""
-
-    key: str
-    dtype: np.dtype
-    first: int
-    length: int
-
-
-class Tensor(NamedTuple):
-    """A view of a storage, or the reason why it cannot be read."""
-
-    storage: Storage | None
-    dtype: np.dtype | None
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    reason: str = ""
 
 
 class _Range(NamedTuple):
@@ -129,7 +88,7 @@ def _opened(where: FilePath, read_from: Any) -> Source:
             root, storages, big_endian = read_from(where, data)
             tensors, unreadable = tensors_by_path(root, Tensor)
             for path, tensor in tensors.items():
-                if reason := tensor.reason or _cannot_be_read(tensor):
+                if reason := tensor.reason or cannot_be_read(tensor):
                     unreadable[path] = reason
                 else:
                     places[path] = _place(path, tensor, storages, big_endian)
@@ -154,7 +113,7 @@ def _read_zip(where: FilePath, data: mmap.mmap) -> tuple[Any, dict[str, _Range],
     start, stop, checksum = _range(data, inside["data.pkl"])
     if checksum and zlib.crc32(data[start:stop]) != checksum:
         raise PickleError("data.pkl has another checksum")
-    root = Machine(_call, _storage_of).load(Bytes(data, start, stop))
+    root = Machine(call, storage_of).load(Bytes(data, start, stop))
     storages = {name.removeprefix("data/"): _range(data, info) for name, info in inside.items() if name.startswith("data/")}
     start, stop, _ = _range(data, inside["byteorder"]) if "byteorder" in inside else _Range(0, 0)
     return root, storages, data[start:stop].strip() == b"big"
@@ -175,15 +134,15 @@ def _read_stream(where: FilePath, data: mmap.mmap) -> tuple[Any, dict[str, _Rang
     """As `_read_zip`. The bytes of storages are little-endian whatever machine wrote them."""
     known: dict[str, Storage] = {}
 
-    def storage_of(identifier: Any) -> Any:
-        found = _storage_of(identifier)
+    def noted(identifier: Any) -> Any:
+        found = storage_of(identifier)
         if isinstance(found, Storage):
             whole = found._replace(first=0, length=identifier[4])
             if known.setdefault(found.key, whole) != whole:
                 raise PickleError("a storage of two sizes")
         return found
 
-    source, machine = Bytes(data, 0, len(data)), Machine(_call, storage_of)
+    source, machine = Bytes(data, 0, len(data)), Machine(call, noted)
     if machine.load(source) != _MAGIC_NUMBER or machine.load(source) != _PROTOCOL:
         raise PickleError("it begins with no magic number of PyTorch")
     machine.load(source)  # The machine that wrote it.
@@ -199,80 +158,6 @@ def _read_stream(where: FilePath, data: mmap.mmap) -> tuple[Any, dict[str, _Rang
             raise PickleError(f"a storage of {count:,} numbers, which goes beyond its end or is of another size")
         ranges[key], start = _Range(start + 8, stop), stop
     return root, ranges, False
-
-
-def _storage_of(identifier: Any) -> Any:
-    """The storage that a persistent id names: type, key, device, how many numbers, and of a view, which of them."""
-    if not isinstance(identifier, tuple) or not 5 <= len(identifier) <= 6 or identifier[0] not in ("storage", b"storage"):
-        return identifier[1] if isinstance(identifier, tuple) and len(identifier) > 1 else None  # A module's source.
-    kind, key, _, count, *view = identifier[1:]
-    name = kind.name.rpartition(".")[2].removesuffix("Storage") if isinstance(kind, Global) else ""
-    if name not in _STORAGES or not kind.name.startswith("torch."):
-        raise PickleError(f"a storage of an unknown type, {kind.name[:100] if isinstance(kind, Global) else 'none'}")
-    if not isinstance(key, str) or not _are_counts((count,)):
-        raise PickleError("a storage without its key or size")
-    dtype, first = np.dtype(_STORAGES[name]), 0
-    if view and view[0] is not None:
-        if not isinstance(view[0], tuple) or len(view[0]) != 3 or not _are_counts(view[0][1:]):
-            raise PickleError("a view of a storage that is none")
-        first, own = view[0][1:]
-        if first + own > count:
-            raise PickleError("a view that goes beyond its storage")
-        count = own
-    return Storage(key, dtype, first, count)
-
-
-def _call(name: str, arguments: tuple[Any, ...]) -> Any:
-    """What PyTorch's own functions would give: tensors, and what wraps them."""
-    if name in _DICTS:
-        pairs = arguments[0] if arguments and isinstance(arguments[0], list) else ()
-        return pickled.Mapping([(pair[0], pair[1]) for pair in pairs if isinstance(pair, (list, tuple)) and len(pair) == 2])
-    if name in _TENSORS:
-        return _tensor(name, arguments)
-    if name in _WRAPPED or name == "torch.Size":
-        return arguments[0] if arguments else NotImplemented
-    if name in _SUBCLASSES and len(arguments) > 2 and isinstance(arguments[0], Global) and isinstance(arguments[2], tuple):
-        function, parts = arguments[0].name, arguments[2]
-        return _call(function, parts) if function not in _SUBCLASSES else NotImplemented
-    if name == "torch._utils._rebuild_qtensor":
-        return Tensor(None, None, 0, (), (), "it is quantized; give a checkpoint of the weights in floating point")
-    if name.startswith("torch._utils._rebuild_"):
-        kind = name.removeprefix("torch._utils._rebuild_").replace("_", " ")
-        return Tensor(None, None, 0, (), (), f"PyTorch's {kind[:60]} cannot be read; save a dense tensor")
-    return NotImplemented
-
-
-def _tensor(name: str, arguments: tuple[Any, ...]) -> Tensor:
-    if len(arguments) < 4 or not isinstance(arguments[0], Storage):
-        raise PickleError("a tensor without a storage")
-    storage, offset, shape, strides, *more = arguments
-    if not isinstance(shape, tuple) or not isinstance(strides, tuple) or not len(shape) == len(strides) <= _MOST_AXES:
-        raise PickleError(f"a tensor without its shape or strides, or of more than {_MOST_AXES} axes")
-    if not _are_counts((offset, *shape, *strides)):
-        raise PickleError("a tensor whose offset, shape or strides are negative or no numbers")
-    dtype, metadata = storage.dtype, more[2:3]
-    if name.endswith("_v3"):
-        kind = more[2].name.removeprefix("torch.") if len(more) > 2 and isinstance(more[2], Global) else ""
-        if kind not in _DTYPES:
-            return Tensor(None, None, 0, (), (), f"its dtype, {kind[:60]}, is not known")
-        dtype, metadata = np.dtype(_DTYPES[kind]), more[3:4]
-    if metadata and isinstance(metadata[0], pickled.Mapping) and metadata[0].pairs:
-        return Tensor(None, None, 0, (), (), "PyTorch conjugates or negates it on reading; save it with .resolve_conj()")
-    return Tensor(storage, dtype, offset, shape, strides)
-
-
-def _are_counts(numbers: Iterable[Any]) -> bool:
-    return all(type(number) is int and 0 <= number < _LARGEST for number in numbers)
-
-
-def _cannot_be_read(tensor: Tensor) -> str:
-    """Why a tensor that its storage may hold is left out; else nothing."""
-    assert tensor.storage is not None and tensor.dtype is not None
-    size = math.prod(tensor.shape) * tensor.dtype.itemsize
-    own = tensor.storage.length * tensor.storage.dtype.itemsize
-    if size > max(own, _MOST_REPEATED):
-        return f"of shape {tensor.shape}, it repeats the {own:,} bytes of its storage; save it after .contiguous()"
-    return ""
 
 
 def _place(path: Path, tensor: Tensor, storages: Mapping[str, _Range], big_endian: bool) -> _Place:
@@ -291,7 +176,7 @@ def _place(path: Path, tensor: Tensor, storages: Mapping[str, _Range], big_endia
     begin = first + tensor.offset * width
     if after > stop or (not empty and begin + span > after):
         raise PickleError(f"{printable(path)} goes beyond its storage")
-    if math.prod(size for size in tensor.shape if size) * width >= _LARGEST:
+    if math.prod(size for size in tensor.shape if size) * width >= LARGEST:
         raise PickleError(f"{printable(path)} is of shape {tensor.shape}")
     whole = (begin, begin + span) == (start, stop)  # Of a part, the checksum says nothing.
     return _Place(first if empty else begin, span, tensor.dtype, strides, big_endian, checksum if whole else 0)

@@ -1,0 +1,80 @@
+"""The spectrum of each layer as a card of the page."""
+
+import math
+
+from tb_optax._report.comparison import Comparison
+from tb_optax._report.page import drawings
+from tb_optax._report.page.drawings import SERIES
+from tb_optax._report.record import LayerRecord
+from tb_optax._report.report import Report
+from tb_optax._report.text import breaking, escaped, number
+
+_WORST = 6
+
+
+def worst(last: Report, comparison: Comparison | None) -> str:
+    of = f" of {escaped(comparison.labels[-1])}" if comparison else ""
+    places = _places(last, comparison)
+    cards = "".join(
+        f'<figure class="card" id="layer-{places[record.layer]}">{_figure(record, comparison)}</figure>'
+        for record in _worst_records(last)
+    )
+    return f'<section><h2>Layers of greatest alpha{of}</h2><div class="cards">{cards}</div></section>' if cards else ""
+
+
+def other_spectra(last: Report, comparison: Comparison | None) -> str:
+    shown = {record.layer for record in _worst_records(last)}
+    places = _places(last, comparison)
+    details = "".join(
+        f'<details class="card" id="layer-{places[record.layer]}"><summary>{breaking(record.layer)}</summary>'
+        f"<figure>{_figure(record, comparison)}</figure></details>"
+        for record in last.records
+        if record.layer not in shown
+    )
+    return f"<section><h2>Other spectra</h2>{details}</section>" if details else ""
+
+
+def _worst_records(report: Report) -> list[LayerRecord]:
+    known = [record for record in report.records if math.isfinite(record.alpha)]
+    return sorted(known, key=lambda record: -record.alpha)[:_WORST]
+
+
+def _places(last: Report, comparison: Comparison | None) -> dict[str, int]:
+    """Of each layer, its place in the table's first order, by which table, drawing and spectra know it."""
+    layers = comparison.layers if comparison else [record.layer for record in last.records]
+    return {layer: place for place, layer in enumerate(layers)}
+
+
+def _figure(record: LayerRecord, comparison: Comparison | None) -> str:
+    """The spectrum of a layer; of two checkpoints, with the first's outline."""
+    before = comparison.records(record.layer)[0] if comparison and len(comparison.labels) == 2 else None
+    laws = "; ".join(
+        f"{escaped(fit)}: alpha {law.alpha:.2f}, distance {law.ks_distance:.3f}, tail {record.tail(fit):.0%}"
+        for fit, law in record.fits.items()
+        if math.isfinite(law.alpha)
+    )
+    shape = record.row()["shape"].replace("x", "×")
+    outline = f"; outline: {escaped(comparison.labels[0])}" if comparison and before else ""
+    reasons = "".join(f"; {escaped(reason)}" for reason in dict.fromkeys(record.reasons.values()))
+    mark = f"; <strong>{record.mark}</strong>" if record.mark else ""
+    if comparison and (change := comparison.changes.get(record.layer)):
+        moved = f"|ΔW| / |W| {number(change.relative)}, rank of ΔW {change.rank}"
+        outline += f"; {'<strong>unchanged</strong>' if change.is_unchanged else moved}"
+    caption = f"<figcaption>{shape}{'; ' if laws else ''}{laws}{outline}{mark}{reasons}</figcaption>"
+    return (
+        f"<h3>{breaking(record.layer)}</h3>{caption}{drawings.spectrum(record, before)}{_legend(record, comparison, before)}"
+    )
+
+
+def _legend(record: LayerRecord, comparison: Comparison | None, before: LayerRecord | None) -> str:
+    """What the parts of a spectrum's figure are."""
+    keys = [("bars", f"eigenvalues{f' in {escaped(comparison.labels[-1], 40)}' if comparison else ''}")]
+    if comparison and before:
+        keys.append(("outline", f"in {escaped(comparison.labels[0], 40)}"))
+    for place, (fit, law) in enumerate(record.fits.items()):
+        if math.isfinite(law.alpha):
+            keys += [
+                (f"line s{place % SERIES}", f"fitted tail, {escaped(fit)}"),
+                (f"dots s{place % SERIES}", "its threshold"),
+            ]
+    return '<p class="legend">' + "".join(f'<span class="swatch {style}"></span>{words}' for style, words in keys) + "</p>"
