@@ -183,13 +183,15 @@ def side_by_side(reports: Sequence[Report], changed: Sequence[LayerChange] = ())
 
 
 def labels(names: Sequence[str]) -> list[str]:
-    """Of each path, what tells it from the others: without the folders that all share at either end."""
+    """Of each path, what tells it from the others: no folders that all share, and no file where the folders differ."""
     parts = [PurePath(os.path.normpath(name)).parts for name in names]
     if len(set(parts)) < len(parts):
         return [f"{number + 1}: {own[-1]}" for number, own in enumerate(parts)]
     start = _shared(parts)
     end = _shared([own[start:][::-1] for own in parts])
-    return ["/".join(own[start : len(own) - end] or own[-1:]) for own in parts]
+    named = [own[start : len(own) - end] or own[-1:] for own in parts]
+    folders = [own[:-1] if len(own) > 1 and PurePath(own[-1]).suffix else own for own in named]
+    return ["/".join(own) for own in (folders if len(set(folders)) == len(parts) else named)]
 
 
 def _shared(parts: Sequence[Sequence[str]]) -> int:

@@ -210,6 +210,63 @@ def test_an_adapter_of_another_base_is_refused(saved):
         tb_optax.compare(base, adapter)
 
 
+# What PEFT 0.21.2 writes beside an adapter of a model for classification, less what is null or false.
+_WRITTEN_BY_PEFT = {
+    **{
+        "alpha_pattern": {},
+        "base_model_name_or_path": None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    },
+    **{"init_lora_weights": True, "loftq_config": {}, "lora_alpha": 16, "lora_dropout": 0.0, "modules_to_save": ["score"]},
+    **{"peft_type": "LORA", "peft_version": "0.21.2", "r": 4, "rank_pattern": {"v_proj": 12}, "task_type": "SEQ_CLS"},
+    **{"target_modules": ["embed_tokens", "q_proj", "v_proj"], "use_dora": False, "use_rslora": False},
+}
+
+
+def test_a_folder_of_peft_is_read_as_peft_merges_it(tmp_path):
+    """Names and shapes are those of `save_pretrained`; `v_proj` has a rank of its own, and the head is whole."""
+    attention = "model.layers.1.self_attn"
+    base = {
+        "model.embed_tokens.weight": _random(200, 64, seed=1),
+        f"{attention}.q_proj.weight": _random(64, 64, seed=2),
+        f"{attention}.v_proj.weight": _random(96, 64, seed=3),
+        "score.weight": _random(64, 64, seed=4),
+    }
+    adapter = {
+        "model.embed_tokens.lora_embedding_A": _random(4, 200, seed=5),
+        "model.embed_tokens.lora_embedding_B": _random(64, 4, seed=6),
+        f"{attention}.q_proj.lora_A.weight": _random(4, 64, seed=7),
+        f"{attention}.q_proj.lora_B.weight": _random(64, 4, seed=8),
+        f"{attention}.v_proj.lora_A.weight": _random(12, 64, seed=9),
+        f"{attention}.v_proj.lora_B.weight": _random(96, 12, seed=10),
+        "score.weight": _random(64, 64, seed=11),
+    }
+    for name, weights in {
+        "base/model": base,
+        "adapter/adapter_model": {f"base_model.model.{path}": each for path, each in adapter.items()},
+    }.items():
+        (tmp_path / name).parent.mkdir()
+        save_file(weights, tmp_path / f"{name}.safetensors", {"format": "pt"})
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(_WRITTEN_BY_PEFT))
+    comparison = tb_optax.compare(tmp_path / "base", tmp_path / "adapter")
+    assert comparison.labels == ("base", "adapter")
+    product = lambda layer: adapter[f"{attention}.{layer}.lora_B.weight"] @ adapter[f"{attention}.{layer}.lora_A.weight"]
+    expected = {
+        f"{attention}.q_proj": (4, 16 / 4 * product("q_proj")),
+        f"{attention}.v_proj": (12, 16 / 12 * product("v_proj")),
+        "score": (0, adapter["score.weight"] - base["score.weight"]),
+    }
+    assert set(comparison.changes) == set(expected)
+    for layer, (rank, change) in expected.items():
+        found = comparison.changes[layer]
+        assert found.rank == rank
+        assert found.relative == pytest.approx(np.linalg.norm(change) / np.linalg.norm(base[f"{layer}.weight"]), rel=1e-5)
+    left_out = comparison.reports[1].left_out
+    assert "no factor" in left_out["base_model.model.model.embed_tokens.lora_embedding_A"]
+
+
 # The command.
 
 
