@@ -28,6 +28,7 @@ class LayerChange:
         the median eigenvalue, so a change of low rank has exactly its rank.
       eigenvalues: of `ΔW ΔWᵀ`, ascending, as `tb_optax.spectra` has them.
       is_unchanged: whether the two weights are equal in every entry.
+      edge: the edge of noise that has the median eigenvalue of the change: `rank` counts the eigenvalues beyond it.
     """
 
     layer: str
@@ -35,6 +36,7 @@ class LayerChange:
     rank: int
     eigenvalues: Float[np.ndarray, " n"]
     is_unchanged: bool
+    edge: float = math.nan
 
     def __repr__(self) -> str:
         change = "unchanged" if self.is_unchanged else f"|ΔW| / |W| = {self.relative:.3g}, rank {self.rank}"
@@ -80,23 +82,18 @@ def changes(before: Measuring, after: Measuring) -> Generator[tuple[LayerChange,
     spectra = spectra_in_turn(layers, before.shapes, difference, DEFAULT_SOLVER, None)
     for layer, found in zip(layers, spectra, strict=True):
         relative, unchanged = sizes.pop(layer.kernel)
-        yield tuple(
-            LayerChange(
-                of.name,
-                0.0 if unchanged[place] else float(relative[place]) if np.isfinite(relative[place]) else math.nan,
-                rank_of_change(found[place], of.sides, of.matrices),
-                found[place],
-                bool(unchanged[place]),
-            )
-            for place, of in enumerate(before.slices(layer))
-        )
+        of_layer = []
+        for place, of in enumerate(before.slices(layer)):
+            size = 0.0 if unchanged[place] else float(relative[place]) if np.isfinite(relative[place]) else math.nan
+            edge = edge_of_noise(found[place], of.sides, of.matrices)
+            rank = int((found[place] > edge).sum())
+            of_layer.append(LayerChange(of.name, size, rank, found[place], bool(unchanged[place]), edge))
+        yield tuple(of_layer)
 
 
-def rank_of_change(eigenvalues: Float[np.ndarray, " n"], sides: tuple[int, int], matrices: int = 1) -> int:
-    """How many eigenvalues exceed the edge of noise that has their median."""
-    median = _median_of_noise(*sides, matrices)
-    edge = _edge(*sides, matrices) / median * float(np.median(eigenvalues))
-    return int((eigenvalues > edge).sum())
+def edge_of_noise(eigenvalues: Float[np.ndarray, " n"], sides: tuple[int, int], matrices: int = 1) -> float:
+    """The edge of noise whose median eigenvalue is that of these."""
+    return _edge(*sides, matrices) / _median_of_noise(*sides, matrices) * float(np.median(eigenvalues))
 
 
 def _wide(array: Any) -> Any:

@@ -84,7 +84,7 @@ def unsquarable(
     if (np.isfinite(largest) & (largest > 0)).all():
         return [""] * len(spectra)
     weight = np.asarray(read(layer.kernel))
-    flat = np.abs(np.asarray(_as_stacks(weight, kernel_shape(layer, weight.shape)).reshape(len(spectra), -1), np.float64))
+    flat = np.abs(np.asarray(as_stacks(weight, kernel_shape(layer, weight.shape)).reshape(len(spectra), -1), np.float64))
     return [
         "large" if np.isfinite(entries).all() and not np.isfinite(value) else "small" if value == 0 < entries.max() else ""
         for value, entries in zip(largest, flat, strict=True)
@@ -96,7 +96,7 @@ def _solve(
 ) -> Float[np.ndarray, "slices eigenvalues"]:
     kernel = read(layer.kernel)
     with in_mesh(mesh_of([kernel])):
-        stacks = partitioned_by_compiler(functools.partial(_as_stacks, shape=kernel_shape(layer, kernel.shape)))(kernel)
+        stacks = partitioned_by_compiler(functools.partial(as_stacks, shape=kernel_shape(layer, kernel.shape)))(kernel)
     del kernel
     solve = _solve_on_cpu if jax.default_backend() == "cpu" else _solve_stacks
     # The smallest eigenvalues of square matrices are far below the limit, in noise too.
@@ -107,7 +107,7 @@ def _solve(
     return np.asarray(solve(stacks, solver, windows))
 
 
-def _as_stacks(kernel: Any, shape: KernelShape) -> Any:
+def as_stacks(kernel: Any, shape: KernelShape) -> Any:
     """The kernel as `(slices, smaller side, larger side)`; pooled, as `(slices, window, smaller side, larger side)`."""
     small, large = shape.reduction_axes, shape.output_axes
     if shape.rows > shape.columns:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from safetensors.numpy import save_file
 
 import tb_optax
 from tb_optax._report import command
-from tb_optax._report.changes import rank_of_change
+from tb_optax._report.changes import edge_of_noise
 
 
 def _random(*shape, seed=0):
@@ -91,7 +92,8 @@ def test_two_networks_without_a_shared_layer_are_refused(before):
 def test_noise_has_learned_nothing(shape):
     rows, columns, matrices = shape
     values = np.linalg.svd(np.random.default_rng(0).standard_normal((100, matrices, rows, columns)), compute_uv=False) ** 2
-    ranks = [rank_of_change(np.sort(each.ravel()), (rows, columns), matrices) for each in values]
+    spectra = [np.sort(each.ravel()) for each in values]
+    ranks = [(each > edge_of_noise(each, (rows, columns), matrices)).sum() for each in spectra]
     assert ranks.count(0) >= 95
 
 
@@ -283,4 +285,16 @@ def test_the_command_tells_changes_in_its_table_and_its_files(saved, tmp_path, c
     assert [change["unchanged"] for change in content["changes"]] == [True, False]
     lines = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))
     assert [line["rank_of_change"] for line in lines] == ["", "", "0", "8"]
-    assert "1 of 2 layers are unchanged" in " ".join((tmp_path / "out.html").read_text().split())
+    document = " ".join((tmp_path / "out.html").read_text().split())
+    assert "1 of 2 layers are unchanged" in document
+    assert document.count('class="spectrum of-change"') == 1 and "56 of 64 are zero" in document
+
+
+def test_the_page_draws_a_change_beside_the_edge_of_noise(before):
+    noise = 1e-3 * _random(64, 96, seed=8)
+    after = before | {"dense": {"kernel": before["dense"]["kernel"] + noise + _low(64, 96, 4)}}
+    comparison = tb_optax.compare(before, after)
+    change = comparison.changes["dense"]
+    assert change.rank == 4 and change.eigenvalues[-5] < change.edge < change.eigenvalues[-4]
+    (drawing,) = re.findall('<svg class="spectrum of-change".*?</svg>', comparison.html())
+    assert "4 eigenvalues are beyond the edge of noise" in drawing and drawing.count('class="mark s1"') == 1

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tb_optax._report.changes import LayerChange
 from tb_optax._report.figures import density, tail_line
 from tb_optax._report.record import LayerRecord
 from tb_optax._report.source import printable
@@ -68,11 +69,11 @@ def _tick(value: float) -> str:
 
 def spectrum(record: LayerRecord, before: LayerRecord | None = None) -> str:
     """The eigenvalues' density on logarithmic axes, each fit's tail and its beginning; an outline of an earlier density."""
-    found = _density(record)
+    found = _density(record.eigenvalues)
     if found is None:
         return '<p class="nothing">No eigenvalue is above zero, or the weight holds NaN or infinity.</p>'
     edges, heights = found
-    earlier = _density(before) if before is not None else None
+    earlier = _density(before.eigenvalues) if before is not None else None
     least, greatest = _extremes([found, earlier], 0)
     lowest, highest = _extremes([found, earlier], 1)
     lowest /= 2
@@ -84,9 +85,7 @@ def spectrum(record: LayerRecord, before: LayerRecord | None = None) -> str:
             if shown.any():
                 tails[place] = x[shown], y[shown]
                 highest = max(highest, float(y[0]))
-    narrow = max(0.0, 0.1 - math.log10(greatest / least) / 2)  # The spectrum of an orthogonal matrix is a spike.
-    across = _Axis(least / 10**narrow, greatest * 10**narrow, _LEFT, 394, True)
-    up = _Axis(lowest, max(highest * 1.5, lowest * 4), 206, 16, True)
+    across, up = _of_densities(least, greatest, lowest, highest)
     parts = [_grid(across, up, 394, "density"), _steps("bars", across, up, edges, heights)]
     if earlier is not None:
         parts.append(_steps("before", across, up, *earlier))
@@ -94,9 +93,26 @@ def spectrum(record: LayerRecord, before: LayerRecord | None = None) -> str:
         parts.append(f'<path class="mark s{place % SERIES}" d="M{across.place(x[0])} {up.start}V{up.stop}"/>')
         ends = "L".join(f"{across.place(x[end])} {up.place(y[end])}" for end in (0, -1))
         parts.append(f'<path class="line s{place % SERIES}" d="M{ends}"/>')
-    parts.append('<text x="220" y="240" text-anchor="middle">eigenvalue of WWᵀ</text>')
     label = f"Spectrum of {escaped(record.layer)}: density of {len(record.eigenvalues)} eigenvalues, logarithmic axes"
-    return f'<svg class="spectrum" viewBox="0 0 400 246" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return _of_spectrum("spectrum", label, "WWᵀ", parts)
+
+
+def spectrum_of_change(change: LayerChange) -> str:
+    """The density of the eigenvalues above zero of `ΔW ΔWᵀ`, with the edge of noise; nothing if there are none."""
+    found = _density(change.eigenvalues)
+    if found is None:
+        return ""
+    least, greatest = _extremes([found], 0)
+    has_edge = 0 < change.edge < math.inf
+    if has_edge:
+        least, greatest = min(least, change.edge), max(greatest, change.edge)
+    lowest, highest = _extremes([found], 1)
+    across, up = _of_densities(least, greatest, lowest / 2, highest)
+    parts = [_grid(across, up, 394, "density"), _steps("bars", across, up, *found)]
+    if has_edge:
+        parts.append(f'<path class="mark s1" d="M{across.place(change.edge)} {up.start}V{up.stop}"/>')
+    label = f"Spectrum of the change of {escaped(change.layer)}: {change.rank} eigenvalues are beyond the edge of noise"
+    return _of_spectrum("spectrum of-change", label, "ΔWΔWᵀ", parts)
 
 
 def by_layer(
@@ -157,9 +173,21 @@ def over_checkpoints(labels: Sequence[str], courses: Mapping[str, Sequence[float
     return f'<svg class="wide" viewBox="0 0 900 318" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
-def _density(record: LayerRecord) -> tuple[np.ndarray, np.ndarray] | None:
+def _density(eigenvalues: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """With fewer bins where there are few eigenvalues, or a comb would be drawn."""
-    return density(record.eigenvalues, min(_MOST_BINS, max(12, round(2 * math.sqrt(len(record.eigenvalues))))))
+    return density(eigenvalues, min(_MOST_BINS, max(12, round(2 * math.sqrt(len(eigenvalues))))))
+
+
+def _of_densities(least: float, greatest: float, lowest: float, highest: float) -> tuple[_Axis, _Axis]:
+    """The axes of a spectrum: its values and its densities."""
+    narrow = max(0.0, 0.1 - math.log10(greatest / least) / 2)  # The spectrum of an orthogonal matrix is a spike.
+    across = _Axis(least / 10**narrow, greatest * 10**narrow, _LEFT, 394, True)
+    return across, _Axis(lowest, max(highest * 1.5, lowest * 4), 206, 16, True)
+
+
+def _of_spectrum(style: str, label: str, of: str, parts: Sequence[str]) -> str:
+    title = f'<text x="220" y="240" text-anchor="middle">eigenvalue of {of}</text>'
+    return f'<svg class="{style}" viewBox="0 0 400 246" role="img" aria-label="{label}">{"".join(parts)}{title}</svg>'
 
 
 def _extremes(densities: Sequence[tuple[np.ndarray, np.ndarray] | None], part: int) -> tuple[float, float]:

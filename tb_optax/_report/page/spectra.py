@@ -1,7 +1,9 @@
 """The spectrum of each layer as a card of the page."""
 
 import math
+from collections.abc import Sequence
 
+from tb_optax._report.changes import LayerChange
 from tb_optax._report.comparison import Comparison
 from tb_optax._report.page import drawings
 from tb_optax._report.page.drawings import SERIES
@@ -57,13 +59,25 @@ def _figure(record: LayerRecord, comparison: Comparison | None) -> str:
     outline = f"; outline: {escaped(comparison.labels[0])}" if comparison and before else ""
     reasons = "".join(f"; {escaped(reason)}" for reason in dict.fromkeys(record.reasons.values()))
     mark = f"; <strong>{record.mark}</strong>" if record.mark else ""
-    if comparison and (change := comparison.changes.get(record.layer)):
+    change = comparison.changes.get(record.layer) if comparison else None
+    if change:
         moved = f"|ΔW| / |W| {number(change.relative)}, rank of ΔW {change.rank}"
         outline += f"; {'<strong>unchanged</strong>' if change.is_unchanged else moved}"
     caption = f"<figcaption>{shape}{'; ' if laws else ''}{laws}{outline}{mark}{reasons}</figcaption>"
-    return (
-        f"<h3>{breaking(record.layer)}</h3>{caption}{drawings.spectrum(record, before)}{_legend(record, comparison, before)}"
-    )
+    drawing = drawings.spectrum(record, before) + _legend(record, comparison, before)
+    return f"<h3>{breaking(record.layer)}</h3>{caption}{drawing}{_change(change) if change else ''}"
+
+
+def _change(change: LayerChange) -> str:
+    """The spectrum of the change of a layer."""
+    drawing = drawings.spectrum_of_change(change)
+    if not drawing:
+        return ""
+    zero = int((change.eigenvalues == 0).sum())
+    keys = [("bars", "eigenvalues of the change ΔW" + (f", {zero} of {len(change.eigenvalues)} are zero" if zero else ""))]
+    if change.edge > 0:
+        keys.append(("dots s1", "edge of noise"))
+    return drawing + _swatches(keys)
 
 
 def _legend(record: LayerRecord, comparison: Comparison | None, before: LayerRecord | None) -> str:
@@ -77,4 +91,8 @@ def _legend(record: LayerRecord, comparison: Comparison | None, before: LayerRec
                 (f"line s{place % SERIES}", f"fitted tail, {escaped(fit)}"),
                 (f"dots s{place % SERIES}", "its threshold"),
             ]
+    return _swatches(keys)
+
+
+def _swatches(keys: Sequence[tuple[str, str]]) -> str:
     return '<p class="legend">' + "".join(f'<span class="swatch {style}"></span>{words}' for style, words in keys) + "</p>"
