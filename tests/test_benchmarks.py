@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 import tb_optax
-from benchmarks import busy, checkpoint, choice, devices, figure23, refresh, report, steps
+from benchmarks import busy, checkpoint, choice, devices, figure23, published, refresh, report, steps
 from benchmarks.contenders import load
 from benchmarks.networks import create
 from benchmarks.part import Deadline
 from benchmarks.tables import table
 from benchmarks.timing import Contender, ContenderFailed, Worker, measure, turns
+from tb_optax._report.measuring import Measuring
+from tb_optax._report.source import of_tree
 
 FITS = ("median", "goodness_of_fit", "fix_finger")
 NETWORKS = ("tiny", "resnet18-64", "resnet50-64", "vgg16-64", "gpt2")
@@ -274,6 +276,30 @@ def test_busy_programs_and_devices_are_timed(tmp_path):
     cases = devices.run(devices.Settings(networks=("tiny",), devices=(1, 2), rounds=1, out=tmp_path))
     assert {number: "median" in result for number, result in cases[0]["devices"].items()} == {"1": True, "2": True}
     assert "## On several devices" in report.report(tmp_path)
+
+
+def test_published_weights_are_given_to_others_as_the_matrices_that_the_report_measures():
+    random = np.random.default_rng(0)
+    kernel = lambda *shape: {
+        "kernel": random.standard_normal(shape).astype(np.float32),
+        "bias": np.zeros(shape[-1], np.float32),
+    }
+    tree = {"dense": kernel(96, 64), "conv": kernel(3, 3, 32, 48), "stack": kernel(2, 64, 80) | {"bias": np.zeros((2, 80))}}
+    measuring = Measuring(of_tree(tree))
+    measuring.run()
+    weights = published.matrices(measuring)
+    assert {layer: weight.shape for layer, weight in weights.items()} == {
+        "conv": (48, 32, 9, 1),
+        "dense": (96, 64),
+        "stack[0]": (80, 64),
+        "stack[1]": (80, 64),
+    }
+    for record in measuring.report().records:
+        weight = weights[record.layer]
+        values = np.linalg.svd(weight.reshape(*weight.shape[:2], -1).transpose(2, 0, 1), compute_uv=False)
+        np.testing.assert_allclose(
+            record.eigenvalues, np.sort(values.ravel() ** 2) / (2 if record.layer == "conv" else 1), rtol=1e-4
+        )
 
 
 def test_the_checkpoint_of_a_benchmark_says_what_the_network_does(tmp_path):
