@@ -1,1 +1,1 @@
-"""What the weights of a checkpoint say: its layers read one by one, measured, told as a table, a page, figures."""
+"""A report of a checkpoint: measures the weights layer by layer and shows them as a table, a page or figures."""

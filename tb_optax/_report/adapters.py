@@ -46,8 +46,8 @@ def products(source: Source) -> Source:
         pair = pairs[path.removesuffix(".weight")]
         return _scale(config, pair) * _product(source, pair)
 
-    scaled = "LoRA adapter as B A" + (" times lora_alpha / r" if config else ", its scale is not known")
-    others = dict.fromkeys(_others(source, pairs), "it is no factor of a change B A")
+    scaled = "LoRA adapter as B A" + (" times lora_alpha / r" if config else ", scale unknown")
+    others = dict.fromkeys(_others(source, pairs), "not a LoRA factor")
     return dataclasses.replace(
         source,
         format=f"{source.format}, {scaled}",
@@ -66,19 +66,19 @@ def merged(base: Source, adapter: Source) -> Source:
     """
     pairs, config = _pairs(adapter), _config(adapter)
     if config is None and adapter.tree is None:
-        where = f"no {_CONFIG} lies beside it, which tells the scale lora_alpha / r"
+        where = f"it has no {_CONFIG} beside it, so the scale lora_alpha / r is unknown"
         raise CheckpointError(adapter.name, where, "give the folder that PEFT's save_pretrained wrote")
     changed: dict[Path, tuple[_Pair, bool]] = {}
     for name, pair in pairs.items():
         found = [path for path in base.shapes if _is_same(path.removesuffix(".weight"), name) and path.endswith("weight")]
         if len(found) != 1:
             what = f"{len(found)} weights of the base {base.name} have the name {name}"
-            raise CheckpointError(adapter.name, what, "give the base that it was trained on first")
+            raise CheckpointError(adapter.name, what, "give first the base that the adapter was trained on")
         shape = base.shapes[found[0]].shape
         turned = shape != pair.shape or (config or {}).get("fan_in_fan_out") is True
         if (pair.shape[::-1] if turned else pair.shape) != shape:
             what = f"{name} has the shape {pair.shape}, and {shape} in the base {base.name}"
-            raise CheckpointError(adapter.name, what, "give the base that it was trained on first")
+            raise CheckpointError(adapter.name, what, "give first the base that the adapter was trained on")
         changed[found[0]] = pair, turned
 
     whole, unknown = {}, dict(base.unreadable)
@@ -87,7 +87,7 @@ def merged(base: Source, adapter: Source) -> Source:
         if len(own) == 1 and base.shapes[own[0]].shape == adapter.shapes[other].shape:
             whole[own[0]] = other
         else:
-            unknown[other] = "it is no factor of a change B A, and no weight of the base"
+            unknown[other] = "neither a LoRA factor nor a weight of the base"
 
     def read(path: Path) -> Any:
         if path in whole:
@@ -123,9 +123,11 @@ def _pairs(source: Source) -> dict[str, _Pair]:
         others = source.shapes.get(second)
         magnitude = first.replace(".lora_A", ".lora_magnitude_vector")
         if {magnitude, magnitude.removesuffix(".weight")} & set(source.shapes):
-            raise CheckpointError(source.name, f"{first} is of DoRA, whose change is not B A", "merge it into its base")
+            raise CheckpointError(
+                source.name, f"{first} belongs to a DoRA adapter, whose change is not B A", "merge it into its base"
+            )
         if others is None or others.shape[1:2] != shape.shape[:1]:
-            raise CheckpointError(source.name, f"{first} has no lora_B that fits", "get or save the file again")
+            raise CheckpointError(source.name, f"{first} has no matching lora_B", "get or save the file again")
         if match["name"] in found:
             raise CheckpointError(source.name, f"it holds two adapters for {match['name']}", "save each in its own file")
         found[match["name"]] = _Pair(first, second, (others.shape[0], *shape.shape[1:]), shape.shape[0])
@@ -146,9 +148,13 @@ def _config(source: Source) -> dict[str, Any] | None:
         config = json.loads(where.read_text("utf-8"))
         float(config["lora_alpha"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(where, "it is no configuration of LoRA: it has no lora_alpha", "save it again") from error
+        raise CheckpointError(where, "not a LoRA configuration: it has no lora_alpha", "save it again") from error
     if config.get("alpha_pattern"):
-        raise CheckpointError(where, "its alpha_pattern gives layers scales of their own", "merge the adapter into its base")
+        raise CheckpointError(
+            where,
+            "alpha_pattern gives some layers other scales, which the report does not support",
+            "merge the adapter into its base",
+        )
     return config
 
 

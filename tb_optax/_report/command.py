@@ -1,4 +1,4 @@
-"""`tb-optax report`: what the weights of checkpoints say, in a terminal, as files for programs, as a page."""
+"""`tb-optax report`: measures the weights of checkpoints; shows a table, writes JSON, CSV and a page."""
 
 import contextlib
 import dataclasses
@@ -51,60 +51,59 @@ _UNREADABLE, _USAGE, _INTERRUPTED = 1, 2, 130
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to measure, and how to tell it."""
+    """What to measure, and how to show it."""
 
     checkpoints: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT...", help_behavior_hint="")
     ] = ()
-    """Files or directories, before the options. Several are compared in this order, steps of a run by their numbers. A LoRA
-    adapter is added to the first one."""
+    """Files or directories, before the options. Several are compared in this order; steps of a run are sorted by number. A
+    LoRA adapter is added to the first checkpoint."""
     fit: tuple[Literal["median", "goodness_of_fit", "fix_finger"], ...] = ("median",)
-    """How tails are fitted; the first decides the scales. median is TempBalance's, goodness_of_fit is WeightWatcher's."""
+    """How to fit tails; the first fit decides the scales. median is TempBalance's, goodness_of_fit is WeightWatcher's."""
     params: Annotated[str | None, tyro.conf.arg(metavar="KEYS")] = None
-    """The keys below which the parameters are, such as model/params; by default they are looked for."""
+    """The keys above the parameters, such as model/params. By default, the report finds them."""
     exclude: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN...", help_behavior_hint="")] = ()
-    """Shell-style patterns of the names of layers to leave out; of a stack, the name without a place in it."""
+    """Layers to leave out, by shell-style patterns of their names. A layer of a stack has its name without the index."""
     min_eigenvalues: int = 50
-    """Layers with fewer are left out."""
+    """Leave out layers with fewer eigenvalues."""
     layout: Literal["torch", "jax"] | None = None
-    """Whether convolutions have their outputs first (torch) or their window (jax), if sizes allow both; by default, the file
-    or the name tells."""
+    """Whether convolutions have their outputs first (torch) or their window first (jax), where sizes allow both. By default,
+    the file or the name decides."""
     min_scale: float = 0.5
-    """The scale at the least alpha."""
+    """The scale of the layer with the smallest alpha."""
     max_scale: float = 1.5
-    """The scale at the greatest alpha."""
+    """The scale of the layer with the largest alpha."""
     lanczos: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Approximate the spectra of matrices whose smaller side is at least this, by Lanczos's method: for large models,
-    2048."""
+    """Approximate the spectra of matrices whose smaller side is at least this, by Lanczos's method. Try 2048 for models of
+    billions of parameters."""
     windows: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Take spectra of square windows of this many rows, which do not depend on the aspect ratio (FARMS), not of whole
-    weights."""
+    """Take spectra of square windows of this size, not of whole weights (FARMS): they do not depend on the aspect ratio."""
     sort: _SORTS | None = None
-    """Sort the table by a number; by default, layers are in the order of their names. Of several checkpoints, the last
-    one's; change is that of alpha from the first to the last, relative_change is |ΔW| / |W| of two."""
+    """Sort the table by a column; by default, by name. Of several checkpoints, the last one counts. change is alpha's, from
+    the first to the last; relative_change is |ΔW| / |W| of two checkpoints."""
     reverse: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Turn the order round."""
+    """Reverse the order."""
     filter: Annotated[str, tyro.conf.arg(metavar="PATTERN")] = "*"
-    """Show only layers of this name, as the table has it, or whose names match this shell-style pattern."""
+    """Show only layers with this name, or whose names match this shell-style pattern."""
     json: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Write all numbers to this file; - for standard output, instead of the table."""
+    """Write all numbers to this file; - writes them to standard output instead of the table."""
     csv: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Write the layers' numbers to this file; - for standard output, instead of the table."""
+    """Write the layers' numbers to this file; - writes them to standard output instead of the table."""
     html: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Write a page to look at, which needs no network, to this file."""
+    """Write an HTML page to this file; it needs no network."""
     compilation_cache: bool = True
-    """Keep compiled programs in the user's cache folder, from which a second run on the same shapes starts faster."""
+    """Keep compiled programs in the user's cache folder, so that a second run on the same shapes starts faster."""
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
-    """Reads the command line; exits with 0, with 1 for input that cannot be read, and with 2 for usage."""
+    """Reads the command line. Exits with 0, with 1 if a checkpoint cannot be read, and with 2 for wrong usage."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     app = tyro.extras.SubcommandApp()
     report.__doc__ = _HELP
     app.command(name="report")(report)
     try:
         app.cli(
-            prog="tb-optax", args=given, description="What the weights of checkpoints say. --version prints the version."
+            prog="tb-optax", args=given, description="Measures the weights of checkpoints. --version prints the version."
         )
         sys.stdout.flush()
     except BrokenPipeError:  # Nobody reads on, as behind `| head`.
@@ -121,13 +120,13 @@ _EXAMPLES = (
 )
 _HELP = "\n\n".join(
     (
-        "What the weights of a checkpoint say: for each layer its spectrum, the power law of its tail, how far it is from "
-        "noise, and the scale that TempBalance would give it. Of two checkpoints, what changed in each weight; of more, "
-        "alpha over all.",
-        f"Reads {formats.READABLE}; of a run of Orbax the newest step. No code of the model or of the file runs.",
+        "Measures every layer of a checkpoint: its spectrum, the power law of its tail, how far it is from noise, and the "
+        "scale that TempBalance would give it. With two checkpoints, the table has the change of each weight; with more, "
+        "alpha over the checkpoints.",
+        f"Reads {formats.READABLE}; of an Orbax run, the newest step. It runs no code of the model or of the file.",
         "Does not read TensorFlow's SavedModel, TensorFlow Lite, GGUF, Core ML and Equinox files: save the weights as "
         "safetensors or .npz.",
-        "For example,",
+        "Examples:",
         *_EXAMPLES,
     )
 )
@@ -144,7 +143,7 @@ def report(settings: tyro.conf.OmitArgPrefixes[Annotated[Settings, tyro.conf.arg
         _end(_USAGE, str(error))
     if interrupted:
         # Other threads may be in a solver that knows no interrupt, and Python would wait for them.
-        print("tb-optax: interrupted; what was measured is told.", file=sys.stderr, flush=True)
+        print("tb-optax: interrupted; showing the layers measured so far.", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(_INTERRUPTED)
     broken = [printable(record.layer) for each in reports for record in each.records if not record.is_finite]
@@ -163,7 +162,7 @@ def _measure_all(settings: Settings) -> tuple[list[Report], list[LayerChange], b
     _check_outputs(settings)
     if settings.compilation_cache:
         keep_compiled_programs(0.02)  # Many small programs.
-    # All are opened first, so that what is wrong with the last one is told before anything is computed.
+    # All are opened first, so that an error in the last one is reported before anything is computed.
     sources = in_turn([formats.open_checkpoint(path) for path in in_order(settings.checkpoints)])
     measurings = [_measuring(settings, source) for source in sources]
     names = [name for measuring in measurings for name in measuring.names]
@@ -222,7 +221,7 @@ def in_order(paths: Sequence[str]) -> list[str]:
 
 
 def _check_outputs(settings: Settings) -> None:
-    """Before anything is computed: what will be written has a place, and is none of what is read."""
+    """Checks before anything is computed that outputs can be written, and that none is a checkpoint that is read."""
     wanted = {name: path for name in ("json", "csv", "html") if (path := getattr(settings, name)) is not None}
     for name, path in wanted.items():
         if list(wanted.values()).count(path) > 1:
@@ -257,14 +256,14 @@ def _write(settings: Settings, reports: Sequence[Report], changed: Sequence[Laye
 
 
 def _print(settings: Settings, reports: Sequence[Report], changed: Sequence[LayerChange]) -> None:
-    told = [report for report in reports if report.records]
-    if "-" in (settings.json, settings.csv) or not told:
+    shown = [report for report in reports if report.records]
+    if "-" in (settings.json, settings.csv) or not shown:
         return
-    if len(told) == 1:
-        table.print_report(table.console(), told[0], settings.sort, settings.reverse, settings.filter)
+    if len(shown) == 1:
+        table.print_report(table.console(), shown[0], settings.sort, settings.reverse, settings.filter)
     else:
         table.print_comparison(
-            table.console(), side_by_side(told, changed), settings.sort, settings.reverse, settings.filter
+            table.console(), side_by_side(shown, changed), settings.sort, settings.reverse, settings.filter
         )
 
 

@@ -9,7 +9,7 @@ import platformdirs
 
 
 def keep_compiled_programs(least_seconds: float = 0.1) -> None:
-    """Keeps compiled programs in the user's cache folder, unless JAX has been told of another (`JAX_COMPILATION_CACHE_DIR`).
+    """Keeps compiled programs in the user's cache folder, unless JAX has another one (`JAX_COMPILATION_CACHE_DIR`).
 
     A program for a CPU is made for one kind of it, and homes may be shared by hosts: each kind has a folder of its own.
 

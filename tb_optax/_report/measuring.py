@@ -42,14 +42,14 @@ def report(
 ) -> Report:
     """Measures every layer of a network: its spectrum, the power law of its tail, the scale TempBalance would give it.
 
-    Layers, spectra, fits and scales are those of `tempbalance`, so what is told is what training would use. Nothing is
-    trained, no code of the model is needed, and of a checkpoint one layer after another is read.
+    Layers, spectra, fits and scales are those of `tempbalance`, so the report shows what training would use. It needs no
+    code of the model, and reads a checkpoint one layer at a time.
 
     Args:
-      params_or_path: a parameter tree, or the path of a checkpoint: an Orbax directory (of a run, the newest step), a
-        safetensors file or its index, a file of Flax's msgpack, or an `.npz` file. Pickles are refused.
-      params: the keys below which the parameters are: `"model/params"`. By default, all of a tree; of a checkpoint, those
-        below `params`, or else all that are no optimizer's state.
+      params_or_path: a parameter tree, or the path of a checkpoint: an Orbax directory (of a run, the newest step), or a
+        file of safetensors, PyTorch, Keras, ONNX, Flax's msgpack or NumPy. No code of the file runs.
+      params: the keys above the parameters: `"model/params"`. By default, all of a tree; of a checkpoint, the arrays below
+        `params`, or else all but an optimizer's state.
       layers: the layers, or a function that finds them in a tree of shapes.
       fits: functions from spectra to `PowerLaw`, such as `median` and `goodness_of_fit`; the first decides scales.
       min_scale: the scale at the least alpha.

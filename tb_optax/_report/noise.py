@@ -38,7 +38,7 @@ class AgainstNoise:
 
     @property
     def is_noise(self) -> bool:
-        """Whether nothing tells the layer from noise.
+        """Whether the layer cannot be distinguished from noise.
 
         Three conditions: alpha is within 3 deviations of noise's, no eigenvalue is beyond noise's edge, and the stable rank
         is within 20% of noise's.

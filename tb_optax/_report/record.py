@@ -1,4 +1,4 @@
-"""What the weight of one layer says: its numbers, how far it is from noise, and why a number is missing or says nothing."""
+"""The numbers of one layer: how far it is from noise, and why a number is missing or means nothing."""
 
 import dataclasses
 import math
@@ -114,7 +114,7 @@ class LayerRecord:
 
     @property
     def mark(self) -> Mark:
-        """`"as noise"` where nothing tells the layer from noise; `"poor fit"` or `"no fit"`; or empty.
+        """`"as noise"` where the layer cannot be distinguished from noise; `"poor fit"` or `"no fit"`; or empty.
 
         A layer is as noise if its alpha is within 3 deviations of that of noise of its shape, no eigenvalue is beyond the
         edge of noise, and its stable rank is within 20% of that of noise. A fit is poor if its KS distance is above 0.3, or

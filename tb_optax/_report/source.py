@@ -21,7 +21,7 @@ class CheckpointError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Arrays by path, of which shapes and dtypes are known and nothing else has been read.
+    """Arrays by path. Only their shapes and dtypes have been read.
 
     Attributes:
       name: what it is called, as the user gave it.

@@ -228,4 +228,4 @@ def _print_notes(to: Console, report: Report, of: str = "") -> None:
     for path, reason in left_out[:_MOST_LEFT_OUT]:
         to.print(Text(f"left out{of}: {printable(path)}: {printable(reason)}", style="dim"))
     if len(left_out) > _MOST_LEFT_OUT:
-        to.print(Text(f"left out{of}: {len(left_out) - _MOST_LEFT_OUT} more, which --json tells", style="dim"))
+        to.print(Text(f"left out{of}: {len(left_out) - _MOST_LEFT_OUT} more; --json lists them", style="dim"))

@@ -77,7 +77,7 @@ def weights_of(source: Source, params: str | None = None) -> Weights:
             raise CheckpointError(source.name, "it holds no arrays", "give a network's parameters or a checkpoint of them")
         raise CheckpointError(
             source.name,
-            f"nothing in it is below params={params!r}" if params is not None else "it holds an optimizer's state alone",
+            f"it has nothing below params={params!r}" if params is not None else "it holds only an optimizer's state",
             f"its first keys are: {', '.join(map(printable, roots[:10]))}",
         )
     shapes = {own: source.shapes[path] for own, path in full_paths.items()}
@@ -94,7 +94,7 @@ def _within(paths: Mapping[Path, object], prefix: tuple[str, ...] | None) -> lis
 
 
 def _root(paths: Mapping[Path, object], prefix: tuple[str, ...] | None) -> int:
-    """How many keys of the weights' paths all share as their root, which is not told."""
+    """How many keys of the weights' paths all share as their root, which names leave out."""
     roots = [prefix] if prefix is not None else _params_roots(paths)
     return len(roots[0]) if len(roots) == 1 else 0
 

@@ -249,7 +249,7 @@ def test_paths_that_are_no_files_are_told(says, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_a_pipe_is_not_waited_for(says, tmp_path):
     os.mkfifo(tmp_path / "model.safetensors")
-    assert "no file" in says(tmp_path / "model.safetensors")
+    assert "not a file" in says(tmp_path / "model.safetensors")
 
 
 # Code in files.
@@ -330,13 +330,13 @@ def test_directories_of_something_else_are_told(says, tmp_path):
         save_file({"kernel": _KERNEL}, tmp_path / name)
     assert "a.safetensors, b.safetensors" in says(tmp_path)
     (tmp_path / "model.mlpackage").mkdir()
-    assert "Core ML is not read" in says(tmp_path / "model.mlpackage")
+    assert "does not read Core ML" in says(tmp_path / "model.mlpackage")
     (tmp_path / "saved_model").mkdir()
     (tmp_path / "saved_model" / "saved_model.pb").write_bytes(b"words")
-    assert "SavedModel is not read; save the weights as .npz" in says(tmp_path / "saved_model")
+    assert "does not read TensorFlow's SavedModel; save the weights as .npz" in says(tmp_path / "saved_model")
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "words.txt").write_text("words")
-    assert "no Orbax checkpoint" in says(tmp_path / "words")
+    assert "neither an Orbax checkpoint" in says(tmp_path / "words")
 
 
 @pytest.mark.parametrize("outside", ["../secret.safetensors", "/tmp/secret.safetensors", "sub/x.safetensors", "..", "", "."])
@@ -346,8 +346,8 @@ def test_an_index_does_not_lead_out_of_its_directory(says, tmp_path, outside):
         save_file({"kernel": _KERNEL}, place)
     index = tmp_path / "model" / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"kernel": outside}}))
-    assert "no file beside it" in says(index)
-    assert "no file beside it" in says(tmp_path / "model")
+    assert "not a file in its folder" in says(index)
+    assert "not a file in its folder" in says(tmp_path / "model")
 
 
 def test_an_index_that_names_what_a_file_has_not_is_told(says, tmp_path):
@@ -400,8 +400,8 @@ def test_the_libraries_within_say_nothing_of_a_damaged_run(tmp_path):
 
 def test_an_orbax_checkpoint_half_written_is_not_taken_for_one(says, orbax):
     unfinished = orbax.rename(orbax.parent / "saved.orbax-checkpoint-tmp-1")
-    assert "no Orbax checkpoint" in says(orbax.parent)
-    assert "not written to its end" in says(unfinished)
+    assert "neither an Orbax checkpoint" in says(orbax.parent)
+    assert "not completely written" in says(unfinished)
 
 
 def test_of_several_trees_one_must_be_named(says, tmp_path):

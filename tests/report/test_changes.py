@@ -179,18 +179,18 @@ def test_whole_weights_beside_an_adapter_are_changes_and_other_arrays_are_told(s
     base, adapter = saved(weights | whole, config)
     comparison = tb_optax.compare(base, adapter)
     assert comparison.changes["layers.0.k"].relative == pytest.approx(1)
-    assert "no weight of the base" in comparison.reports[1].left_out["base_model.model.new.weight"]
-    assert "no factor" in tb_optax.report(adapter).left_out["base_model.model.new.weight"]
+    assert "nor a weight of the base" in comparison.reports[1].left_out["base_model.model.new.weight"]
+    assert "not a LoRA factor" in tb_optax.report(adapter).left_out["base_model.model.new.weight"]
 
 
 @pytest.mark.parametrize(
     ("change", "config", "words"),
     [
-        ({}, None, r"no adapter_config.json lies beside it, which tells the scale"),
+        ({}, None, r"no adapter_config.json beside it, so the scale"),
         ({}, {"r": 8}, r"it has no lora_alpha"),
         ({}, {"lora_alpha": 16, "alpha_pattern": {"q": 3}}, r"alpha_pattern"),
         ({"base_model.model.layers.0.q.lora_magnitude_vector": np.ones(64, np.float32)}, {"lora_alpha": 1}, r"DoRA"),
-        ({"base_model.model.layers.0.v.lora_A.weight": _random(8, 96)}, {"lora_alpha": 1}, r"no lora_B that fits"),
+        ({"base_model.model.layers.0.v.lora_A.weight": _random(8, 96)}, {"lora_alpha": 1}, r"no matching lora_B"),
         (
             {"base_model.model.layers.0.q.lora_B.weight": _random(60, 8)},
             {"lora_alpha": 1},
@@ -266,7 +266,7 @@ def test_a_folder_of_peft_is_read_as_peft_merges_it(tmp_path):
         assert found.rank == rank
         assert found.relative == pytest.approx(np.linalg.norm(change) / np.linalg.norm(base[f"{layer}.weight"]), rel=1e-5)
     left_out = comparison.reports[1].left_out
-    assert "no factor" in left_out["base_model.model.model.embed_tokens.lora_embedding_A"]
+    assert "not a LoRA factor" in left_out["base_model.model.model.embed_tokens.lora_embedding_A"]
 
 
 # The command.

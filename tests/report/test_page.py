@@ -199,10 +199,11 @@ def test_short_names_leave_out_what_most_share_and_still_differ():
     assert labels_of_layers(["a/b", "a/c"], 30) == ["b", "c"]
     assert labels_of_layers(["a", "a/b"], 30) == ["a", "a.b"]
     assert labels_of_layers(["x" * 50], 9) == ["xxxx…xxxx"]
-    blocks = [f"atom_conv_layers.{n}.two_body_atom.mlp_core.layers.{m}" for n in range(4) for m in (0, 3)]
+    groups = (("angle_layers", "two_body_bond"), ("atom_conv_layers", "two_body_atom"))
+    blocks = [f"{group}.{n}.{part}.mlp_core.layers.{m}" for group, part in groups for n in range(3) for m in (0, 3)]
     names = labels_of_layers([*blocks, "mlp.layers.0"], 28)
-    assert len(set(names)) == 9 and max(map(len, names)) <= 28
-    assert names[0] == "ato…ers.0.two…tom.mlp_core.0"
+    assert len(set(names)) == 13 and max(map(len, names)) <= 28
+    assert names[0] == "angle_layers.0.two_b…_bond.0"
 
 
 def test_many_layers_have_a_line_for_each_kind(reports):

@@ -377,7 +377,7 @@ _HOSTILE = {
 @pytest.mark.parametrize("content", _HOSTILE.values(), ids=_HOSTILE)
 def test_a_hostile_file_is_refused_in_one_line_and_little_memory(tmp_path, content):
     tracemalloc.start()
-    with pytest.raises(tb_optax.CheckpointError, match=r"it is no whole file of PyTorch|it holds no arrays") as told:
+    with pytest.raises(tb_optax.CheckpointError, match=r"not a valid PyTorch file|it holds no arrays") as told:
         _opened(tmp_path, content)
     assert tracemalloc.get_traced_memory()[1] < 2**25
     tracemalloc.stop()
@@ -441,5 +441,5 @@ def test_a_number_that_has_changed_is_found_by_its_checksum(tmp_path):
         source.read("w")
     content = bytearray(archive({"w": _TENSOR}, {"0": _WEIGHT.tobytes()}))
     content[content.index(b"FloatStorage")] = ord("H")
-    with pytest.raises(tb_optax.CheckpointError, match=r"data\.pkl has another checksum"):
+    with pytest.raises(tb_optax.CheckpointError, match=r"data\.pkl does not match its checksum"):
         _opened(tmp_path, content)

@@ -37,9 +37,9 @@ _SAVE_AS_SAFETENSORS = (
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Source:
-    """The arrays of a checkpoint, of which nothing but names, shapes and dtypes has been read.
+    """The arrays of a checkpoint, with only names, shapes and dtypes read so far.
 
-    The format is told by the file's first bytes or the directory's content, and where these say nothing, by the name.
+    The file's first bytes or the directory's content decide the format, and where these are ambiguous, by the name.
 
     Raises:
       CheckpointError: it is not there, damaged, or of no format that is read.
@@ -66,7 +66,7 @@ def _opened(where: FilePath) -> Source:
     if where.is_dir():
         return _opened_directory(where)
     if where.exists() and not where.is_file():  # A pipe would be waited for.
-        raise CheckpointError(where, "it is no file", f"give one of: {READABLE}")
+        raise CheckpointError(where, "not a file", f"the report reads: {READABLE}")
     with where.open("rb") as file:  # Raises what is wrong with a path that is no file.
         start = file.read(_STARTS)
     _refuse_what_is_no_checkpoint(where, start)
@@ -75,8 +75,10 @@ def _opened(where: FilePath) -> Source:
     if start[:1] and (0x80 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):
         return msgpack.open_msgpack(where)
     if where.suffix.lower() in _PICKLES:
-        raise CheckpointError(where, "it is no file of torch.save, nor of any format that is read", _SAVE_AS_SAFETENSORS)
-    raise CheckpointError(where, "it is of no format that is read", f"give one of: {READABLE}")
+        raise CheckpointError(
+            where, "neither a file of torch.save nor of another format that the report reads", _SAVE_AS_SAFETENSORS
+        )
+    raise CheckpointError(where, "unrecognized format", f"the report reads: {READABLE}")
 
 
 def _opener_by_content(where: FilePath, start: bytes) -> Callable[[FilePath], Source] | None:
@@ -112,23 +114,29 @@ def _opener_of_zip(where: FilePath) -> Callable[[FilePath], Source]:
 def _refuse_what_is_no_checkpoint(where: FilePath, start: bytes) -> None:
     """Files that people often have in place of a checkpoint, or in a format that is not read."""
     if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(where, "it is a pointer of git LFS, not the file itself", "run: git lfs pull")
+        raise CheckpointError(where, "a git LFS pointer, not the file itself", "run: git lfs pull")
     if re.match(rb"\s*<(!doctype|html)", start, re.IGNORECASE):
-        raise CheckpointError(where, "it is an HTML page, as a failed download leaves it", "download the file itself again")
+        raise CheckpointError(where, "an HTML page: the download failed", "download the file again")
     if start.startswith(b"GGUF"):
         raise CheckpointError(
-            where, "GGUF is not read: most of its weights are quantized", "give the model's safetensors file in place of it"
+            where,
+            "the report does not read GGUF, whose weights are mostly quantized",
+            "give the model's safetensors file instead",
         )
     if start[4:8] == b"TFL3":
-        raise CheckpointError(where, "TensorFlow Lite is not read", "give the Keras model that it was made of, or ONNX")
+        raise CheckpointError(
+            where, "the report does not read TensorFlow Lite", "give the Keras model that it was made from, or ONNX"
+        )
     if start[257:262] == b"ustar":
         raise CheckpointError(
             where,
-            "it is a tar archive (so were PyTorch's files before 0.1.10)",
+            "a tar archive (PyTorch wrote such files before version 0.1.10)",
             "unpack it, or load and save it again with a newer PyTorch",
         )
     if where.suffix.lower() == ".eqx":
-        raise CheckpointError(where, "an Equinox file has no names of arrays", "save the weights with Orbax or as .npz")
+        raise CheckpointError(
+            where, "an Equinox file, which has no names of arrays", "save the weights with Orbax or as .npz"
+        )
     if (
         start[:1] == b"\x80"
         and start[1:2] in b"\x02\x03\x04\x05"
@@ -136,13 +144,13 @@ def _refuse_what_is_no_checkpoint(where: FilePath, start: bytes) -> None:
         and not pytorch.is_stream(start[:64])
     ):
         raise CheckpointError(
-            where, "it is a pickle, but not of torch.save, and could run any code when it is read", _SAVE_AS_SAFETENSORS
+            where, "a pickle that torch.save did not write; loading it could run any code", _SAVE_AS_SAFETENSORS
         )
 
 
 def _opened_directory(where: FilePath) -> Source:
     if where.suffix == ".mlpackage":
-        raise CheckpointError(where, "Core ML is not read", "give the model that it was converted from")
+        raise CheckpointError(where, "the report does not read Core ML", "give the model that it was converted from")
     if (found := orbax.find_checkpoint(where)) is not None:
         return orbax.open_orbax(found)
     for pattern in _IN_DIRECTORIES:
@@ -151,13 +159,15 @@ def _opened_directory(where: FilePath) -> Source:
             return _opened(files[0])
         if files:
             names = ", ".join(printable(file.name) for file in files[:5])
-            raise CheckpointError(where, f"it holds {len(files)} files {pattern} ({names})", "give one of them")
+            raise CheckpointError(where, f"the folder has {len(files)} files {pattern} ({names})", "give one of them")
     if files := sorted(where.glob("*.npy")):
         return npz.open_folder(where, files)
     if (where / "saved_model.pb").exists():
         raise CheckpointError(
             where,
-            "TensorFlow's SavedModel is not read",
+            "the report does not read TensorFlow's SavedModel",
             "save the weights as .npz: numpy.savez('model.npz', **{v.name: v.numpy() for v in model.variables})",
         )
-    raise CheckpointError(where, "this directory is no Orbax checkpoint", f"give one of: {READABLE}")
+    raise CheckpointError(
+        where, "neither an Orbax checkpoint nor a folder with a file of weights", f"the report reads: {READABLE}"
+    )

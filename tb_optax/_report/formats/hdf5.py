@@ -44,7 +44,7 @@ def _opened(where: FilePath, name: str, open_file: Callable[[], Any]) -> Source:
         else:
             shapes[path] = shape_of(item.shape, item.dtype.newbyteorder("="))
 
-    with _told(where, "it is no whole HDF5 file"), _hdf5(open_file) as opened:
+    with _as_checkpoint_error(where, "not a valid HDF5 file"), _hdf5(open_file) as opened:
         note("", opened)
         opened.visititems(note)  # Follows no links, so none leads out of the file.
     layout = "jax" if layouts else None
@@ -66,7 +66,7 @@ def _why_not(dataset: Any) -> str:
 
 
 def _read(where: FilePath, open_file: Callable[[], Any], path: Path) -> np.ndarray:
-    with _told(where, f"{path!r} is damaged"), _hdf5(open_file) as opened:
+    with _as_checkpoint_error(where, f"{path!r} is damaged"), _hdf5(open_file) as opened:
         array = opened[path][()]
         return array.astype(array.dtype.newbyteorder("="), copy=False)
 
@@ -80,7 +80,7 @@ def _hdf5(open_file: Callable[[], Any]) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _told(where: FilePath, what: str) -> Iterator[None]:
+def _as_checkpoint_error(where: FilePath, what: str) -> Iterator[None]:
     try:
         yield
     except (CheckpointError, ImportError):

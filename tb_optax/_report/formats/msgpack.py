@@ -60,7 +60,7 @@ def open_msgpack(where: FilePath) -> Source:
             if unpacker.tell() != len(data):
                 raise _DamagedError("more follows its end")
     except (_DamagedError, ValueError, TypeError, OverflowError, msgpack.UnpackException, RecursionError) as error:
-        raise CheckpointError(where, f"it is no whole msgpack file of Flax ({_words(error)})", _WAY_OUT) from error
+        raise CheckpointError(where, f"not a valid msgpack file of Flax ({_words(error)})", _WAY_OUT) from error
     shapes = {path: shape_of(place.shape, place.dtype) for path, place in places.items()}
     return Source(str(where), "msgpack", shapes, functools.partial(_read, where, places), unreadable)
 
@@ -73,7 +73,7 @@ def _arrays(unpacker: Any, data: mmap.mmap, keys: tuple[str, ...], depth: int) -
     for _ in range(unpacker.read_map_header()):
         key = unpacker.unpack()
         if not isinstance(key, (str, int)):
-            raise _DamagedError(f"a name that is no text, but of type {type(key).__name__}")
+            raise _DamagedError(f"a name that is not text, but of type {type(key).__name__}")
         path, start = (*keys, str(key)), unpacker.tell()
         if keys and _CHUNKED in chunks:
             chunks[str(key)] = _chunk(unpacker, data)

@@ -40,7 +40,7 @@ def open_npz(where: FilePath) -> Source:
                 else:
                     shapes[path] = found
     except Exception as error:  # The parsers of zips and of arrays' headers raise anything.
-        raise CheckpointError(where, f"it is no whole .npz file ({error})", _WAY_OUT) from error
+        raise CheckpointError(where, f"not a valid .npz file ({error})", _WAY_OUT) from error
     names = {path: info.filename for path, info in members.items()}
     return Source(str(where), "npz", shapes, functools.partial(_read_member, where, names), unreadable)
 
@@ -65,7 +65,7 @@ def _of_files(where: FilePath, files: Mapping[Path, FilePath]) -> Source:
         except OSError:
             raise
         except Exception as error:  # As above.
-            raise CheckpointError(file, f"it is no whole .npy file ({error})", "write it again with numpy.save") from error
+            raise CheckpointError(file, f"not a valid .npy file ({error})", "write it again with numpy.save") from error
         if isinstance(found, str):
             unreadable[path] = found
         else:
@@ -82,7 +82,7 @@ def _header_of_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> jax.Sh
     if info.flag_bits & 1:
         return "it is encrypted"
     if info.file_size > _MOST_COMPRESSED * (info.compress_size + 1):
-        raise ValueError(f"{info.filename!r} says that it has {info.file_size:,} bytes, but has not that many bytes")
+        raise ValueError(f"{info.filename!r} declares {info.file_size:,} bytes but has fewer")
     with archive.open(info) as file:
         return _header(file, info.file_size, info.filename)
 
@@ -92,14 +92,14 @@ def _header(file: IO[bytes], file_size: int, name: str) -> jax.ShapeDtypeStruct 
     try:
         version = np.lib.format.read_magic(file)
     except ValueError:
-        return "it is no .npy file"
+        return "not an .npy file"
     shape, dtype = _shape_and_dtype(file, version)
     if dtype.hasobject:
         return "it holds Python objects, which only a pickle could give back"
     if dtype.kind == "V":
         return f"NumPy does not know its dtype any more ({dtype}); save it as float32"
     if math.prod(shape) * dtype.itemsize != file_size - file.tell():
-        raise ValueError(f"{name!r} says that it is of shape {shape}, but has not that many bytes")
+        raise ValueError(f"{name!r} declares the shape {shape} but has fewer bytes")
     if dtype.kind in "fc" and dtype.itemsize > {"f": 8, "c": 16}[dtype.kind]:
         return f"its dtype, {dtype}, differs from machine to machine; save it as float64"
     return shape_of(shape, dtype.newbyteorder("="))
@@ -108,7 +108,7 @@ def _header(file: IO[bytes], file_size: int, name: str) -> jax.ShapeDtypeStruct 
 def _shape_and_dtype(file: IO[bytes], version: tuple[int, int]) -> tuple[tuple[int, ...], np.dtype]:
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if read is None:
-        raise ValueError(f"its version {version} of the .npy format is not known")
+        raise ValueError(f"unknown version {version} of the .npy format")
     shape, _, dtype = read(file)
     if any(size < 0 for size in shape):
         raise ValueError(f"a shape of {shape}")

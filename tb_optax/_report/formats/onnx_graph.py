@@ -37,7 +37,7 @@ def open_onnx(where: FilePath) -> Source:
     except (OSError, CheckpointError):
         raise
     except Exception as error:  # The parser of protocol buffers raises anything, and gives bytes for damaged text.
-        raise CheckpointError(where, f"it is no whole ONNX file ({error})", _WAY_OUT) from error
+        raise CheckpointError(where, f"not a valid ONNX file ({error})", _WAY_OUT) from error
 
 
 def _package() -> Any:
@@ -97,7 +97,7 @@ def _tensors(graph: Any, within: str = "") -> Iterator[tuple[Path, Any]]:
 
 def _text(name: Any) -> str:
     if not isinstance(name, str):
-        raise ValueError("a name that is no text")
+        raise ValueError("a name that is not text")
     return name
 
 
@@ -130,7 +130,7 @@ def _outside(where: FilePath, tensor: Any) -> tuple[FilePath, int, int] | str | 
     entries = {entry.key: entry.value for entry in tensor.external_data}
     name = entries.get("location", "")
     if name != FilePath(name).name or name in ("", ".", "..") or "\\" in name or "\0" in name:
-        return f"its numbers are in {printable(name)!r}, which is no file beside it"
+        return f"its numbers are in {printable(name)!r}, which is not a file in its folder"
     file = where.parent / name
     try:
         start, size = int(entries.get("offset", "0")), int(entries.get("length", "-1"))

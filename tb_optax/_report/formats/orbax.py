@@ -22,7 +22,7 @@ _WAY_OUT = "restore an older step, or save it again"
 def find_checkpoint(where: FilePath) -> FilePath | None:
     """The directory that holds a tree: this one, its one item with a tree, or those of its newest step; else None."""
     if _UNFINISHED in where.name:
-        raise CheckpointError(where, "it was not written to its end", "give an older step")
+        raise CheckpointError(where, "the step was not completely written", "give an older step")
     if (where / _METADATA).is_file():
         return where
     children = sorted(child for child in where.iterdir() if child.is_dir() and _UNFINISHED not in child.name)

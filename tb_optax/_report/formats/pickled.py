@@ -148,7 +148,7 @@ class Machine:
             stack.append(tuple([self._pop() for _ in range(int(name[-1]))][::-1]))
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             if argument not in self._memo:
-                raise PickleError("what was never kept is asked for")
+                raise PickleError("a memo entry that was never stored")
             stack.append(self._memo[argument])
         elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             self._memo[len(self._memo) if name == "MEMOIZE" else argument] = self._top()
@@ -206,7 +206,7 @@ class Machine:
         self._stack.append(self._persistent(self._pop()))
 
     def _called(self, function: Any, arguments: Any) -> Any:
-        name = function.name if isinstance(function, Global) else "a value that is no function"
+        name = function.name if isinstance(function, Global) else "a value that is not a function"
         if isinstance(arguments, tuple) and arguments and isinstance(arguments[0], list):
             self._spend(len(arguments[0]))  # A dict copies it, and a pickle may give one list to many.
         known = self._call(name, arguments) if isinstance(arguments, tuple) else NotImplemented
@@ -234,7 +234,7 @@ class Machine:
     def _set_items(self, values: list[Any]) -> None:
         target = self._top()
         if not isinstance(target, Mapping) or len(values) % 2:
-            raise PickleError("items of what is no dict")
+            raise PickleError("items for a value that is not a dict")
         target.pairs.extend(zip(values[::2], values[1::2], strict=True))
 
     def _append(self, values: list[Any]) -> None:
@@ -244,7 +244,7 @@ class Machine:
         elif isinstance(target, list):
             target.extend(values)
         else:
-            raise PickleError("elements of what is no list")
+            raise PickleError("elements for a value that is not a list")
 
     def _set_item(self) -> None:
         value, key = self._pop(), self._pop()

@@ -94,7 +94,7 @@ def _opened(where: FilePath, read_from: Any) -> Source:
                     places[path] = _place(path, tensor, storages, big_endian)
                     shapes[path] = shape_of(tensor.shape, tensor.dtype)
     except (PickleError, zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, EOFError) as error:
-        raise CheckpointError(where, f"it is no whole file of PyTorch ({error})", _WAY_OUT) from error
+        raise CheckpointError(where, f"not a valid PyTorch file ({error})", _WAY_OUT) from error
     read = functools.partial(_read, where, places, shapes)
     return Source(str(where), "PyTorch", shapes, read, unreadable, layout="torch")
 
@@ -112,7 +112,7 @@ def _read_zip(where: FilePath, data: mmap.mmap) -> tuple[Any, dict[str, _Range],
     inside = {name.removeprefix(folder): info for name, info in members.items() if name.startswith(folder)}
     start, stop, checksum = _range(data, inside["data.pkl"])
     if checksum and zlib.crc32(data[start:stop]) != checksum:
-        raise PickleError("data.pkl has another checksum")
+        raise PickleError("data.pkl does not match its checksum")
     root = Machine(call, storage_of).load(Bytes(data, start, stop))
     storages = {name.removeprefix("data/"): _range(data, info) for name, info in inside.items() if name.startswith("data/")}
     start, stop, _ = _range(data, inside["byteorder"]) if "byteorder" in inside else _Range(0, 0)
@@ -144,7 +144,7 @@ def _read_stream(where: FilePath, data: mmap.mmap) -> tuple[Any, dict[str, _Rang
 
     source, machine = Bytes(data, 0, len(data)), Machine(call, noted)
     if machine.load(source) != _MAGIC_NUMBER or machine.load(source) != _PROTOCOL:
-        raise PickleError("it begins with no magic number of PyTorch")
+        raise PickleError("it does not begin with PyTorch's magic number")
     machine.load(source)  # The machine that wrote it.
     root, keys = machine.load(source), machine.load(source)
     ranges: dict[str, _Range] = {}
@@ -155,7 +155,7 @@ def _read_stream(where: FilePath, data: mmap.mmap) -> tuple[Any, dict[str, _Rang
         (count,) = struct.unpack("<q", data[start : start + 8])
         stop = start + 8 + count * known[key].dtype.itemsize
         if count != known[key].length or stop > len(data):
-            raise PickleError(f"a storage of {count:,} numbers, which goes beyond its end or is of another size")
+            raise PickleError(f"a storage of {count:,} numbers, which exceeds the file or differs from its declared size")
         ranges[key], start = _Range(start + 8, stop), stop
     return root, ranges, False
 
@@ -190,9 +190,9 @@ def _read(
         file.seek(place.start)
         content = file.read(place.size)
     if len(content) < place.size:
-        raise CheckpointError(where, f"{path!r} is damaged (the file has become shorter)", _WAY_OUT)
+        raise CheckpointError(where, f"{path!r} is damaged (the file was truncated)", _WAY_OUT)
     if place.checksum and zlib.crc32(content) != place.checksum:
-        raise CheckpointError(where, f"{path!r} is damaged (it has another checksum)", _WAY_OUT)
+        raise CheckpointError(where, f"{path!r} is damaged (it does not match its checksum)", _WAY_OUT)
     if not place.size:
         return np.zeros(shape, place.dtype)
     part = np.dtype(place.dtype).itemsize // (2 if place.dtype.kind == "c" else 1)

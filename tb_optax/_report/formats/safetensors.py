@@ -74,7 +74,7 @@ def _open(file: FilePath) -> Any:
     try:
         return safe_open(file, framework="numpy")
     except (SafetensorError, ValueError) as error:
-        raise CheckpointError(file, f"it is no whole safetensors file ({error})", _WAY_OUT) from error
+        raise CheckpointError(file, f"not a valid safetensors file ({error})", _WAY_OUT) from error
 
 
 def _read(where: FilePath, file_of: Mapping[Path, FilePath], path: Path) -> np.ndarray:

@@ -65,7 +65,7 @@ def storage_of(identifier: Any) -> Any:
     dtype, first = np.dtype(_STORAGES[name]), 0
     if view and view[0] is not None:
         if not isinstance(view[0], tuple) or len(view[0]) != 3 or not _are_counts(view[0][1:]):
-            raise PickleError("a view of a storage that is none")
+            raise PickleError("a view of a storage without offset and size")
         first, own = view[0][1:]
         if first + own > count:
             raise PickleError("a view that goes beyond its storage")
@@ -86,7 +86,7 @@ def call(name: str, arguments: tuple[Any, ...]) -> Any:
         function, parts = arguments[0].name, arguments[2]
         return call(function, parts) if function not in _SUBCLASSES else NotImplemented
     if name == "torch._utils._rebuild_qtensor":
-        return Tensor(None, None, 0, (), (), "it is quantized; give a checkpoint of the weights in floating point")
+        return Tensor(None, None, 0, (), (), "quantized; give a checkpoint with floating-point weights")
     if name.startswith("torch._utils._rebuild_"):
         kind = name.removeprefix("torch._utils._rebuild_").replace("_", " ")
         return Tensor(None, None, 0, (), (), f"PyTorch's {kind[:60]} cannot be read; save a dense tensor")
@@ -110,7 +110,7 @@ def _tensor(name: str, arguments: tuple[Any, ...]) -> Tensor:
     if not isinstance(shape, tuple) or not isinstance(strides, tuple) or not len(shape) == len(strides) <= _MOST_AXES:
         raise PickleError(f"a tensor without its shape or strides, or of more than {_MOST_AXES} axes")
     if not _are_counts((offset, *shape, *strides)):
-        raise PickleError("a tensor whose offset, shape or strides are negative or no numbers")
+        raise PickleError("a tensor whose offset, shape or strides are negative or not integers")
     dtype, metadata = storage.dtype, more[2:3]
     if name.endswith("_v3"):
         kind = more[2].name.removeprefix("torch.") if len(more) > 2 and isinstance(more[2], Global) else ""

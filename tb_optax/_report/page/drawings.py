@@ -22,7 +22,7 @@ _LEFT = 46
 
 
 def short(text: str, most: int = _LONGEST_NAME) -> str:
-    """The end of a name, which tells more than its start."""
+    """The end of a name, which is more telling than its start."""
     shown = printable(text)
     return html.escape(shown if len(shown) <= most else "…" + shown[1 - most :])
 

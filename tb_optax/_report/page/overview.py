@@ -14,7 +14,7 @@ _ALPHA = (
     "Alpha is the exponent of the power law that is fitted to the tail of a layer's spectrum. A smaller alpha means a "
     "heavier tail. The theory of heavy-tailed self-regularization takes that for a better trained layer, and TempBalance "
     "gives layers of larger alpha larger learning rates. Alpha depends on the shape: compare it with the alpha of noise of "
-    "the layer's shape. A layer marked <em>as noise</em> cannot be told from random numbers. In a layer marked "
+    "the layer's shape. A layer marked <em>as noise</em> cannot be distinguished from random numbers. In a layer marked "
     "<em>poor fit</em> the tail follows no power law, and its alpha says nothing about training."
 )
 
