@@ -59,7 +59,8 @@ def _params(seed=0, layers=9):
 def reports():
     """Of three steps of a run."""
     return [
-        dataclasses.replace(tb_optax.report(_params(seed)), name=f"runs/one/step_{100 * seed}/params") for seed in (1, 2, 3)
+        dataclasses.replace(tb_optax.report(_params(seed)), name=f"runs/{'long' * 20}/step_{100 * seed}/params")
+        for seed in (1, 2, 3)
     ]
 
 

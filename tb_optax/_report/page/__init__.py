@@ -9,7 +9,7 @@ from tb_optax._report.page.overview import alphas, summary
 from tb_optax._report.page.spectra import other_spectra, worst
 from tb_optax._report.page.tables import kinds, layers
 from tb_optax._report.report import Report
-from tb_optax._report.text import escaped
+from tb_optax._report.text import breaking, escaped
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
@@ -61,11 +61,11 @@ Eigenvalues are those of WWᵀ on its smaller side.</footer>
 
 def _heading(report: Report, several: bool) -> str:
     fits = ", ".join(map(escaped, report.fits))
-    name = f"{escaped(report.name)}: " if several else ""
+    name = f"{breaking(report.name)}: " if several else ""
     windows = f" by windows of {report.windows.size} rows" if report.windows else ""
     lines = [f'<p class="quiet">{name}{report.format}, {len(report.records)} layers{windows}; fit: {fits}.</p>']
     if not report.complete:
-        lines.append('<p class="warning">It was interrupted: some layers are missing.</p>')
+        lines.append('<p class="warning">The report was interrupted: some layers are missing.</p>')
     broken = [record.layer for record in report.records if not record.is_finite]
     if broken:
         names = ", ".join(map(escaped, broken[:5])) + (f" and {len(broken) - 5} more" if len(broken) > 5 else "")

@@ -76,6 +76,6 @@ def _changed(comparison: Comparison | None) -> str:
     words = (
         "The Frobenius norm of each weight's change over that of the weight before. "
         f"{same} of {len(comparison.changes)} layers are unchanged in every entry. The table has the rank of ΔW: the number "
-        "of its eigenvalues beyond the edge of noise."
+        "of its eigenvalues beyond the edge of noise. The spectrum of each ΔW is below that of its layer."
     )
     return f"<section><h2>What changed</h2><p>{words}</p>{frame(drawing, 'figure')}</section>"

@@ -15,13 +15,13 @@ _WORST = 6
 
 
 def worst(last: Report, comparison: Comparison | None) -> str:
-    of = f" of {escaped(comparison.labels[-1])}" if comparison else ""
+    of = f" in {escaped(comparison.labels[-1])}" if comparison else ""
     places = _places(last, comparison)
     cards = "".join(
         f'<figure class="card" id="layer-{places[record.layer]}">{_figure(record, comparison)}</figure>'
         for record in _worst_records(last)
     )
-    return f'<section><h2>Layers of greatest alpha{of}</h2><div class="cards">{cards}</div></section>' if cards else ""
+    return f'<section><h2>Layers with the largest alpha{of}</h2><div class="cards">{cards}</div></section>' if cards else ""
 
 
 def other_spectra(last: Report, comparison: Comparison | None) -> str:
@@ -95,4 +95,5 @@ def _legend(record: LayerRecord, comparison: Comparison | None, before: LayerRec
 
 
 def _swatches(keys: Sequence[tuple[str, str]]) -> str:
-    return '<p class="legend">' + "".join(f'<span class="swatch {style}"></span>{words}' for style, words in keys) + "</p>"
+    items = "".join(f'<span><span class="swatch {style}"></span>{words}</span>' for style, words in keys)
+    return f'<p class="legend">{items}</p>'
