@@ -43,7 +43,7 @@ class LayerChange:
         return f"LayerChange({self.layer!r}, {change})"
 
     def row(self) -> dict[str, Any]:
-        """As one flat record."""
+        """One flat record."""
         known = bool(np.isfinite(self.eigenvalues[-1]))
         return {
             "layer": self.layer,

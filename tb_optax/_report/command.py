@@ -118,6 +118,7 @@ _EXAMPLES = (
     "tb-optax report checkpoints/step_* --csv layers.csv",
     "tb-optax report model.safetensors --filter 'layers/attention/*' --exclude embedding head",
 )
+# A paragraph called "Examples:" would be taken for a section of a docstring and left out.
 _HELP = "\n\n".join(
     (
         "Measures every layer of a checkpoint: its spectrum, the power law of its tail, how far it is from noise, and the "
@@ -126,7 +127,7 @@ _HELP = "\n\n".join(
         f"Reads {formats.READABLE}; of an Orbax run, the newest step. It runs no code of the model or of the file.",
         "Does not read TensorFlow's SavedModel, TensorFlow Lite, GGUF, Core ML and Equinox files: save the weights as "
         "safetensors or .npz.",
-        "Examples:",
+        "For example,",
         *_EXAMPLES,
     )
 )
@@ -213,7 +214,7 @@ def _measuring(settings: Settings, source: Source) -> Measuring:
 
 
 def in_order(paths: Sequence[str]) -> list[str]:
-    """As given, but steps of one run by their numbers: a shell puts step_1000 before step_200."""
+    """The paths as given, but steps of one run by number: a shell puts step_1000 before step_200."""
     without = [re.sub(r"\d+", "", path.rstrip("/")) for path in paths]
     if len(paths) > 2 and len(set(without)) == 1:
         return sorted(paths, key=lambda path: [int(digits) for digits in re.findall(r"\d+", path)])

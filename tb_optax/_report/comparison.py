@@ -27,7 +27,7 @@ class Comparison:
 
     Attributes:
       reports: of two checkpoints or more.
-      labels: what tells their names apart: `"step_100"`, `"step_200"`.
+      labels: the parts of their names that differ: `"step_100"`, `"step_200"`.
       changes: of two checkpoints, how the weight of each layer changed, by the layer's name.
     """
 
@@ -63,19 +63,19 @@ class Comparison:
 
     @property
     def layers(self) -> list[str]:
-        """Of all reports, in the order of the first that has each."""
+        """The layers of all reports, in the order of the first report that has each."""
         return list(dict.fromkeys(record.layer for report in self.reports for record in report.records))
 
     def records(self, layer: str) -> list[LayerRecord | None]:
-        """Of each report, the record of a layer, if it has it."""
+        """The record of a layer in each report that has it, else `None`."""
         return [next((each for each in report.records if each.layer == layer), None) for report in self.reports]
 
     def values(self, layer: str, key: str) -> list[float]:
-        """Of each report, a number of a layer's record; NaN where it has none."""
+        """A number of a layer in each report; NaN where there is none."""
         return [math.nan if record is None else float(record.row()[key]) for record in self.records(layer)]
 
     def change(self, layer: str, key: str = "alpha") -> float:
-        """Of a layer's number, from the first report to the last; NaN if either has none."""
+        """The change of a layer's number from the first report to the last; NaN if either has none."""
         values = self.values(layer, key)
         return values[-1] - values[0]
 
@@ -183,7 +183,7 @@ def side_by_side(reports: Sequence[Report], changed: Sequence[LayerChange] = ())
 
 
 def labels(names: Sequence[str]) -> list[str]:
-    """Of each path, what tells it from the others: no folders that all share, and no file where the folders differ."""
+    """The part of each path that differs: no folders that all share, and no file name if the folders differ."""
     parts = [PurePath(os.path.normpath(name)).parts for name in names]
     if len(set(parts)) < len(parts):
         return [f"{number + 1}: {own[-1]}" for number, own in enumerate(parts)]

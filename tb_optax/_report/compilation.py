@@ -1,4 +1,4 @@
-"""What has been compiled once is found again by later runs on the same network."""
+"""Compiled programs are kept for later runs on the same network."""
 
 import hashlib
 import platform

@@ -79,7 +79,7 @@ def spectra_in_turn(
 def unsquarable(
     spectra: Float[np.ndarray, "slices eigenvalues"], layer: Layer, read: Callable[[Path], Any]
 ) -> list[Unsquarable]:
-    """Of each slice, whether its weight is finite and nonzero, but too large or too small to be squared."""
+    """Whether the weight of each slice is finite and nonzero, but too large or too small to be squared."""
     largest = spectra[:, -1]
     if (np.isfinite(largest) & (largest > 0)).all():
         return [""] * len(spectra)

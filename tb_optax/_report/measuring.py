@@ -85,7 +85,7 @@ def opened(params_or_path: PyTree | str | os.PathLike[str]) -> Source:
 
 
 class Measuring:
-    """A report in the making: layers are known, and measured one after another."""
+    """A report in the making: the layers are known and are measured one after another."""
 
     def __init__(
         self,
@@ -134,12 +134,12 @@ class Measuring:
 
     @property
     def names(self) -> list[str]:
-        """Of all records that there will be."""
+        """The names of all records to come."""
         return [each.name for layer in self.layers for each in self.slices(layer)]
 
     @property
     def shapes(self) -> Mapping[Path, jax.ShapeDtypeStruct]:
-        """Of the weights."""
+        """The shapes of the weights."""
         return self._weights.shapes
 
     def weight(self, path: Path) -> Any:
@@ -165,7 +165,7 @@ class Measuring:
                 pass
 
     def report(self) -> Report:
-        """Of the layers that have been measured."""
+        """The report on the layers measured so far."""
         spectra = [eigenvalues for _, result in self._done for eigenvalues in result]
         laws = {name: fit_spectra(fit, spectra) for name, fit in self._fits.items()}
         each = zip(*laws.values(), strict=True)

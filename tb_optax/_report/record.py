@@ -24,7 +24,7 @@ Mark = Literal["", "as noise", "poor fit", "no fit"]
 
 @dataclasses.dataclass(frozen=True)
 class LayerRecord:
-    """What the weight of one layer says; each layer of a stack has its own record.
+    """The numbers of one layer; each layer of a stack has its own record.
 
     Attributes:
       layer: its name, with its place in a stack: `"blocks/mlp[3]"`.
@@ -57,7 +57,7 @@ class LayerRecord:
 
     @property
     def alpha(self) -> float:
-        """Of the first fit."""
+        """Alpha of the first fit."""
         return float(next(iter(self.fits.values())).alpha)
 
     @property
@@ -109,7 +109,7 @@ class LayerRecord:
 
     @property
     def standard_error(self) -> float:
-        """Of the first fit's alpha: `(alpha - 1) / √k` with `k` eigenvalues in the tail, as for independent numbers."""
+        """`(alpha - 1) / √k` by the first fit, with `k` eigenvalues in the tail: as for independent numbers."""
         return (self.alpha - 1) / math.sqrt(max(self._tail_length(next(iter(self.fits))), 1))
 
     @property
@@ -149,7 +149,7 @@ class LayerRecord:
         return self._tail_length(fit) / len(self.eigenvalues) if math.isfinite(self.fits[fit].alpha) else math.nan
 
     def row(self) -> dict[str, Any]:
-        """As one flat record: of the first fit `alpha`, `ks_distance`, `xmin` and `tail`; of others, `alpha_NAME`, ..."""
+        """One flat record: `alpha`, `ks_distance`, `xmin` and `tail` of the first fit; `alpha_NAME`, ... of the others."""
         row = {
             "layer": self.layer,
             "shape": "x".join(map(str, self.shape)),
@@ -182,7 +182,7 @@ class LayerRecord:
         return int((self.eigenvalues >= self.fits[fit].xmin).sum())
 
     def _poor_fit(self) -> str:
-        """Why the first fit is none, although it has an alpha; empty if it may be one."""
+        """Why the first fit is poor, although it has an alpha; empty if it is not."""
         fit, law = next(iter(self.fits.items()))
         if not math.isfinite(law.alpha):
             return ""

@@ -1,4 +1,4 @@
-"""What the weights of a network say: a record for each layer."""
+"""The report on a network: a record for each layer."""
 
 import dataclasses
 import math
@@ -34,13 +34,13 @@ class Report:
 
     Attributes:
       name: the checkpoint's path; `"params"` for a tree.
-      format: of the checkpoint, for people.
-      records: of each layer, in the order of their names, numbers as numbers; in the order of `layers` if those were given.
+      format: the checkpoint's format, for people.
+      records: a record for each layer, sorted by name with numbers as numbers; in the order of `layers` if those were given.
       fits: the names of the fits.
       left_out: why other arrays of two or more axes are no layers.
       others: how many arrays are no weights: an optimizer's state, statistics.
       complete: whether all layers were measured: false after an interrupt.
-      windows: whose spectra these are, where they are not those of whole weights.
+      windows: the windows of which these are spectra; `None` for whole weights.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Report:
         return page([self])
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """Over the layers that have it: mean, median, standard deviation, least and greatest of each number."""
+        """Mean, median, standard deviation, smallest and largest of each number, over the layers that have it."""
         rows = self.rows()
         found = {}
         for key in rows[0] if rows else ():
@@ -129,7 +129,7 @@ class Report:
         return figures.alphas(self, ax) if layer is None else figures.spectrum(self.record(layer), ax)
 
     def record(self, layer: str) -> LayerRecord:
-        """Of the layer of this name.
+        """The record of the layer with this name.
 
         Raises:
           ValueError: there is no such layer.

@@ -1,4 +1,4 @@
-"""Where weights come from: the arrays of a checkpoint or a tree by path, each read when it is asked for."""
+"""The source of weights: the arrays of a checkpoint or a tree by path, each read when it is needed."""
 
 import dataclasses
 import os
@@ -13,7 +13,7 @@ from tb_optax._layers.layer import Path, PyTree, leaves_by_path
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read: which one, what is wrong with it, and the way out, in one line."""
+    """A checkpoint that cannot be read: in one line, which one, what is wrong with it, and what to do."""
 
     def __init__(self, where: str | os.PathLike[str], what: str, way_out: str):
         super().__init__(f"{shortened(printable(os.fspath(where)), 600)}: {one_line(what)}; {one_line(way_out)}.")
@@ -64,7 +64,7 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """Of a very long text, both ends."""
+    """Both ends of a very long text."""
     half = (most - 1) // 2
     return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 

@@ -55,7 +55,7 @@ _COLUMNS = {
 
 
 def console() -> Console:
-    """Of standard output; as wide as anything needs where that is no terminal."""
+    """A console on standard output; wide enough for everything if that is not a terminal."""
     found = Console(highlight=False)
     return found if found.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
 
@@ -159,7 +159,7 @@ def sparkline(values: Sequence[float]) -> str:
 def _print_table(
     to: Console, columns: Sequence[_Column], rows: Sequence[dict[str, Any]], foot: Sequence[dict[str, Any]]
 ) -> None:
-    """As many of the columns as fit, layers in what they leave."""
+    """Prints as many columns as fit; the names of layers take the rest of the width."""
     cells = {column: [_cell(column.key, row.get(column.key)) for row in (*rows, *foot)] for column in columns}
     widths = {
         column: max(len(text) for text in (*column.title.split("\n"), *(cell.plain for cell in column_cells)))

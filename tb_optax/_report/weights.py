@@ -50,7 +50,7 @@ class Weights(NamedTuple):
 
 
 def all_of(source: Source) -> Weights:
-    """All arrays, for weights."""
+    """Takes all arrays as weights."""
     return Weights(dict(source.shapes), {path: path for path in source.shapes}, 0)
 
 

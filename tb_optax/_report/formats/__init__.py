@@ -100,7 +100,7 @@ def _opener_by_suffix(where: FilePath) -> Callable[[FilePath], Source] | None:
 
 
 def _opener_of_zip(where: FilePath) -> Callable[[FilePath], Source]:
-    """By what the archive holds; of a damaged one, by its suffix."""
+    """The opener by what the archive holds; for a damaged archive, by its suffix."""
     try:
         with zipfile.ZipFile(where) as archive:
             names = archive.namelist()

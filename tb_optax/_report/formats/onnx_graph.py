@@ -102,7 +102,7 @@ def _text(name: Any) -> str:
 
 
 def _dtype(tensor: Any, outside: tuple[FilePath, int, int] | None) -> np.dtype | str:
-    """Of a tensor whose numbers are all there; else why it cannot be read."""
+    """The dtype of a tensor whose numbers are all there; else the reason why it cannot be read."""
     onnx = _package()
     try:
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))

@@ -56,7 +56,7 @@ def _of_files(where: FilePath, files: Mapping[FilePath, set[Path] | None]) -> So
 
 
 def _refuse_repeated_names(file: FilePath) -> None:
-    """Of two arrays with one name, the format's package silently takes the last."""
+    """Refuses two arrays with one name: the format's package silently takes the last."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)

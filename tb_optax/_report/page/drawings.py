@@ -174,7 +174,7 @@ def over_checkpoints(labels: Sequence[str], courses: Mapping[str, Sequence[float
 
 
 def _density(eigenvalues: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """With fewer bins where there are few eigenvalues, or a comb would be drawn."""
+    """The histogram. Few eigenvalues get fewer bins: many bins would look like a comb."""
     return density(eigenvalues, min(_MOST_BINS, max(12, round(2 * math.sqrt(len(eigenvalues))))))
 
 
@@ -197,7 +197,7 @@ def _extremes(densities: Sequence[tuple[np.ndarray, np.ndarray] | None], part: i
 
 
 def _around(values: Sequence[float], start: float, stop: float) -> _Axis:
-    """With some margin; logarithmic where the greatest would press all others together."""
+    """An axis with a margin; logarithmic if the largest value would press all others together."""
     least, greatest = min(values), max(values)
     if 0 < 8 * least < greatest:
         return _Axis(least / 1.15, greatest * 1.15, start, stop, True)

@@ -42,7 +42,7 @@ def _worst_records(report: Report) -> list[LayerRecord]:
 
 
 def _places(last: Report, comparison: Comparison | None) -> dict[str, int]:
-    """Of each layer, its place in the table's first order, by which table, drawing and spectra know it."""
+    """The number by which the table, the drawing and the spectra know each layer."""
     layers = comparison.layers if comparison else [record.layer for record in last.records]
     return {layer: place for place, layer in enumerate(layers)}
 
@@ -81,7 +81,7 @@ def _change(change: LayerChange) -> str:
 
 
 def _legend(record: LayerRecord, comparison: Comparison | None, before: LayerRecord | None) -> str:
-    """What the parts of a spectrum's figure are."""
+    """The legend of a spectrum's figure."""
     keys = [("bars", f"eigenvalues{f' in {escaped(comparison.labels[-1], 40)}' if comparison else ''}")]
     if comparison and before:
         keys.append(("outline", f"in {escaped(comparison.labels[0], 40)}"))

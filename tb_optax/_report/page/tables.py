@@ -70,7 +70,7 @@ def layers(last: Report, comparison: Comparison | None) -> str:
 
 
 def _compared(comparison: Comparison) -> list[tuple[str, str]]:
-    """Of two checkpoints all numbers; of more, alpha."""
+    """The columns of a comparison: all numbers of two checkpoints, or alpha of more."""
     keys = ("alpha", "lambda_max", "stable_rank", "scale") if len(comparison.labels) == 2 else ("alpha",)
     columns = [("layer", "layer"), ("shape", "shape")]
     for key in keys:
