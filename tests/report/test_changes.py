@@ -266,7 +266,7 @@ def test_a_folder_of_peft_is_read_as_peft_merges_it(tmp_path):
         assert found.rank == rank
         assert found.relative == pytest.approx(np.linalg.norm(change) / np.linalg.norm(base[f"{layer}.weight"]), rel=1e-5)
     left_out = comparison.reports[1].left_out
-    assert "not a LoRA factor" in left_out["base_model.model.model.embed_tokens.lora_embedding_A"]
+    assert "neither a LoRA factor" in left_out["base_model.model.model.embed_tokens.lora_embedding_A"]
 
 
 # The command.
