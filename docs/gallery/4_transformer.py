@@ -13,9 +13,8 @@ import numpy as np
 import optax
 
 import tb_optax
-from examples.paper.language.data import load_corpus, rows
+from examples.paper.language.data import load_corpus, rows, windows
 from examples.paper.language.models.gpt import GPT
-from examples.paper.language.updates import windows
 
 # %%
 # Python's own help topics, a character at a time; a decoder of three layers, which are scanned over: one array holds
@@ -23,7 +22,7 @@ from examples.paper.language.updates import windows
 
 corpus = load_corpus("pydoc", None, None, "characters", 1.0)
 train, valid = (jnp.asarray(windows(rows(text, 16), 64)) for text in (corpus.train, corpus.valid))
-model = GPT(len(corpus.vocabulary), layers=3, width=96, heads=4)
+model = GPT(len(corpus.vocabulary), layers=3, width=96, heads=4, key_value_heads=4)
 params = model.init(jax.random.key(0), train[0, :1, :-1], train=False)
 
 

@@ -31,9 +31,14 @@ COMMANDS = {
     "study": "report.study",
 }
 """The modules of the commands that every task has."""
-_TASKS = {"vision": ("tiny_imagenet",), "language": (), "detection": ("convert",)}
-"""The tasks, and the commands that each has for itself; each command is a module with a `main`."""
-_WITHOUT_TRAINING = {"curvature": ("train", "figure9")}
+TASKS = ("vision", "language", "detection")
+OTHERS = {
+    "vision tiny_imagenet": "vision.tiny_imagenet",
+    "detection convert": "detection.pretrained",
+    "curvature train": "curvature.train",
+    "curvature figure9": "curvature.figure9",
+}
+"""The modules of the other commands, each with a `main`."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -44,12 +49,12 @@ def main(arguments: Sequence[str]) -> None:
     """
     task, command, *flags = (*arguments, "", "")[: max(2, len(arguments))]
     program = f"python -m examples.paper {task} {command}"
-    if task in _TASKS and command in COMMANDS:
+    if task in TASKS and command in COMMANDS:
         # Imported here, for a command is to start without loading the others.
         run: Callable[..., None] = getattr(_module(COMMANDS[command]), f"{command}_command")
         run(getattr(_module(f"{task}.domain"), task.upper()), flags, program)
-    elif command in (_TASKS | _WITHOUT_TRAINING).get(task, ()):
-        _module(f"{task}.{command}").main(flags, program)
+    elif f"{task} {command}" in OTHERS:
+        _module(OTHERS[f"{task} {command}"]).main(flags, program)
     elif task in ("-h", "--help"):
         print(__doc__)
     else:

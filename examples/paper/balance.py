@@ -16,30 +16,12 @@ from tb_optax import fits
 FitTail: TypeAlias = Callable[..., fits.PowerLaw]
 LayersOrFn: TypeAlias = Sequence[tb_optax.Layer] | Callable[[Any], Sequence[tb_optax.Layer]]
 
-_METRICS = {
-    "pl_alpha_hill": tb_optax.metrics.pl_alpha_hill,
-    "spectral_norm": tb_optax.metrics.spectral_norm,
-    "alpha_weighted": tb_optax.metrics.alpha_weighted,
-}
-_FITS = {
-    "median": fits.median,
-    "goodness_of_fit": fits.goodness_of_fit,
-    "fix_finger": fits.fix_finger,
-}
-_ASSIGNMENTS = {
-    "linear": tb_optax.assignments.linear,
-    "sqrt": tb_optax.assignments.sqrt,
-    "log2": tb_optax.assignments.log2,
-    "step": tb_optax.assignments.step,
-    "sigmoid": tb_optax.assignments.sigmoid,
-}
-
 
 def tail_fit(settings: RunSettings) -> FitTail:
     """The fit of a spectrum's tail that the settings ask for."""
     if settings.fit == "median":
         return functools.partial(fits.median, tail_fraction=settings.tail_fraction)
-    return _FITS[settings.fit]
+    return getattr(fits, settings.fit)
 
 
 class Refreshable(optax.GradientTransformationExtraArgs):
@@ -84,7 +66,7 @@ def with_tempbalance(
     balance = tb_optax.tempbalance(
         min_scale=settings.min_scale,
         max_scale=settings.max_scale,
-        assign=control(_ASSIGNMENTS[settings.assignment]),
+        assign=control(getattr(tb_optax.assignments, settings.assignment)),
         transition_steps=settings.transition_steps,
         **options,
     )
@@ -119,7 +101,7 @@ def adamw_with_alphadecay(
         weight_decay,
         min_scale=settings.min_decay_scale,
         max_scale=settings.max_decay_scale,
-        assign=_ASSIGNMENTS[settings.assignment],
+        assign=getattr(tb_optax.assignments, settings.assignment),
         **_of_both(settings, steps, layers),
     )
     decay = _refreshed_by_loop(decay, settings, steps)
@@ -137,13 +119,12 @@ def _refreshed_by_loop(
 
 def _of_both(settings: RunSettings, steps: int, layers: LayersOrFn) -> dict[str, Any]:
     interval, start = (None, 0) if settings.refreshed_by_loop(steps) else settings.refreshes(steps)
-    windows = None if settings.spectrum_rows is None else tb_optax.Windows(settings.spectrum_rows)
     return {
         "update_interval": interval,
         "start_step": start,
         "metric": create_metric(settings.metric, tail_fit(settings)),
         "layers": tb_optax.in_blocks(layers) if settings.blocks else layers,
-        "windows": windows,
+        "windows": None if settings.spectrum_rows is None else tb_optax.Windows(settings.spectrum_rows),
     }
 
 
@@ -151,4 +132,5 @@ def create_metric(metric: str, fit: FitTail) -> Callable[..., jax.Array]:
     """What is read off a spectrum, by its name and the fit that it takes, if it takes one."""
     if metric == "relative_to_noise":
         return tb_optax.metrics.relative_to_noise(functools.partial(tb_optax.metrics.pl_alpha_hill, fit=fit))
-    return _METRICS[metric] if metric == "spectral_norm" else functools.partial(_METRICS[metric], fit=fit)
+    found = getattr(tb_optax.metrics, metric)
+    return found if metric == "spectral_norm" else functools.partial(found, fit=fit)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: one an epoch, atomically, with Orbax, and with a checksum of every file."""
+"""Checkpoints of a run: one an interval, atomically, with Orbax, and with a checksum of every file."""
 
 import contextlib
 import json
@@ -24,37 +24,34 @@ _PATIENCE = 30.0
 
 
 class Checkpoints:
-    """The checkpoints in a folder, by the number of epochs done. Saving goes on in the background until the `with` ends.
+    """The checkpoints in a folder, by the number of intervals done. Saving goes on in the background until the `with` ends.
 
     Where there are several processes, all make one and call it together, and all see the folder.
     """
 
     def __init__(self, directory: Path):
         self._directory = directory
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=2,
-            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_checksums),
+        options = ocp.options.AsyncOptions(post_finalization_callback=self._write_checksums)
+        self._manager = ocp.CheckpointManager(
+            directory, options=ocp.CheckpointManagerOptions(max_to_keep=2, async_options=options)
         )
-        self._manager = ocp.CheckpointManager(directory, options=options)
+        self.latest = self._manager.latest_step
 
-    def save(self, epoch: int, state: PyTree) -> None:
-        self._manager.save(epoch, args=ocp.args.StandardSave(state))  # pyright: ignore[reportCallIssue]
+    def save(self, number: int, state: PyTree) -> None:
+        self._manager.save(number, args=ocp.args.StandardSave(state))  # pyright: ignore[reportCallIssue]
 
-    def latest(self) -> int | None:
-        return self._manager.latest_step()
-
-    def restore(self, epoch: int, like: PyTree) -> PyTree:
-        """The state after an epoch, with the shapes, dtypes and shardings of `like`.
+    def restore(self, number: int, like: PyTree) -> PyTree:
+        """The state after an interval, with the shapes, dtypes and shardings of `like`.
 
         Raises:
           UserError: the checkpoint holds another kind of state, as an earlier version of this program saved it.
         """
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
-            return self._manager.restore(epoch, args=ocp.args.StandardRestore(target))  # pyright: ignore[reportCallIssue]
+            return self._manager.restore(number, args=ocp.args.StandardRestore(target))  # pyright: ignore[reportCallIssue]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{self._directory / str(epoch)} holds another kind of state, as another version of this program saves it; "
+                f"{self._directory / str(number)} holds another kind of state, as another version of this program saves it; "
                 "go on with that version, or start again in another folder."
             ) from error
 
@@ -85,7 +82,7 @@ class Checkpoints:
 
 
 def saved(directory: Path) -> list[int]:
-    """The epochs of which a folder holds checkpoints, ascending; none that was only begun."""
+    """The intervals of which a folder holds checkpoints, ascending; none that was only begun."""
     return sorted(ocp.utils.checkpoint_steps(directory)) if directory.exists() else []
 
 
@@ -95,21 +92,18 @@ def last_saved(directory: Path) -> int:
 
 
 def find_damage(checkpoint: Path) -> Path | None:
-    """The first file of a checkpoint that is not as it was written; None where all are, or where nothing can tell.
-
-    Orbax reads a flipped byte in an array as another number. One without checksums, as they were made once, is believed.
-    """
-    metadata, checksums = checkpoint / _METADATA, checkpoint / _CHECKSUMS
-    contents: dict[Path, dict[str, Any]] = {}
-    for own in (metadata, checksums) if checksums.exists() else (metadata,):
-        try:
-            contents[own] = dict(json.loads(own.read_text()))
-        except (OSError, ValueError, TypeError):
-            return own
-    for name, checksum in contents.get(checksums, {}).items():
-        path = checkpoint / name
-        if not path.is_file() or _checksum(path) != checksum:
-            return path
+    """The first file of a checkpoint that is not as it was written. Orbax reads a flipped byte as another number."""
+    path = checkpoint / _METADATA
+    try:
+        json.loads(path.read_text())
+        path = checkpoint / _CHECKSUMS
+        for name, checksum in dict(json.loads(path.read_text())).items():
+            if _checksum(checkpoint / name) != checksum:
+                return checkpoint / name
+    except FileNotFoundError as error:
+        return Path(error.filename)
+    except (OSError, ValueError, TypeError):
+        return path
     return None
 
 

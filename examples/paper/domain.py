@@ -1,8 +1,8 @@
-"""A task as training, sweeps and reports know it: settings, data, and training as pure functions."""
+"""A task as the commands know it: its settings, its data, and training as pure functions."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import optax
 from jax.sharding import Mesh
@@ -13,27 +13,6 @@ from examples.paper.report.style import Style
 from examples.paper.settings import RunSettings
 
 PyTree = Any
-
-
-class Data(Protocol):
-    """What a run trains on, in memory."""
-
-    @property
-    def name(self) -> str: ...
-
-    def contents(self) -> bytes:
-        """Which tell whether several processes have the same."""
-        ...
-
-
-class Selection(NamedTuple):
-    """How runs that are evaluated on validation data choose the parameters that are tested, once, at their end."""
-
-    keep: Callable[[Any, Any], Any]
-    """The state with its parameters kept as the best ones if they are, of a state and its metrics."""
-    best: Callable[[Any], Any]
-    """The best state, as it can be evaluated."""
-    test_data: PyTree
 
 
 class Training(NamedTuple):
@@ -51,7 +30,7 @@ class Training(NamedTuple):
     """The loss, a named tuple of metrics, and new values of the state's other fields: of the parameters, the state before
     the step, the step's inputs, and `data`."""
     evaluate: Callable[[Any, PyTree], Any]
-    """A named tuple of metrics, or what the domain's `summarize` makes one of: of a state, and `held_out_data`."""
+    """A named tuple of metrics, or what `summarize` makes one of: of a state, and `held_out_data`."""
     tx: optax.GradientTransformationExtraArgs
     """The optimizer. If it has a `refresh`, it is called before each interval."""
     data: PyTree
@@ -63,7 +42,13 @@ class Training(NamedTuple):
     """The learning rate, by the step."""
     steps: int
     """The number of steps of an interval."""
-    selection: Selection | None = None
+    test_data: PyTree = None
+    """If given, the state also has `best` and `best_loss`: the parameters with the lowest held-out loss so far, which are
+    tested on this, once, at the end."""
+    summarize: Callable[[Any], Any] = lambda evaluated: evaluated
+    """The named tuple of metrics, of what `evaluate` gives for one seed; on the host."""
+    pictures: Callable[[int, Any, Path], Iterable[Path]] | None = None
+    """Writes pictures at the end of a run: of its seed, what `evaluate` gives, and a folder."""
 
     @property
     def watched(self) -> tb_optax.Layer:
@@ -92,19 +77,18 @@ class Measure(NamedTuple):
 
 
 class Domain(NamedTuple):
-    """A task: settings, data, and training as pure functions. Its folder here has its name."""
+    """A task. Its folder here has its name."""
 
     name: str
     settings: type[RunSettings]
     load: Callable[[Any], Any]
-    """The data of settings. Raises UserError where there are none, or they do not fit."""
-    prepare: Callable[[Any, Any, Mesh], Training]
+    """The data of settings, with a `name`, and `contents()` that tell whether several processes have the same. Raises
+    UserError where there are none, or they do not fit."""
+    build: Callable[[Any, Any, Mesh], Training]
     """Training as pure functions, of settings, data and a mesh. Raises UserError where the model does not fit the data."""
     measure: Measure
     metrics: tuple[str, ...]
     """The metrics in the log and in results, named `train_` or `held_out`, then the field of the named tuple."""
-    describe: Callable[[Mapping[str, Any]], str]
-    """What the terminal shows of a line of the log."""
     data: tuple[str, ...]
     """The settings that choose the data."""
     style: Style
@@ -113,10 +97,6 @@ class Domain(NamedTuple):
     unit: str = "images"
     held_out: str = "test"
     """The part of the data that every interval is evaluated on."""
-    summarize: Callable[[Any, Any], Any] = lambda metrics, data: metrics
-    """The named tuple of metrics, of what `evaluate` gives for one seed, and the data; on the host."""
-    pictures: Callable[[Any, Any, Any, Path], Iterable[Path]] | None = None
-    """Writes pictures at the end of a run: of settings, data, what `evaluate` gives, and a folder."""
 
     @property
     def folder(self) -> Path:

@@ -1,6 +1,7 @@
 """What a user can put right: shown as one line, without a traceback."""
 
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,11 +31,14 @@ def telling_errors(where: Path) -> Iterator[None]:
     Args:
       where: the command writes to, for errors that do not say.
     """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # TFDS and Orbax report their every step, and all that they raise
     try:
         with naming_write_errors(where):
             yield
     except UserError as error:
-        _fail(str(error))
+        console = rich.console.Console(highlight=False)
+        console.print(f"[bold red]error:[/] {rich.markup.escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
 
 
 @contextlib.contextmanager
@@ -55,8 +59,3 @@ def naming_write_errors(where: Path, then: Callable[[], str] = lambda: "") -> It
         if "No space left" not in str(error):
             raise
         raise WriteError(f"no space left to write {where}{then()}") from error
-
-
-def _fail(message: str) -> None:
-    rich.console.Console(highlight=False).print(f"[bold red]error:[/] {rich.markup.escape(message)}", soft_wrap=True)
-    sys.exit(2)

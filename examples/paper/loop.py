@@ -1,7 +1,7 @@
 """Trains a setting: the intervals of one seed, or of several together, and what is logged of each."""
 
+import concurrent.futures
 import contextlib
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,16 +22,18 @@ from examples.paper.observations import (
     Observations,
     by_slice,
     first_slice,
+    histograms,
     kernels,
+    of_one_weight,
     slice_name,
+    told_after,
     watched_steps,
 )
 from examples.paper.parallel import is_first_process
-from examples.paper.program import Program, compile_program, stack, unstack
+from examples.paper.program import Program, stack, unstack
 from examples.paper.provenance import provenance
 from examples.paper.run_directory import RunDirectory
 from examples.paper.settings import RunSettings
-from examples.paper.weight_spectra import Spectrum, histograms, of_one_weight, told_after
 
 _INTERVALS_WITHIN = 10
 """The first intervals, whose logs have gradient norms of single steps too: as many epochs as the paper's Figure 18."""
@@ -46,15 +48,21 @@ class Trainer:
 
     def __init__(self, domain: Domain, settings: RunSettings, data: Any, mesh: Mesh, console: rich.console.Console):
         self.domain, self.settings = domain, settings
-        self.training = domain.prepare(settings, data, mesh)
-        self._data, self._mesh, self._console = data, mesh, console
+        self.training = domain.build(settings, data, mesh)
+        self._title = f"{settings.network}, {data.name}, {settings.method}"
+        self._mesh, self._console = mesh, console
         self._fit = tail_fit(settings)
         self._programs: dict[int, Program] = {}
 
     def program(self, together: int) -> Program:
         """The compiled functions for this number of seeds."""
         if together not in self._programs:
-            self._programs[together] = compile_program(self.training, self._fit, self._mesh, together)
+            # In a thread, for Ctrl-C reaches Python while it waits, and may be lost or come late while it compiles.
+            thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+            compiled = thread.submit(Program, self.training, self._fit, self._mesh, together)
+            thread.shutdown(wait=False)
+            with self._console.status("compiling"):
+                self._programs[together] = compiled.result()
         return self._programs[together]
 
     def train(self, directories: Mapping[int, RunDirectory]) -> None:
@@ -63,44 +71,36 @@ class Trainer:
         Raises:
           KeyboardInterrupt: after the checkpoints are whole.
         """
-        program = self.program(len(directories))
+        training, folders = self.training, tuple(directories.values())
+        program, tested, last = self.program(len(folders)), {}, None
         with contextlib.ExitStack() as opened:
-            checkpoints = [opened.enter_context(Checkpoints(directory.checkpoints)) for directory in directories.values()]
-            state = self._train_intervals(program, tuple(directories), tuple(directories.values()), checkpoints)
-            tested = {} if program.test is None else _named("test", program.test(state))
-            last = {} if self.domain.pictures is None else program.evaluate(state)
+            checkpoints = [opened.enter_context(Checkpoints(directory.checkpoints)) for directory in folders]
+            state, done = self._restored(program.start(tuple(directories)), checkpoints)
+            report = opened.enter_context(interval_reports(self.settings.intervals, directories, done, self._console))
+            for number in range(done + 1, self.settings.intervals + 1):
+                state, lines = self._train_interval(program, state, number, len(folders))
+                report(lines)
+                _save(checkpoints, number, state)
+        if training.test_data is not None:
+            tested = _named("test", program.test(state, training.test_data))
+        if training.pictures is not None:
+            state, last = program.evaluate(state, training.held_out_data)
         if is_first_process():
-            states = unstack((state, jax.device_get(tested), jax.device_get(last)), len(directories))
-            for (seed_state, seed_tested, seed_last), (seed, directory) in zip(states, directories.items(), strict=True):
-                spectra = program.spectra(jax.device_get(seed_state.params))  # alone: the other processes are not here
-                self._finish(spectra, jax.tree.map(float, seed_tested), seed_last, seed, directory)
+            states = unstack((state, *jax.device_get((tested, last))), len(folders))
+            for own, (seed, directory) in zip(states, directories.items(), strict=True):
+                self._finish(program, seed, directory, *own)
 
-    def _train_intervals(
-        self,
-        program: Program,
-        seeds: Sequence[int],
-        directories: Sequence[RunDirectory],
-        checkpoints: Sequence[Checkpoints],
-    ) -> Any:
-        training, together = self.training, len(seeds)
-        with self._console.status("compiling"):
-            state = program.start(seeds)
-            program.bytes_needed()  # waits
+    def _restored(self, state: Any, checkpoints: Sequence[Checkpoints]) -> tuple[Any, int]:
+        """The state to begin with, and how many intervals are done."""
         done = checkpoints[0].latest()
         if done is None:
-            done = 0
             _save(checkpoints, 0, state)
-        else:
-            like = unstack(state, together)
-            states = [each.restore(done, one) for each, one in zip(checkpoints, like, strict=True)]
-            state = states[0] if together == 1 else jax.device_put(stack(states), jax.tree.map(_sharding, state))
-        with interval_reports(self.settings.intervals, seeds, directories, done, self._console) as report:
-            for number in range(done + 1, self.settings.intervals + 1):
-                rate = float(jnp.asarray(training.schedule((number - 1) * training.steps)))
-                state, lines = self._train_interval(program, state, number, together)
-                report([{self.domain.interval: number, "learning_rate": rate, **line} for line in lines])
-                _save(checkpoints, number, state)
-        return state
+            return state, 0
+        like = unstack(state, len(checkpoints))
+        states = [each.restore(done, one) for each, one in zip(checkpoints, like, strict=True)]
+        if len(states) == 1:
+            return states[0], done
+        return jax.device_put(stack(states), jax.tree.map(lambda leaf: leaf.sharding, state)), done
 
     def _train_interval(self, program: Program, state: Any, number: int, together: int) -> tuple[Any, list[dict[str, Any]]]:
         """Trains one interval: the state after it, and the line of each seed's log, as `docs/log.md` describes it.
@@ -108,48 +108,54 @@ class Trainer:
         A refresh inside the compiled interval cannot be timed alone. Its time is taken as that of measuring alpha
         afterwards, which is a refresh that includes the few layers that are not balanced.
         """
-        training = self.training
+        training, domain = self.training, self.domain
         start = time.perf_counter()
-        state, train_metrics, observed = program.train(state)
+        state, train_metrics, observed = program.train(state, training.data)
         _wait(train_metrics)
         trained = time.perf_counter()
-        held_out = _wait(program.evaluate(state))
+        state, held_out = program.evaluate(state, training.held_out_data)
+        _wait(held_out)
         evaluated = time.perf_counter()
-        alphas = _wait(program.measure(state))
+        alphas = _wait(program.measure(state.params))
         measured = time.perf_counter()
-        state = program.keep(state, held_out)
-        names = ("TempBalanceState", "TempBalanceTransitionState")
-        states = [optax.tree_utils.tree_get(state.opt_state, name) for name in names]
-        balance = next((found for found in states if found is not None), None)
-        decay = optax.tree_utils.tree_get(state.opt_state, "AlphaDecayState")
+        own_states = (
+            optax.tree_utils.tree_get(state.opt_state, name)
+            for name in ("TempBalanceState", "TempBalanceTransitionState", "AlphaDecayState")
+        )
+        balance, in_transition, decay = own_states
+        balance = in_transition if balance is None else balance
         refreshes = self._refreshes(number)
+        rate = float(jnp.asarray(training.schedule((number - 1) * training.steps)))
         common = {
-            self.domain.speed: together * training.steps * self.settings.units / (trained - start),
+            domain.speed: together * training.steps * self.settings.units / (trained - start),
             "refreshes": refreshes,
             "refresh_seconds": refreshes * (measured - evaluated) / together,
             "seconds": (measured - start) / together,
         }
-        found = {
-            **_named("train", train_metrics),
-            self.domain.held_out: held_out,
+        by_layer = {
             "alpha": alphas,
             "scale": {} if balance is None else balance.scale,
             "metric": {} if balance is None else balance.metric,
             **({} if decay is None else {"decay_scale": decay.scale, "decay_metric": decay.metric}),
             "gradient_norm": observed.norms,
         }
-        lines = []
-        for one in unstack(jax.device_get(found), together):
-            one |= _named(self.domain.held_out, self.domain.summarize(one.pop(self.domain.held_out), self._data))
-            one["scale"] = one["scale"] or {
-                layer.name: np.ones_like(one["alpha"][layer.name]) for layer in training.balanced.measured
-            }
-            ordered = {name: self._in_order(one[name]) for name in found if isinstance(one.get(name), dict)}
-            others = {name: float(value) for name, value in one.items() if name not in ordered}
-            lines.append(others | ordered | common)
         weight = kernels(state.params)[training.watched.kernel]
-        for line, own, kernel in zip(lines, unstack(observed, together), unstack(weight, together), strict=True):
-            line |= self._within(number, own, kernel)
+        lines = []
+        found = jax.device_get((_named("train", train_metrics), held_out, by_layer))
+        for (trained_on, held, layers), seen, kernel in zip(
+            *(unstack(each, together) for each in (found, observed, weight)), strict=True
+        ):
+            metrics = trained_on | _named(domain.held_out, training.summarize(held))
+            layers["scale"] = layers["scale"] or {
+                layer.name: np.ones_like(layers["alpha"][layer.name]) for layer in training.balanced.measured
+            }
+            lines.append(
+                {domain.interval: number, "learning_rate": rate}
+                | {name: float(value) for name, value in metrics.items()}
+                | {name: self._in_order(layers[name]) for name in by_layer}
+                | common
+                | self._within(number, seen, kernel)
+            )
         return state, lines
 
     def _within(self, number: int, observed: Observations, kernel: jax.Array) -> dict[str, Any]:
@@ -177,27 +183,20 @@ class Trainer:
         before = lambda number: len(range(begin, number * steps, every))
         return before(number) - before(number - 1)
 
-    def _finish(
-        self,
-        spectra: Mapping[str, Spectrum],
-        tested: dict[str, float],
-        last: Any,
-        seed: int,
-        directory: RunDirectory,
-    ) -> None:
+    def _finish(self, program: Program, seed: int, directory: RunDirectory, state: Any, tested: Any, last: Any) -> None:
         """Writes the summary and the plots of a finished run."""
         from examples.paper.plots import plot_run  # here, for matplotlib takes a while
 
+        tested = jax.tree.map(float, tested)
+        spectra = program.spectra(jax.device_get(state.params))  # alone: the other processes are not here
         told = histograms(spectra, self.training.weights)
         directory.write_summary({**tested, "spectra": told, "provenance": provenance()})
-        log = directory.log()
-        title = f"{self.settings.network}, {self._data.name}, {self.settings.method}, seed {seed}"
-        plots = plot_run(log, self.domain.interval, title, directory.path)
-        if self.domain.pictures is not None:
-            settings = dataclasses.replace(self.settings, seed=seed)
-            plots += self.domain.pictures(settings, self._data, last, directory.path)
+        log, interval = directory.log(), self.domain.interval
+        plots = plot_run(log, interval, f"{self._title}, seed {seed}", directory.path)
+        if self.training.pictures is not None:
+            plots += self.training.pictures(seed, last, directory.path)
         measure, count = self.domain.measure, self.settings.intervals
-        result = f"{measure.title} {measure.in_words(log[-1] | tested)} after {count} {self.domain.interval}s"
+        result = f"{measure.title} {measure.in_words(log[-1] | tested)} after {count} {interval}s"
         self._console.print(result, style="bold")
         self._console.print(f"plots: {' '.join(map(str, plots))}", soft_wrap=True)
 
@@ -215,10 +214,6 @@ def _named(on: str, metrics: Any) -> dict[str, Any]:
 def _save(checkpoints: Sequence[Checkpoints], number: int, state: Any) -> None:
     for each, one in zip(checkpoints, unstack(state, len(checkpoints)), strict=True):
         each.save(number, one)
-
-
-def _sharding(leaf: jax.Array) -> Any:
-    return leaf.sharding
 
 
 def _wait(arrays: Any) -> Any:

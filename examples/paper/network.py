@@ -1,6 +1,7 @@
 """NNX networks with batch norms, trained epoch by epoch: state, forward pass, an epoch's order, the schedule."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, UInt32
+
+from examples.paper.errors import UserError
 
 
 class TrainState(NamedTuple):
@@ -20,12 +24,6 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]
     """Steps taken."""
     seed: UInt32[Array, ""]
-
-
-def initial_state(model: nnx.Module, tx: optax.GradientTransformation, seed: int) -> TrainState:
-    """The state of a new model."""
-    _, params, batch_stats = nnx.split(model, nnx.Param, ...)
-    return TrainState(params, batch_stats, tx.init(params), jnp.zeros((), jnp.int32), jnp.asarray(np.uint32(seed)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +40,26 @@ class Network:
         model.set_attributes(use_running_average=not train, raise_if_not_found=False)
         outputs = jax.tree.map(lambda each: each.astype(jnp.float32), model(images))  # pyright: ignore[reportCallIssue]
         return outputs, nnx.state(model, nnx.Not(nnx.Param))
+
+
+def split_model(create: Callable[[int], nnx.Module], mesh: Mesh) -> tuple[Network, nnx.State, nnx.State]:
+    """A model, of a seed, as a network, parameters and the statistics of its batch norms."""
+    with jax.set_mesh(mesh):
+        graphdef, params, batch_stats = nnx.split(create(0), nnx.Param, ...)
+    return Network(graphdef), params, batch_stats
+
+
+def initial_state(create: Callable[[int], nnx.Module], tx: optax.GradientTransformation, seed: int) -> TrainState:
+    """The state of a new model."""
+    _, params, batch_stats = nnx.split(create(seed), nnx.Param, ...)
+    return TrainState(params, batch_stats, tx.init(params), jnp.zeros((), jnp.int32), jnp.asarray(np.uint32(seed)))
+
+
+def steps_of_epoch(count: int, batch_size: int) -> int:
+    """How many whole batches so many images make. Raises UserError where they do not make one."""
+    if count < batch_size:
+        raise UserError(f"--batch-size {batch_size} is more than the {count} training images.")
+    return count // batch_size
 
 
 def epoch_inputs(batch_size: int, state: TrainState, dataset: Any) -> tuple[Int[Array, "steps batch"], Key[Array, " steps"]]:

@@ -1,5 +1,6 @@
-"""Gradient norms and copies of one weight, recorded while training."""
+"""What is observed in training: gradient norms, copies of one weight, alphas, and spectra as logs and results store them."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -11,12 +12,15 @@ import optax
 from jaxtyping import Array, Float
 
 import tb_optax
+from examples.paper.balance import FitTail
 
 PyTree = Any
 State = TypeVar("State")
 
 NORM_INTERVAL = 30
 """Steps from one recorded norm to the next, as in the paper's Figure 18."""
+_BINS = 50
+_TOLD_AFTER = (1, 2, 5, 10, 20, 50, 100, 150, 200)
 
 
 class Observations(NamedTuple):
@@ -131,3 +135,52 @@ def measure_alphas(
     _, refreshed = refresh.update(params, state, params)
     alphas = optax.tree_utils.tree_get(refreshed, "metric")
     return {name: jnp.where(alpha > 0, alpha, jnp.nan) for name, alpha in alphas.items()}
+
+
+class Spectrum(NamedTuple):
+    """Of a layer, or of each layer of a stack."""
+
+    eigenvalues: Float[Array, "*stack n"]
+    tail: tb_optax.fits.PowerLaw
+
+
+def fitted_spectra(fit: FitTail, layers: tb_optax.Layers, params: Any) -> dict[str, Spectrum]:
+    """By layer."""
+    return {name: Spectrum(values, fit(values)) for name, values in tb_optax.spectra(params, layers=layers).items()}
+
+
+def histograms(spectra: Mapping[str, Spectrum], layers: Sequence[tb_optax.Layer]) -> dict[str, dict[str, Any]]:
+    """By layer, in their order. Layers without a positive finite eigenvalue are left out, as where training diverged."""
+    found = {}
+    in_order = {layer.name: jax.device_get(spectra[layer.name]) for layer in layers}
+    alphas = by_slice({name: spectrum.tail.alpha for name, spectrum in in_order.items()})
+    thresholds = by_slice({name: spectrum.tail.xmin for name, spectrum in in_order.items()})
+    for name, each in by_slice({name: spectrum.eigenvalues for name, spectrum in in_order.items()}, inner=1).items():
+        values = np.array(each)
+        logs = np.log10(values[(values > 0) & np.isfinite(values)])
+        if len(logs):
+            counts, edges = np.histogram(logs, _BINS)
+            edges = [round(float(edges[0]), 4), round(float(edges[-1]), 4)]
+            tail = {"alpha": alphas[name], "threshold": thresholds[name]}
+            found[name] = {"log10_edges": edges, "counts": counts.tolist(), **tail, "eigenvalues": len(values)}
+    return found
+
+
+def of_one_weight(
+    layer: tb_optax.Layer, kernels: Mapping[int, Float[np.ndarray, "..."]], fit: FitTail
+) -> list[dict[str, Any]]:
+    """Its histograms after so many iterations, counted from the start of the training."""
+    alone = tb_optax.Layers([dataclasses.replace(layer, follows=())])
+    found = []
+    for iteration, kernel in kernels.items():
+        for histogram in histograms(_jitted_spectra(fit, alone, {layer.kernel: kernel}), alone).values():
+            found.append({"iteration": iteration, **histogram})
+    return found
+
+
+_jitted_spectra = jax.jit(fitted_spectra, static_argnums=(0, 1))
+
+
+def told_after(epoch: int, epochs: int) -> bool:
+    """Whether the spectrum of the watched weight is logged after this epoch: ever more rarely, and after the last."""
+    return epoch in _TOLD_AFTER or epoch == epochs

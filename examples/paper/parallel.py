@@ -1,5 +1,6 @@
 """The processes and the devices of a run: all do the same, each on its share of every batch."""
 
+import dataclasses
 import os
 import sys
 import traceback
@@ -14,12 +15,41 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-from examples.paper.devices import Devices
 from examples.paper.errors import UserError
 
 Value = TypeVar("Value")
 
 _AXIS = "data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """What a run is computed on, which changes its result by rounding only; a run may be resumed on other devices."""
+
+    mesh: int | None = None
+    """How many devices each batch is split over; by default all, of all processes."""
+    distributed: bool = False
+    """One of several processes that train together, started by SLURM, Open MPI, Kubernetes or on Cloud TPU."""
+    coordinator_address: str | None = None
+    """HOST:PORT of the first of several processes that were started in another way; any free port."""
+    num_processes: int | None = None
+    """How many processes there are; with --coordinator-address."""
+    process_id: int | None = None
+    """Which one this is, from 0; with --coordinator-address."""
+
+    def check(self) -> None:
+        """Raises UserError where a number is out of range, or one of three that belong together is missing."""
+        if self.mesh is not None and self.mesh < 1:
+            raise UserError(f"--mesh {self.mesh} must be at least 1.")
+        address, count, own = given = self.coordinator_address, self.num_processes, self.process_id
+        if given == (None, None, None):
+            return
+        port = (address or "").rpartition(":")[2]
+        if not port.isdecimal() or count is None or own is None or not 0 <= own < count:
+            raise UserError(
+                f"--coordinator-address {address}, --num-processes {count} and --process-id {own} must be given together: "
+                "HOST:PORT, such as 10.0.0.1:8476, a number, and one from 0 on that is below it."
+            )
 
 
 def join_processes(devices: Devices) -> None:
@@ -28,7 +58,7 @@ def join_processes(devices: Devices) -> None:
     Raises:
       UserError: the other processes could not be found.
     """
-    if not devices.several_processes():
+    if not devices.distributed and devices.coordinator_address is None:
         return
     try:
         jax.distributed.initialize(devices.coordinator_address, devices.num_processes, devices.process_id)

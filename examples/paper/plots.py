@@ -10,8 +10,6 @@ matplotlib.use("agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 
@@ -44,23 +42,18 @@ def plot_run(log: Sequence[Mapping[str, Any]], interval: str, title: str, direct
     written = []
     for name, (label, lines) in panels.items():
         if lines:
-            figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-            _draw_layers(figure, axes, epochs, lines)
-            axes.set(title=title, xlabel=interval, ylabel=label)
             written.append(directory / f"{name}.png")
+            figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+            # From the first layer (dark) to the last (light).
+            colors = plt.get_cmap("viridis")(np.linspace(0, 0.95, len(lines)))
+            for (layer, values), color in zip(lines.items(), colors, strict=True):
+                axes.plot(epochs, values, color=color, label=layer, linewidth=1.4, marker="o" if len(epochs) == 1 else None)
+            axes.set(title=title, xlabel=interval, ylabel=label)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+            if len(lines) > 1:
+                figure.legend(loc="outside right center", fontsize=7, frameon=False, title="layer", title_fontsize=8)
             figure.savefig(written[-1], dpi=150)
             plt.close(figure)
     return written
-
-
-def _draw_layers(figure: Figure, axes: Axes, epochs: Sequence[int], lines: Mapping[str, np.ndarray]) -> None:
-    """A line for each layer, from the first (dark) to the last (light)."""
-    colors = plt.get_cmap("viridis")(np.linspace(0, 0.95, len(lines)))
-    marker = "o" if len(epochs) == 1 else None
-    for (name, values), color in zip(lines.items(), colors, strict=True):
-        axes.plot(epochs, values, color=color, label=name, linewidth=1.4, marker=marker)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    if len(lines) > 1:
-        figure.legend(loc="outside right center", fontsize=7, frameon=False, title="layer", title_fontsize=8)

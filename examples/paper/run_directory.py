@@ -1,4 +1,4 @@
-"""The folder of a run: settings, log, summary, and a lock."""
+"""The folder of a run: settings, log, summary, a lock, and what of it can be believed after damage or a kill."""
 
 import contextlib
 import dataclasses
@@ -9,12 +9,14 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import filelock
+import rich.console
 
+from examples.paper.checkpoints import find_damage, saved
 from examples.paper.domain import Domain
 from examples.paper.errors import UserError
 from examples.paper.settings import RunSettings
@@ -75,6 +77,12 @@ class RunDirectory:
             holder = self._holder.read_text() if self._holder.exists() else "another process"
             raise UserError(f"{self.path} is being trained by {holder}; wait for it, or give another folder.") from error
 
+    def begin(self, settings: RunSettings, resume: bool, console: rich.console.Console) -> None:
+        """Readies the folder, which is held, for a run that begins or goes on."""
+        self.check(settings, resume)  # perhaps once more: it may have been another's until now
+        self.start(settings)
+        self.recover(lambda line: console.print(line, style="yellow", soft_wrap=True))
+
     def start(self, settings: RunSettings) -> None:
         """Makes the folder and writes down the settings."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -117,12 +125,34 @@ class RunDirectory:
         """The summary; empty before the end of the run."""
         return _read_object(self._summary) if self._summary.exists() else {}
 
-    def put_aside(self, path: Path) -> Path:
-        """Moves a file or folder to `put_aside/`, where it replaces an earlier one of that name."""
-        aside = self.path / "put_aside" / path.name
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.parent.mkdir(exist_ok=True)
-        return path.rename(aside)
+    def recover(self, tell: Callable[[str], None]) -> None:
+        """Leaves the run at the last interval whose checkpoint is whole and that is in the log, so that it goes on there.
+
+        Later checkpoints are put aside, and a line tells what was wrong with them. Nothing happens to the folder of a run
+        that has none yet.
+
+        Raises:
+          UserError: there are checkpoints, and none can be gone on from.
+        """
+        done, logged, interval = saved(self.checkpoints), len(self.log()), self.domain.interval
+        problems: dict[int, str] = {}
+        for number in reversed(done):
+            damaged = find_damage(self.checkpoints / str(number))
+            if damaged is not None:
+                problems[number] = f"{damaged.relative_to(self.path.absolute())} is damaged"
+            elif number > logged:
+                problems[number] = f"the log ends with {interval} {logged}, before checkpoint {number}"
+        whole = [number for number in done if number not in problems]
+        if done and not whole:
+            found = "; ".join(problems.values())
+            raise UserError(f"{self.path} cannot be resumed: {found}. Put back what is missing, or give another --out.")
+        for number, problem in problems.items():
+            if number > whole[-1]:
+                aside = self.path / "put_aside" / str(number)
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.parent.mkdir(exist_ok=True)
+                (self.checkpoints / str(number)).rename(aside)
+                tell(f"{problem}; put into {aside}, going on from {interval} {whole[-1]}")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -1,10 +1,9 @@
-"""The command that runs a grid of a domain."""
+"""The command that runs a grid of a task."""
 
 import contextlib
 import dataclasses
 import functools
 import hashlib
-import logging
 import os
 import urllib.parse
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -12,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import rich.box
 import rich.console
 import rich.table
 import tyro
-from jax.sharding import Mesh
 
 from examples.paper.checkpoints import last_saved
 from examples.paper.domain import Domain
@@ -24,7 +23,6 @@ from examples.paper.errors import UserError, WriteError, first_line, naming_writ
 from examples.paper.grids import Grid, load_grid, parse_changes, ready_grids
 from examples.paper.loop import Trainer
 from examples.paper.parallel import create_mesh
-from examples.paper.recovery import recover
 from examples.paper.results import append_row, read_results, row_of, run_key
 from examples.paper.run_directory import RunDirectory
 from examples.paper.settings import BALANCE, RunSettings
@@ -67,7 +65,6 @@ class Sweep:
 
 def sweep_command(domain: Domain, arguments: Sequence[str], program: str) -> None:
     """Runs the grid that the command line names."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
     command = tyro.cli(Sweep, prog=program, args=arguments)
     if command.compilation_cache:
         keep_compiled_programs()
@@ -99,15 +96,22 @@ def sweep(domain: Domain, command: Sweep) -> None:
         for line in _plan(domain, command, grid, missing):
             console.print(line, soft_wrap=True)
         return
-    wanted = len({_without_seed(domain, settings) for settings in missing})
+    wanted = len({dataclasses.replace(settings, seed=0) for settings in missing})
     failed: dict[str, str] = {}
     for number, (settings, seeds, load) in enumerate(_by_setting(domain, grid, missing, places), 1):
         name = f"{_name(domain, settings)}, seed {', '.join(map(str, seeds))}"
         console.rule(f"{number} of {wanted}")
         console.print(name, soft_wrap=True)
-        problem = _problem(partial(_train_setting, domain, command, settings, seeds, load, console), console)
-        if problem is not None:
-            failed[name] = problem
+        try:
+            _train_setting(domain, command, settings, seeds, load, console)
+        except WriteError:
+            raise
+        except Exception as error:
+            failed[name] = str(error)
+            if not isinstance(error, UserError):
+                console.print_exception()
+                failed[name] = f"{type(error).__name__}: {first_line(error)}"
+            console.print(f"failed: {failed[name]}", style="bold red", soft_wrap=True, markup=False)
     if failed:
         console.rule("failed")
         for name, problem in failed.items():
@@ -115,34 +119,15 @@ def sweep(domain: Domain, command: Sweep) -> None:
         raise UserError(f"{len(failed)} of {wanted} settings failed, as listed above; the same command tries them again.")
 
 
-def _problem(train: Callable[[], None], console: rich.console.Console) -> str | None:
-    """Trains, and returns in one line why it failed; None where it did not. A file that cannot be written raises."""
-    try:
-        train()
-    except WriteError:
-        raise
-    except UserError as error:
-        problem = str(error)
-    except Exception as error:
-        console.print_exception()
-        problem = f"{type(error).__name__}: {first_line(error)}"
-    else:
-        return None
-    console.print(f"failed: {problem}", style="bold red", soft_wrap=True, markup=False)
-    return problem
-
-
 def _plan(domain: Domain, command: Sweep, grid: Grid, missing: Collection[RunSettings]) -> Iterator[str]:
     """For each setting, which of its seeds are done, begun and missing."""
-    by_name: dict[str, dict[str, list[str]]] = {}
-    for settings in grid.runs():
-        if settings not in missing:
-            stands = "done"
-        else:
-            stands = "begun" if _folder(domain, command, settings, settings.seed).exists() else "missing"
-        by_name.setdefault(_name(domain, settings), {}).setdefault(stands, []).append(str(settings.seed))
-    for name, seeds in by_name.items():
-        yield f"{name}: " + "; ".join(f"{stands} {', '.join(each)}" for stands, each in seeds.items())
+    for settings in grid.settings:
+        seeds: dict[str, list[str]] = {}
+        for seed in grid.seeds:
+            begun = "begun" if _folder(domain, command, settings, seed).exists() else "missing"
+            stands = begun if dataclasses.replace(settings, seed=seed) in missing else "done"
+            seeds.setdefault(stands, []).append(str(seed))
+        yield f"{_name(domain, settings)}: " + "; ".join(f"{stands} {', '.join(each)}" for stands, each in seeds.items())
 
 
 def _train_setting(
@@ -154,21 +139,16 @@ def _train_setting(
     console: rich.console.Console,
 ) -> None:
     """Trains the seeds of a setting, as many at once as fit."""
-    runs = {seed: dataclasses.replace(settings, seed=seed) for seed in seeds}
     directories = {seed: RunDirectory(_folder(domain, command, settings, seed), domain) for seed in seeds}
-    mesh = create_mesh(1, 1)
-    trainer = Trainer(domain, settings, load(), mesh, console)
+    trainer = Trainer(domain, settings, load(), create_mesh(1, 1), console)
     any_saved = lambda: any(last_saved(directory.checkpoints) >= 0 for directory in directories.values())
     goes_on = lambda: "; the same command goes on from the last checkpoints" if any_saved() else ""
     with contextlib.ExitStack() as held, naming_write_errors(command.runs, goes_on):
         try:
-            together = min(len(seeds), command.together or _how_many(trainer, len(seeds), mesh, console))
+            together = min(len(seeds), command.together or _how_many(trainer, len(seeds), jax.devices()[0], console))
             for seed, directory in directories.items():
                 held.enter_context(directory.held())
-                directory.check(runs[seed], resume=directory.exists())
-                if not directory.exists():
-                    directory.start(runs[seed])
-                recover(directory, lambda line: console.print(line, style="yellow", soft_wrap=True))
+                directory.begin(dataclasses.replace(settings, seed=seed), directory.exists(), console)
             for group in _groups(directories, together):
                 trainer.train(group)
                 for directory in group.values():
@@ -179,7 +159,7 @@ def _train_setting(
 
 
 def _by_setting(
-    domain: Domain, grid: Grid, missing: Sequence[RunSettings], places: Mapping[str, Path]
+    domain: Domain, grid: Grid, missing: Collection[RunSettings], places: Mapping[str, Path]
 ) -> Iterator[tuple[RunSettings, list[int], Callable[[], Any]]]:
     """Each setting with its missing seeds and a function that gives its data.
 
@@ -192,8 +172,7 @@ def _by_setting(
         place = places.get(of_data[0].dataset)
         load = functools.cache(partial(_load, domain, dataclasses.replace(of_data[0], data_dir=place)))
         for settings in of_data:
-            bare = _without_seed(domain, settings)
-            seeds = [run.seed for run in missing if _without_seed(domain, run) == bare]
+            seeds = [seed for seed in grid.seeds if dataclasses.replace(settings, seed=seed) in missing]
             if seeds:
                 yield dataclasses.replace(settings, data_dir=place), seeds, load
 
@@ -206,18 +185,17 @@ def _load(domain: Domain, settings: Any) -> Any:
 
 
 def _groups(directories: Mapping[int, RunDirectory], together: int) -> Iterator[dict[int, RunDirectory]]:
-    """Seeds that train together: at most so many, which stand at the same epoch."""
-    by_epoch: dict[int, list[int]] = {}
+    """Seeds that train together: at most so many, which stand at the same interval."""
+    by_interval: dict[int, list[int]] = {}
     for seed, directory in directories.items():
-        by_epoch.setdefault(last_saved(directory.checkpoints), []).append(seed)
-    for _, seeds in sorted(by_epoch.items(), reverse=True):
+        by_interval.setdefault(last_saved(directory.checkpoints), []).append(seed)
+    for _, seeds in sorted(by_interval.items(), reverse=True):
         for start in range(0, len(seeds), together):
             yield {seed: directories[seed] for seed in seeds[start : start + together]}
 
 
-def _how_many(trainer: Trainer, most: int, mesh: Mesh, console: rich.console.Console) -> int:
+def _how_many(trainer: Trainer, most: int, device: Any, console: rich.console.Console) -> int:
     """How many seeds fit into the device's memory together; one where it is not known, as on CPU."""
-    device = mesh.devices.flat[0]
     limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
     if limit is None:
         return 1
@@ -236,10 +214,6 @@ def _places(data: Sequence[str]) -> dict[str, Path]:
             raise UserError(f"--data {item} must be NAME=DIR, such as cifar10=~/tensorflow_datasets/cifar10/3.0.2.")
         places[name] = Path(place).expanduser()
     return places
-
-
-def _without_seed(domain: Domain, settings: Any) -> Any:
-    return dataclasses.replace(settings, seed=0, **dict.fromkeys(domain.settings.places()))
 
 
 def _folder(domain: Domain, command: Sweep, settings: Any, seed: int) -> Path:

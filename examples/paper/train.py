@@ -1,8 +1,7 @@
-"""The command that trains one network of a domain."""
+"""The command that trains one network of a task."""
 
 import contextlib
 import dataclasses
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +12,11 @@ import rich.console
 import tyro
 
 from examples.paper.checkpoints import last_saved
-from examples.paper.devices import Devices
 from examples.paper.domain import Domain
 from examples.paper.errors import UserError, naming_write_errors, telling_errors
 from examples.paper.loop import Trainer
-from examples.paper.parallel import check_same, create_mesh, first_process_first, is_first_process, join_processes
-from examples.paper.recovery import recover
+from examples.paper.parallel import Devices, check_same, create_mesh, first_process_first, is_first_process, join_processes
 from examples.paper.run_directory import RunDirectory
-from examples.paper.settings import RunSettings
 from tb_optax._report.compilation import keep_compiled_programs
 
 SettingsType = TypeVar("SettingsType")
@@ -46,7 +42,6 @@ class Command(Generic[SettingsType]):
 
 def train_command(domain: Domain, arguments: Sequence[str], program: str) -> None:
     """Trains as the command line says."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # TFDS and Orbax report their every step, and all that they raise
     command: Any = tyro.cli(Command[domain.settings], prog=program, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
     if command.compilation_cache:
         keep_compiled_programs()
@@ -58,7 +53,7 @@ _ALL_DEVICES = Devices()
 
 
 def train(
-    domain: Domain, settings: RunSettings, out: Path | None = None, resume: bool = False, devices: Devices = _ALL_DEVICES
+    domain: Domain, settings: Any, out: Path | None = None, resume: bool = False, devices: Devices = _ALL_DEVICES
 ) -> RunDirectory:
     """Trains a network, or goes on with it, and leaves its results in a folder.
 
@@ -77,13 +72,28 @@ def train(
     check_same("flags", repr(dataclasses.replace(settings, **anywhere)).encode())
     check_same("training data", data.contents())
     trainer = Trainer(domain, settings, data, mesh, console)
+
+    def begin() -> None:
+        """Readies the folder, which stays this run's until `held` is closed."""
+        if is_first_process():
+            held.enter_context(directory.held())
+            directory.begin(settings, resume, console)
+        elif not directory.exists():
+            raise UserError(
+                f"--out {directory.path}: not the folder of process 0; give one on a file system that they share."
+            )
+
+    def what_stands() -> str:
+        done = last_saved(directory.checkpoints)
+        return f"; the checkpoint of {domain.interval} {done} stands: --resume goes on from it." if done >= 0 else ""
+
     with contextlib.ExitStack() as held:
-        first_process_first(lambda: _start(directory, settings, resume, held, console))
+        first_process_first(begin)
         if mesh.size > 1:
             where = f"{mesh.size} devices" + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
             share = settings.batch_size // mesh.size
             console.print(f"each batch of {settings.batch_size} is split over {where}, {share} on each", soft_wrap=True)
-        held.enter_context(naming_write_errors(directory.path, lambda: _what_stands(directory)))
+        held.enter_context(naming_write_errors(directory.path, what_stands))
         try:
             trainer.train({settings.seed: directory})
         except KeyboardInterrupt:
@@ -102,21 +112,3 @@ def _open(domain: Domain, settings: Any, out: Path | None, resume: bool) -> tupl
     directory = RunDirectory(out or Path("runs", name), domain)
     directory.check(settings, resume)
     return settings, data, directory
-
-
-def _start(
-    directory: RunDirectory, settings: RunSettings, resume: bool, held: contextlib.ExitStack, console: rich.console.Console
-) -> None:
-    """Readies the folder, which stays this run's until `held` is closed."""
-    if is_first_process():
-        held.enter_context(directory.held())
-        directory.check(settings, resume)  # once more: it may have been another's until now
-        directory.start(settings)
-        recover(directory, lambda line: console.print(line, style="yellow", soft_wrap=True))
-    elif not directory.exists():
-        raise UserError(f"--out {directory.path}: not the folder of process 0; give one on a file system that all share.")
-
-
-def _what_stands(directory: RunDirectory) -> str:
-    done = last_saved(directory.checkpoints)
-    return f"; the checkpoint of {directory.domain.interval} {done} stands: --resume goes on from it." if done >= 0 else ""

@@ -38,3 +38,31 @@ def prepared(tmp_path_factory):
     builder = Brightness(data_dir=directory, file_format="array_record")
     builder.download_and_prepare()
     return builder.data_path
+
+
+@pytest.fixture(scope="session")
+def small_settings(prepared):
+    """A run of three epochs on the prepared data set."""
+    from outcomes import SMALL
+
+    from examples.paper.vision.settings import Settings
+
+    return Settings(data_dir=prepared, **SMALL)
+
+
+@pytest.fixture(scope="session")
+def finished_small(small_settings, tmp_path_factory):
+    """The folder of that run of the small network, on one device."""
+    from outcomes import train_small
+
+    return train_small(small_settings, tmp_path_factory.mktemp("runs") / "finished").path
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A network that compiles in seconds, for every model; its smallest layers have 8 eigenvalues."""
+    from small_network import create_small_network
+
+    from examples.paper.vision import domain
+
+    monkeypatch.setattr(domain, "create_model", create_small_network)

@@ -10,7 +10,7 @@ import optax
 
 import tb_optax
 from examples.paper.balance import with_tempbalance
-from examples.paper.domain import Domain, Measure, Selection, Training
+from examples.paper.domain import Domain, Measure, Training
 from examples.paper.parallel import replicate, split
 from examples.paper.report.style import Style
 from examples.paper.settings import RunSettings
@@ -66,7 +66,7 @@ def forward(params, x):
     return x
 
 
-def prepare(settings, data, mesh):
+def build(settings, data, mesh):
     train_data, valid_data, test_data = (jax.tree.map(lambda array: replicate(array, mesh), part) for part in data.parts)
     steps = len(data.parts[0][0]) // settings.batch_size
     shapes = {f"dense{index}": jax.ShapeDtypeStruct(size, jnp.float32) for index, size in enumerate(SIZES)}
@@ -87,11 +87,6 @@ def prepare(settings, data, mesh):
         loss = loss_of(params, jax.tree.map(split, batch))
         return loss, (Metrics(loss), {})
 
-    def keep(state, metrics):
-        better = metrics.loss < state.best_loss
-        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.params, state.best)
-        return state._replace(best=best, best_loss=jnp.minimum(metrics.loss, state.best_loss))
-
     return Training(
         init=init,
         inputs=lambda state, part: jax.tree.map(lambda array: array.reshape(steps, settings.batch_size, -1), part),
@@ -104,7 +99,7 @@ def prepare(settings, data, mesh):
         weights=weights,
         schedule=schedule,
         steps=steps,
-        selection=Selection(keep, lambda state: state._replace(params=state.best), test_data),
+        test_data=test_data,
     )
 
 
@@ -112,10 +107,9 @@ REGRESSION = Domain(
     "regression",
     Settings,
     load,
-    prepare,
+    build,
     measure=Measure("test_loss", "test loss", percent=False, higher_is_better=False),
     metrics=("train_loss", "valid_loss"),
-    describe=lambda line: f"train {line['train_loss']:.3f}  valid {line['valid_loss']:.3f}",
     data=("dataset",),
     style=Style("sgd", ("model", "dataset", "evaluations", "batch_size"), words={"sgd": "SGD", "tb": "TB"}),
     interval="evaluation",

@@ -24,9 +24,7 @@ def test_help_is_no_error(capsys):
 
 
 def test_every_command_is_there():
-    own = (command_line._TASKS | command_line._WITHOUT_TRAINING).items()
-    modules = [f"{task}.{name}" for task, names in own for name in names] + list(command_line.COMMANDS.values())
-    for module in modules:
+    for module in (*command_line.OTHERS.values(), *command_line.COMMANDS.values()):
         assert importlib.util.find_spec(f"examples.paper.{module}") is not None, module
 
 

@@ -7,17 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from examples.paper.detection.assignment import assign
 from examples.paper.detection.boxes import (
     complete_iou,
     expected_distances,
     from_distances,
     intersection_over_union,
     places,
+    suppress,
     to_distances,
 )
-from examples.paper.detection.losses import Predictions, detection_loss, distribution_focal_loss
-from examples.paper.detection.suppression import suppress
+from examples.paper.detection.losses import Predictions, assign, detection_loss, distribution_focal_loss
 
 CENTRES, STRIDES = places(64)
 jitted_loss = jax.jit(lambda predictions, boxes, labels: detection_loss(predictions, CENTRES, STRIDES, boxes, labels))

@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 
 from examples.paper.detection.average_precision import evaluate
+from examples.paper.detection.boxes import Detections
 from examples.paper.detection.data import Images
 from examples.paper.detection.domain import find_layers
 from examples.paper.detection.pretrained import from_torch, load_weights, names
-from examples.paper.detection.suppression import Detections
 from examples.paper.detection.yolo import create_model
 from examples.paper.errors import UserError
 from examples.paper.network import Network

@@ -1,22 +1,17 @@
 """A detector in training: what a run writes, going on with one, several seeds at once, and commands' errors."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
 import rich.console
-from outcomes import killed_before, untimed
+from outcomes import assert_resumes
 
-from examples.paper.__main__ import main
 from examples.paper.checkpoints import Checkpoints
 from examples.paper.detection.average_precision import evaluate
-from examples.paper.detection.domain import DETECTION, load, prepare
-from examples.paper.detection.epoch import detect_all
+from examples.paper.detection.domain import DETECTION, build, detect_all, load
 from examples.paper.detection.settings import Settings
-from examples.paper.devices import Devices
 from examples.paper.loop import Trainer
-from examples.paper.parallel import create_mesh
+from examples.paper.parallel import Devices, create_mesh
 from examples.paper.run_directory import RunDirectory
 from examples.paper.train import train
 
@@ -47,7 +42,7 @@ def test_a_run_learns_and_writes_what_a_person_looks_at(finished):
 def test_what_the_log_says_of_the_last_epoch_is_what_its_state_finds(finished):
     settings = Settings(**SMALL).resolved()
     dataset = load(settings)
-    training = prepare(settings, dataset, create_mesh(1, settings.batch_size))
+    training = build(settings, dataset, create_mesh(1, settings.batch_size))
     with Checkpoints(finished.checkpoints) as checkpoints:
         state = checkpoints.restore(2, training.init(43))
     with jax.set_mesh(create_mesh(1, settings.batch_size)):
@@ -60,10 +55,7 @@ def test_what_the_log_says_of_the_last_epoch_is_what_its_state_finds(finished):
 
 @pytest.mark.slow
 def test_a_run_stopped_and_gone_on_with_ends_as_one_that_was_not(finished, monkeypatch, tmp_path):
-    with killed_before(2, monkeypatch):
-        train(DETECTION, Settings(**SMALL), tmp_path / "run", devices=ONE)
-    resumed = train(DETECTION, Settings(**SMALL), tmp_path / "run", resume=True, devices=ONE)
-    assert json.dumps(untimed(resumed)) == json.dumps(untimed(finished))
+    assert_resumes(DETECTION, Settings(**SMALL), finished, monkeypatch, tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -78,23 +70,3 @@ def test_seeds_that_train_together_have_an_average_precision_each(tmp_path):
     assert losses[0] != losses[1]
     assert all((directory.path / "detections.png").exists() for directory in directories.values())
     assert all(0 <= directory.log()[0]["test_map50"] <= 1 for directory in directories.values())
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--image-size", "100"], "--image-size 100 must be a multiple of 32"),
-        (["--batch-size", "1000"], "--batch-size 1000 is more than the 512 training images"),
-        pytest.param(
-            ["--weights", "nowhere.safetensors"],
-            "--weights nowhere.safetensors is no safetensors file",
-            marks=pytest.mark.slow,  # the network is built first
-        ),
-        (["--min-eigenvalues", "1"], "--min-eigenvalues 1 must be at least 2"),
-        (["--dataset", "digits", "--test-split", "extra"], "data set 'digits' has no split 'extra'"),
-    ],
-)
-def test_mistakes_are_told_in_a_line(flags, message, monkeypatch, capsys, tmp_path):
-    with pytest.raises(SystemExit):
-        main(["detection", "train", *flags, "--out", str(tmp_path / "run")])
-    assert message in " ".join(capsys.readouterr().out.split())

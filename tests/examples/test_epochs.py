@@ -15,7 +15,7 @@ from examples.paper.network import Network, TrainState, epoch_inputs
 from examples.paper.observations import watched_steps
 from examples.paper.parallel import create_mesh
 from examples.paper.program import train_interval
-from examples.paper.vision.epoch import Images, loss, paper_layers
+from examples.paper.vision.domain import Images, loss, paper_layers
 
 RATE, BATCH, STEPS = 0.05, 2, 65
 

@@ -1,7 +1,6 @@
 """Language models in training: what an update, an evaluation and a run are, against the same done by hand."""
 
 import dataclasses
-import json
 from functools import partial
 
 import jax
@@ -9,21 +8,28 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from outcomes import killed_before, untimed
+from outcomes import assert_resumes
 
 import tb_optax
-from examples.paper.__main__ import main
 from examples.paper.checkpoints import Checkpoints
-from examples.paper.devices import Devices
 from examples.paper.domain import Training
 from examples.paper.errors import UserError
-from examples.paper.language.domain import LANGUAGE, create_optimizer, find_layers, learning_rate_schedule, load, prepare
+from examples.paper.language.data import windows
+from examples.paper.language.domain import (
+    LANGUAGE,
+    TrainState,
+    build,
+    create_optimizer,
+    evaluate,
+    find_layers,
+    learning_rate_schedule,
+    load,
+)
+from examples.paper.language.domain import loss as loss_of
 from examples.paper.language.models import create_model
 from examples.paper.language.settings import Settings
-from examples.paper.language.updates import TrainState, evaluate, windows
-from examples.paper.language.updates import loss as loss_of
 from examples.paper.observations import watched_steps
-from examples.paper.parallel import create_mesh
+from examples.paper.parallel import Devices, create_mesh
 from examples.paper.program import train_interval
 from examples.paper.train import train
 
@@ -54,6 +60,13 @@ def finished(settings, tmp_path_factory):
     return train(LANGUAGE, settings, tmp_path_factory.mktemp("runs") / "run", devices=Devices(mesh=1))
 
 
+@pytest.fixture(scope="module")
+def state(finished, settings):
+    """The last state."""
+    with Checkpoints(finished.checkpoints) as checkpoints:
+        return checkpoints.restore(3, build(settings, load(settings), create_mesh(1, 8)).init(43))
+
+
 def test_a_run_learns_and_logs_every_slice_of_a_stack(finished):
     lines = finished.log()
     assert [line["evaluation"] for line in lines] == [1, 2, 3]
@@ -69,10 +82,8 @@ def test_a_run_learns_and_logs_every_slice_of_a_stack(finished):
     assert lines[0]["spectra_within"]["layer"] == "layers/attention/k[0]"
 
 
-def test_the_best_parameters_are_tested_once_on_every_window(finished, settings):
+def test_the_best_parameters_are_tested_once_on_every_window(finished, settings, state):
     corpus = load(settings)
-    with Checkpoints(finished.checkpoints) as checkpoints:
-        state = checkpoints.restore(3, prepare(settings, corpus, create_mesh(1, 8)).init(43))
     model = create_model("gpt-tiny", vocabulary=len(corpus.vocabulary), window=8, width=56, layers=2)
     length, forward = (
         len(corpus.test) // 10,
@@ -88,9 +99,7 @@ def test_the_best_parameters_are_tested_once_on_every_window(finished, settings)
     assert float(state.best_loss) == min(line["valid_loss"] for line in finished.log())
 
 
-def test_the_spectrum_of_each_slice_is_its_own(finished, settings):
-    with Checkpoints(finished.checkpoints) as checkpoints:
-        state = checkpoints.restore(3, prepare(settings, load(settings), create_mesh(1, 8)).init(43))
+def test_the_spectrum_of_each_slice_is_its_own(finished, state):
     spectra, alphas = finished.summary()["spectra"], finished.log()[-1]["alpha"]
     for part in ("q", "v"):
         for index, kernel in enumerate(np.asarray(state.params["layers"]["attention"][part]["kernel"], np.float64)):
@@ -104,11 +113,7 @@ def test_the_spectrum_of_each_slice_is_its_own(finished, settings):
 
 @pytest.mark.slow
 def test_a_run_stopped_and_gone_on_with_ends_as_one_that_was_not(finished, settings, monkeypatch, tmp_path):
-    with killed_before(2, monkeypatch):
-        train(LANGUAGE, settings, tmp_path / "run", devices=Devices(mesh=1))
-    resumed = train(LANGUAGE, settings, tmp_path / "run", resume=True, devices=Devices(mesh=1))
-    assert json.dumps(untimed(resumed)) == json.dumps(untimed(finished))
-    assert resumed.summary()["test_loss"] == finished.summary()["test_loss"]
+    assert_resumes(LANGUAGE, settings, finished, monkeypatch, tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -214,24 +219,3 @@ def test_every_choice_trains(settings, tmp_path, changes):
     chosen = Settings(**{**vars(settings), "updates": 40, "evaluation_interval": 20, **changes})
     lines = train(LANGUAGE, chosen, tmp_path / "run", devices=Devices(mesh=1)).log()
     assert lines[-1]["valid_loss"] < lines[0]["valid_loss"]
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--updates", "250"], "--updates 250 do not end with an evaluation; give a multiple of --evaluation-interval 100"),
-        (["--window", "600"], "--window 600: the valid text of pydoc has"),
-        (["--width", "100"], "width=100 does not give each of the 4 heads"),
-        (["--dropout", "1"], "dropout=1.0 is no share"),
-        (["--tail-fraction", "1.5"], "--tail-fraction 1.5 must be at most 1"),
-        (["--clip", "0"], "--clip 0.0 must be above 0"),
-        (["--dataset", "ptb"], "--dataset ptb: there is no data set of that name"),
-        (["--text", "/nowhere.txt"], "/nowhere.txt cannot be read"),
-    ],
-)
-def test_mistakes_get_one_line(monkeypatch, capsys, flags, message):
-    with pytest.raises(SystemExit) as exit:
-        main(["language", "train", "--mesh", "1", *flags])
-    (line,) = capsys.readouterr().out.strip().splitlines()
-    assert exit.value.code == 2
-    assert line.startswith("error: ") and message in line

@@ -8,8 +8,9 @@ from flax import nnx
 
 from examples.paper.errors import UserError
 from examples.paper.network import Network
-from examples.paper.vision.epoch import paper_layers
+from examples.paper.vision.domain import paper_layers
 from examples.paper.vision.models import MODELS, create_model
+from examples.paper.vision.models.layers import Make
 from examples.paper.vision.models.resnet import Bottleneck
 from examples.paper.vision.models.wide_resnet import WideBlock
 from tb_optax._layers.layer import leaves_by_path
@@ -38,7 +39,7 @@ def drawn(abstract_module):
 
 
 def drawn_block(kind, channels, stride):
-    return drawn(nnx.eval_shape(lambda: kind(8, channels, stride, jnp.float32, nnx.Rngs(0))))
+    return drawn(nnx.eval_shape(lambda: kind(8, channels, stride, Make(jnp.dtype("float32"), nnx.Rngs(0)))))
 
 
 def abstract_params(name, **kwargs):
@@ -126,11 +127,7 @@ def test_names_are_those_of_the_papers_code():
     assert "features/0/bias" in vgg
 
 
-@pytest.mark.parametrize(
-    "name", ["vgg16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "wrn16-8"))]
-)
-def test_weights_start_uniform_within_one_over_root_fan_in(name):
-    leaves = leaves_by_path(nnx.state(nnx.jit(lambda: build(name, width=0.25))(), nnx.Param))
+def assert_uniform_within_one_over_root_fan_in(leaves):
     for path, leaf in leaves.items():
         if path.endswith("kernel"):
             bound = 1 / np.sqrt(np.prod(leaf.shape[:-1]))
@@ -138,6 +135,19 @@ def test_weights_start_uniform_within_one_over_root_fan_in(name):
             assert np.std(leaf) == pytest.approx(bound / np.sqrt(3), rel=0.1)
             if (bias := leaves.get(path.replace("kernel", "bias"))) is not None:
                 assert 0.4 * bound < np.abs(bias).max() <= bound * (1 + 1e-6)
+
+
+def test_weights_of_layers_start_uniform_within_one_over_root_fan_in():
+    make = Make(jnp.dtype("float32"), nnx.Rngs(0))
+    for layer in (make.conv(16, 32, 3, use_bias=True), make.conv(16, 32, 1), make.linear(64, 100)):
+        assert_uniform_within_one_over_root_fan_in(leaves_by_path(nnx.state(layer, nnx.Param)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vgg16", "resnet18", "wrn16-8"])
+def test_weights_of_networks_start_likewise(name):
+    leaves = leaves_by_path(nnx.state(nnx.jit(lambda: build(name, width=0.25))(), nnx.Param))
+    assert_uniform_within_one_over_root_fan_in(leaves)
 
 
 def test_layers_are_balanced_as_in_the_papers_code():

@@ -1,39 +1,21 @@
 """Training over several devices and processes: the results of one, logs from one, checkpoints that fit any."""
 
+import dataclasses
 import json
 import re
 import shutil
 import signal
-import time
 
 import jax
 import numpy as np
-import on_vision
 import pytest
-from outcomes import final_arrays
+from outcomes import SMALL, assert_same_arrays, command_of, train_small, wait_for
 from processes import finish, free_address, start
-from small_network import SmallNetwork, create_small_network
+from small_network import SmallNetwork
 
-from examples.paper.__main__ import main
 from examples.paper.checkpoints import Checkpoints
-from examples.paper.devices import Devices
-from examples.paper.vision import domain as domain_module
-from examples.paper.vision.settings import Settings
 
-RUN = dict(batch_size=32, learning_rate=0.05, epochs=3)
-
-
-def train(prepared, out, devices, **changes):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(domain_module, "create_model", create_small_network)
-        on_vision.train(Settings(data_dir=prepared, **RUN), out, devices=Devices(mesh=devices), **changes)
-    return out
-
-
-@pytest.fixture(scope="module")
-def alone(prepared, tmp_path_factory):
-    """A run on one device."""
-    return train(prepared, tmp_path_factory.mktemp("runs") / "alone", 1)
+BATCH, EPOCHS = SMALL["batch_size"], SMALL["epochs"]
 
 
 def log(out):
@@ -51,12 +33,14 @@ def assert_same_run(out, expected):
     ]
     jax.tree.map(close, numbers(out), numbers(expected))
     np.testing.assert_allclose(largest(out), largest(expected), atol=1e-3)
-    jax.tree.map(close, final_arrays(out, RUN["epochs"]), final_arrays(expected, RUN["epochs"]))
+    assert_same_arrays(out, expected, EPOCHS, close)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 8])
-def test_a_run_on_several_devices_is_that_on_one_but_for_the_order_of_sums(prepared, alone, tmp_path, monkeypatch, devices):
+def test_a_run_on_several_devices_is_that_on_one_but_for_the_order_of_sums(
+    small_settings, finished_small, tmp_path, monkeypatch, devices
+):
     convolved, forward = [], SmallNetwork.__call__
 
     def inspected(self, images):
@@ -64,41 +48,9 @@ def test_a_run_on_several_devices_is_that_on_one_but_for_the_order_of_sums(prepa
         return forward(self, images)
 
     monkeypatch.setattr(SmallNetwork, "__call__", inspected)
-    out = train(prepared, tmp_path / "run", devices)
-    assert set(convolved) == {RUN["batch_size"] // devices}
-    assert_same_run(out, alone)
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--mesh", "0"], "--mesh 0 must be at least 1"),
-        (["--mesh", "9"], "--mesh 9 is more than the 8 devices"),
-        (["--mesh", "3"], "--batch-size 128 does not split evenly over 3 devices; give a multiple of 3, or a --mesh"),
-        (["--batch-size", "20"], "--batch-size 20 does not split evenly over 8 devices"),
-        (["--num-processes", "2"], "--num-processes 2 needs --coordinator-address and --process-id too"),
-        (
-            ["--coordinator-address", "host", "--num-processes", "2", "--process-id", "0"],
-            "--coordinator-address host must be HOST:PORT",
-        ),
-        (
-            ["--coordinator-address", "host:1", "--num-processes", "2", "--process-id", "2"],
-            "--process-id 2 must be from 0 to 1, below --num-processes 2",
-        ),
-    ],
-)
-def test_mistakes_get_one_line(monkeypatch, capsys, flags, message):
-    with pytest.raises(SystemExit) as exit:
-        main(["vision", "train", *flags])
-    (line,) = capsys.readouterr().out.strip().splitlines()
-    assert exit.value.code == 2
-    assert line.startswith("error: ") and message in line
-
-
-def command(prepared, out, *flags, **changes):
-    values = {"data-dir": prepared, "out": out, **RUN, **changes}
-    named = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)]
-    return ["-m", "small_network", *named, *flags]
+    out = train_small(small_settings, tmp_path / "run", devices).path
+    assert set(convolved) == {BATCH // devices}
+    assert_same_run(out, finished_small)
 
 
 def two_processes(*commands):
@@ -114,12 +66,12 @@ def told(output):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_and_the_first_tells_of_it(prepared, alone, tmp_path):
+def test_two_processes_train_as_one_and_the_first_tells_of_it(small_settings, finished_small, tmp_path):
     out = tmp_path / "together"
-    processes = two_processes(*[command(prepared, out)] * 2)
+    processes = two_processes(*[command_of(small_settings, out)] * 2)
     first, second = map(told, finish(processes))
     assert [process.returncode for process in processes] == [0, 0], first + second
-    assert_same_run(out, alone)
+    assert_same_run(out, finished_small)
     assert "each batch of 32 is split over 4 devices of 2 processes, 8 on each" in first and first.count("epoch ") == 3
     assert not set(second.split()) & {"each", "epoch", "train", "test", "plots:"}, second  # the words of the first
     assert len(list(out.glob("events.out.tfevents.*"))) == 1 and (out / "alpha.png").exists()
@@ -127,13 +79,10 @@ def test_two_processes_train_as_one_and_the_first_tells_of_it(prepared, alone, t
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_both_and_leaves_a_checkpoint(prepared, tmp_path):
+def test_ctrl_c_stops_both_and_leaves_a_checkpoint(small_settings, tmp_path):
     out = tmp_path / "stopped"
-    both = two_processes(*[command(prepared, out, epochs=500)] * 2)
-    deadline = time.monotonic() + 240
-    while not (out / "log.jsonl").exists() or len(log(out)) < 2:
-        assert time.monotonic() < deadline and all(process.poll() is None for process in both), finish(both, 0)
-        time.sleep(0.02)
+    both = two_processes(*[command_of(dataclasses.replace(small_settings, epochs=500), out)] * 2)
+    wait_for(out / "log.jsonl", '"epoch": 2', *both)
     for process in both:
         process.send_signal(signal.SIGINT)
     first, second = map(told, finish(both, 60))
@@ -143,35 +92,37 @@ def test_ctrl_c_stops_both_and_leaves_a_checkpoint(prepared, tmp_path):
     assert "Traceback" not in first + second
 
 
-def resumable(alone, out):
+@pytest.fixture
+def resumable(finished_small, tmp_path):
     """The run of one device as a crash in its last epoch would have left it."""
-    shutil.copytree(alone, out)
-    shutil.rmtree(out / "checkpoints" / str(RUN["epochs"]))
-    return out
+    shutil.copytree(finished_small, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(EPOCHS))
+    return tmp_path / "run"
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_on_other_devices(prepared, alone, tmp_path):
-    assert_same_run(train(prepared, resumable(alone, tmp_path / "run"), 8, resume=True), alone)
+def test_a_run_goes_on_on_other_devices(small_settings, finished_small, resumable):
+    assert_same_run(train_small(small_settings, resumable, 8, resume=True).path, finished_small)
 
 
 @pytest.mark.slow
-def test_processes_started_by_a_launcher_find_each_other_and_go_on_with_a_run(prepared, alone, tmp_path):
-    out = resumable(alone, tmp_path / "run")
+def test_processes_started_by_a_launcher_find_each_other_and_go_on_with_a_run(small_settings, finished_small, resumable):
     host, port = free_address().split(":")
     launcher = {"OMPI_MCA_orte_hnp_uri": f"4096.0;tcp://{host}:1", "JAX_COORDINATOR_PORT": port, "OMPI_COMM_WORLD_SIZE": "2"}
     ranks = [{"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank} for rank in "01"]
-    processes = start([command(prepared, out, "--distributed", "--resume")] * 2, 2, [launcher | rank for rank in ranks])
+    processes = start(
+        [command_of(small_settings, resumable, "--distributed", "--resume")] * 2, 2, [launcher | rank for rank in ranks]
+    )
     outputs = finish(processes)
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert_same_run(out, alone)
+    assert_same_run(resumable, finished_small)
 
 
 @pytest.mark.slow
-def test_what_one_process_refuses_all_refuse(prepared, tmp_path):
-    own = [command(prepared, tmp_path / name) for name in "01"]
-    longer = command(prepared, tmp_path / "0", epochs=4)
-    nowhere = command(tmp_path, tmp_path / "0")
+def test_what_one_process_refuses_all_refuse(small_settings, tmp_path):
+    own = [command_of(small_settings, tmp_path / name) for name in "01"]
+    longer = command_of(dataclasses.replace(small_settings, epochs=4), tmp_path / "0")
+    nowhere = command_of(dataclasses.replace(small_settings, data_dir=tmp_path), tmp_path / "0")
     for other, said in [
         (own[1], ("process 1 of 2 gave up; it says why", f"--out {tmp_path}/1: not the folder of process 0")),
         (longer, ("process 1 has other flags than process 0",) * 2),
@@ -185,7 +136,7 @@ def test_what_one_process_refuses_all_refuse(prepared, tmp_path):
 
 
 @pytest.mark.slow
-def test_where_no_launcher_is_found_the_flags_are_named(prepared, tmp_path):
-    (process,) = start([command(prepared, tmp_path / "run", "--distributed")], 1)
+def test_where_no_launcher_is_found_the_flags_are_named(small_settings, tmp_path):
+    (process,) = start([command_of(small_settings, tmp_path / "run", "--distributed")], 1)
     (output,) = finish([process])
     assert process.returncode == 2 and "error: --distributed: " in output and "--coordinator-address" in output

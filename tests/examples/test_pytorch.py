@@ -13,7 +13,7 @@ from networks import oihw
 from tiny import numpy_alpha, numpy_linear
 
 from examples.paper.network import Network
-from examples.paper.vision.epoch import paper_layers
+from examples.paper.vision.domain import paper_layers
 from examples.paper.vision.methods import create_optimizer, create_schedule
 from examples.paper.vision.models import create_model
 from examples.paper.vision.settings import Settings

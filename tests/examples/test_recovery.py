@@ -1,26 +1,20 @@
 """What a run's folder is after damage, and that no two processes write it at once."""
 
-import dataclasses
 import json
 import shutil
 import signal
 
 import jax.numpy as jnp
 import numpy as np
-import on_vision
 import pytest
 from on_vision import RunDirectory, read_results
-from outcomes import final_arrays
+from outcomes import assert_same_arrays, command_of, train_small, wait_for
 from processes import finish, start
-from small_network import create_small_network
 
 from examples.paper.__main__ import main
 from examples.paper.checkpoints import Checkpoints, find_damage, last_saved, saved
-from examples.paper.devices import Devices
 from examples.paper.errors import UserError
-from examples.paper.recovery import recover
 from examples.paper.results import append_row
-from examples.paper.vision import domain as domain_module
 from examples.paper.vision.settings import Settings
 
 STATE = {"weights": jnp.arange(400.0).reshape(20, 20) ** 0.5, "count": jnp.array(7)}
@@ -49,7 +43,7 @@ def run(whole, tmp_path):
 def recovered(run):
     """The lines that a recovery tells."""
     lines = []
-    recover(run, lines.append)
+    run.recover(lines.append)
     return lines
 
 
@@ -126,12 +120,6 @@ def test_without_a_whole_checkpoint_nothing_is_moved_and_the_way_out_is_told(run
     with pytest.raises(UserError, match=r"cannot be resumed: checkpoints/3/.* is damaged; checkpoints/2/.*another --out"):
         recovered(run)
     assert saved(run.checkpoints) == [2, 3]
-
-
-def test_a_checkpoint_from_before_there_were_checksums_is_believed(run):
-    for epoch in (2, 3):
-        (run.checkpoints / str(epoch) / "checksums.json").unlink()
-    assert recovered(run) == [] and last_saved(run.checkpoints) == 3
 
 
 def test_a_log_that_ends_before_the_checkpoint_has_the_one_it_reaches_gone_on_from(run):
@@ -221,50 +209,28 @@ for seed in range(15):
 
 # Whole runs
 
-SMALL = dict(method="tb", width=1 / 16, epochs=3, batch_size=32, learning_rate=0.05)
-
-
-def train(settings, out, **changes):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(domain_module, "create_model", create_small_network)
-        on_vision.train(settings, out, devices=Devices(mesh=1), **changes)
-
-
-@pytest.fixture(scope="module")
-def finished(prepared, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "finished"
-    train(Settings(data_dir=prepared, **SMALL), out)
-    return out
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["checkpoint", "log"])
-def test_a_run_damaged_and_resumed_ends_as_one_that_was_not(prepared, finished, tmp_path, capsys, what):
+def test_a_run_damaged_and_resumed_ends_as_one_that_was_not(small_settings, finished_small, tmp_path, capsys, what):
     out = tmp_path / "run"
-    shutil.copytree(finished, out)
+    shutil.copytree(finished_small, out)
     if what == "checkpoint":
         flip(largest_file(out / "checkpoints" / "3"), 100)
     else:
         RunDirectory(out).cut_log(2)
-    train(Settings(data_dir=prepared, **SMALL), out, resume=True)
+    train_small(small_settings, out, resume=True)
     told = capsys.readouterr().out
     assert "going on from epoch 2" in told and "after 3 epochs" in told
     accuracies = lambda out: [line["test_accuracy"] for line in RunDirectory(out).log()]
-    assert accuracies(out) == accuracies(finished) and len(accuracies(out)) == 3
-    expected, got = final_arrays(finished, 3), final_arrays(out, 3)
-    for path, array in expected.items():
-        np.testing.assert_array_equal(array, got[path], err_msg=path)
-
-
-def flags_of(settings, out):
-    values = {name: value for name, value in dataclasses.asdict(settings).items() if name in {*SMALL, "data_dir"}}
-    return ["-m", "small_network", "--out", out, *(f"--{name.replace('_', '-')}={value}" for name, value in values.items())]
+    assert accuracies(out) == accuracies(finished_small) and len(accuracies(out)) == 3
+    assert_same_arrays(finished_small, out, 3)
 
 
 @pytest.mark.slow
-def test_of_two_starts_at_once_one_trains_and_the_other_says_who(prepared, tmp_path):
+def test_of_two_starts_at_once_one_trains_and_the_other_says_who(small_settings, tmp_path):
     out = tmp_path / "run"
-    processes = start([flags_of(Settings(data_dir=prepared, **SMALL), out)] * 2, devices=1)
+    processes = start([command_of(small_settings, out)] * 2, devices=1)
     outputs = finish(processes)
     (trained, its_output), (refused, answer) = sorted(
         zip(processes, outputs, strict=True), key=lambda each: each[0].returncode
@@ -299,23 +265,22 @@ run_command(lambda: main(["vision", "train", *sys.argv[1:]]))
 
 
 @pytest.mark.slow
-def test_an_error_in_training_ends_the_process_whatever_still_waits_and_what_was_saved_stands(prepared, tmp_path):
-    settings, out = Settings(data_dir=prepared, **SMALL), tmp_path / "run"
-    (process,) = start([["-c", FAILING, *flags_of(settings, out)[2:]]], devices=1)
+def test_an_error_in_training_ends_the_process_whatever_still_waits_and_what_was_saved_stands(small_settings, tmp_path):
+    out = tmp_path / "run"
+    (process,) = start([["-c", FAILING, *command_of(small_settings, out)[2:]]], devices=1)
     (output,) = finish([process], seconds=120)
     assert process.returncode == 1 and "RuntimeError: no more" in output
     assert last_saved((out / "checkpoints").absolute()) == 1
-    train(settings, out, resume=True)
+    train_small(small_settings, out, resume=True)
     assert len(RunDirectory(out).log()) == 3
 
 
 @pytest.mark.slow
-def test_ctrl_c_before_anything_is_saved_does_not_say_that_something_stands(prepared, tmp_path):
+def test_ctrl_c_before_anything_is_saved_does_not_say_that_something_stands(small_settings, tmp_path):
     out = tmp_path / "run"
-    (process,) = start([flags_of(Settings(data_dir=prepared, **SMALL), out)], devices=1)
+    (process,) = start([command_of(small_settings, out)], devices=1)
     try:
-        while not (out / "settings.json").exists():
-            assert process.poll() is None
+        wait_for(out / "settings.json", "", process)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=120)
     finally:

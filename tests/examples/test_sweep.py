@@ -4,13 +4,14 @@ import contextlib
 import dataclasses
 import functools
 import json
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
+import rich.console
 from on_vision import folder_of_run, load_grid, name_of_run, parse_changes, read_results, ready_grids, sweep
-from outcomes import final_arrays
-from small_network import create_small_network
+from outcomes import assert_same_arrays
 
 from examples.paper import loop as loop_module
 from examples.paper import sweep as sweep_module
@@ -19,16 +20,9 @@ from examples.paper.errors import UserError, WriteError
 from examples.paper.grids import PAPER_SEEDS
 from examples.paper.results import append_row, setting_key
 from examples.paper.sweep import Sweep
-from examples.paper.vision import domain as domain_module
 from examples.paper.vision.settings import Settings
 
 TINY = ("dataset=brightness", "train_split=train", "epochs=2", "batch_size=32")
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """A network that compiles in seconds, for every model; its smallest layers have 8 eigenvalues."""
-    monkeypatch.setattr(domain_module, "create_model", create_small_network)
 
 
 @pytest.fixture
@@ -275,10 +269,7 @@ def test_seeds_trained_together_end_as_one_at_a_time(command, small, monkeypatch
         for layer, norms in first.items():
             np.testing.assert_allclose(norms[0], others[layer][0], rtol=1e-2)
     for path in sorted(command.runs.iterdir()):  # every folder is as if that run had been alone
-        arrays, others = final_arrays(path, 2), final_arrays(together.runs / path.name, 2)
-        assert arrays.keys() == others.keys()
-        for name, array in arrays.items():
-            np.testing.assert_allclose(array, others[name], rtol=1e-2, atol=1e-3, err_msg=name)
+        assert_same_arrays(path, together.runs / path.name, 2, partial(np.testing.assert_allclose, rtol=1e-2, atol=1e-3))
 
 
 @pytest.mark.slow
@@ -304,11 +295,9 @@ def test_memory_says_how_many_seeds_train_together(monkeypatch):
         def program(self, together):
             return type("Program", (), {"bytes_needed": staticmethod(lambda: 300 * together)})
 
-    mesh = type("Mesh", (), {"devices": np.array([Device()])})
-    console = type("Console", (), {"print": lambda *_: None})()
-    assert sweep_module._how_many(Trainer(), 5, mesh, console) == 3
-    assert sweep_module._how_many(Trainer(), 2, mesh, console) == 2
-    assert sweep_module._how_many(Trainer(), 5, type("Mesh", (), {"devices": np.array(jax.devices("cpu"))}), console) == 1
+    console = rich.console.Console(quiet=True)
+    for device, most, together in ((Device(), 5, 3), (Device(), 2, 2), (jax.devices("cpu")[0], 5, 1)):
+        assert sweep_module._how_many(Trainer(), most, device, console) == together
 
 
 def test_results_of_two_machines_merge_and_a_cut_off_line_is_left_out(tmp_path):

@@ -1,96 +1,40 @@
-import contextlib
 import dataclasses
 import functools
 import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import on_vision
 import pytest
 from on_vision import compare
-from outcomes import final_arrays
-from processes import TESTS
-from small_network import create_small_network
+from outcomes import assert_same_arrays, command_of, final_arrays, wait_for
+from processes import TESTS, finish, start
 
 import tb_optax
 from examples.paper.__main__ import main
 from examples.paper.checkpoints import Checkpoints
 from examples.paper.detection.domain import DETECTION
-from examples.paper.devices import Devices
 from examples.paper.errors import UserError
 from examples.paper.language.domain import LANGUAGE
+from examples.paper.observations import Spectrum, histograms, told_after
+from examples.paper.parallel import Devices
 from examples.paper.results import row_of
-from examples.paper.vision import domain as domain_module
 from examples.paper.vision.domain import VISION
-from examples.paper.vision.settings import Settings
-from examples.paper.weight_spectra import Spectrum, histograms, told_after
 
 train = functools.partial(on_vision.train, devices=Devices(mesh=1))  # as in a process of its own, on its one device
 DOMAINS = (VISION, LANGUAGE, DETECTION)
-SMALL = dict(width=1 / 16, epochs=3, batch_size=32, train_split="train", learning_rate=0.05)
-
-
-@contextlib.contextmanager
-def run_in_process(*flags):
-    """A run of the small network in a process of its own."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "small_network", *map(str, flags)],
-        cwd=TESTS.parent,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS / "examples")))},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def flags_of(settings, out):
-    flags = ["--out", out]
-    for name, value in dataclasses.asdict(settings).items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
-        elif value is not None:
-            flags += [f"--{flag}", value]
-    return flags
-
-
-def wait_for(path, what, process):
-    deadline = time.monotonic() + 240
-    while not (path.exists() and what in path.read_text()):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
-def settings(prepared):
-    return Settings(method="tb", data_dir=prepared, **SMALL)
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """A network that compiles in seconds."""
-    monkeypatch.setattr(domain_module, "create_model", create_small_network)
+def settings(small_settings):
+    return small_settings
 
 
 @pytest.fixture(scope="module")
-def finished(settings, tmp_path_factory):
-    """A run of the small network."""
-    out = tmp_path_factory.mktemp("runs") / "finished"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(domain_module, "create_model", create_small_network)
-        train(settings, out)
-    return out
+def finished(finished_small):
+    return finished_small
 
 
 def test_a_run_learns_and_logs_every_layer_each_epoch(finished):
@@ -109,6 +53,7 @@ def test_a_run_learns_and_logs_every_layer_each_epoch(finished):
         assert {"train_loss", "test_loss", "test_accuracy", "images_per_second", "learning_rate"} <= set(line)
 
 
+@pytest.mark.slow
 def test_a_run_of_alphadecay_logs_the_scales_of_its_decay(settings, small, tmp_path, capsys):
     """Beside those of the learning rate, which are 1 without TempBalance."""
     own = dataclasses.replace(settings, method="adamw+alphadecay", learning_rate=1e-3, epochs=1, seed=2**32 - 1)
@@ -168,15 +113,14 @@ def test_runs_are_shown_side_by_side(finished):
 @pytest.mark.slow
 def test_a_run_killed_and_resumed_ends_bit_for_bit_as_one_that_was_not(settings, finished, small, tmp_path):
     out = tmp_path / "killed"
-    with run_in_process(*flags_of(settings, out)) as process:
-        wait_for(out / "log.jsonl", '"epoch": 1', process)
+    (process,) = start([command_of(settings, out)], devices=1)
+    wait_for(out / "log.jsonl", '"epoch": 1', process)
+    process.kill()
+    process.wait()
     with (out / "log.jsonl").open("a") as log:
         log.write('{"epoch": 2, "train_lo')  # as a kill within a write would leave it
     train(settings, out, resume=True)
-    expected, got = final_arrays(finished, 3), final_arrays(out, 3)
-    assert expected.keys() == got.keys()
-    for path, array in expected.items():
-        np.testing.assert_array_equal(array, got[path], err_msg=path)
+    assert_same_arrays(finished, out, 3)
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
 
@@ -184,10 +128,10 @@ def test_a_run_killed_and_resumed_ends_bit_for_bit_as_one_that_was_not(settings,
 @pytest.mark.slow
 def test_ctrl_c_says_where_to_go_on_and_leaves_a_checkpoint(settings, tmp_path):
     out = tmp_path / "stopped"
-    with run_in_process(*flags_of(dataclasses.replace(settings, epochs=1000), out)) as process:
-        wait_for(out / "log.jsonl", '"epoch": 2', process)
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
+    (process,) = start([command_of(dataclasses.replace(settings, epochs=1000), out)], devices=1)
+    wait_for(out / "log.jsonl", '"epoch": 2', process)
+    process.send_signal(signal.SIGINT)
+    (output,) = finish([process], seconds=60)
     assert process.returncode == 130
     assert "Traceback" not in output
     latest = Checkpoints((out / "checkpoints").absolute()).latest()
@@ -286,28 +230,6 @@ def test_a_folder_is_never_overwritten_and_resumed_only_with_its_settings(settin
         train(settings, tmp_path / "nothing", resume=True)
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--dataset", "no_such_set"], "no_such_set"),
-        (["--data-dir", "/nowhere"], "/nowhere is not a data set"),
-        (["--batch-size", "5000"], "--batch-size 5000 is more than the 1437 training images"),
-        (["--epochs", "0"], "--epochs 0 must be above 0"),
-        (["--seed", "4294967296"], "--seed 4294967296 must be a whole number from 0 to 4294967295"),
-        (["--min-scale", "2"], "--min-scale 2.0 is above --max-scale 1.5"),
-        (["--width", "0.001"], "width=0.001"),
-        (["--resume", "--out", "/nowhere/at/all"], "holds no run"),
-        (["--out", "/proc/runs", "--width", "0.02"], "/proc/runs"),
-    ],
-)
-def test_mistakes_get_one_line(monkeypatch, capsys, flags, message):
-    with pytest.raises(SystemExit) as exit:
-        main(["vision", "train", *flags])
-    (line,) = capsys.readouterr().out.strip().splitlines()
-    assert exit.value.code == 2
-    assert line.startswith("error: ") and message in line
-
-
 def test_an_unknown_model_is_answered_with_those_there_are(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["vision", "train", "--model", "resnet19"])
@@ -324,6 +246,6 @@ def test_a_full_disk_is_named_and_the_checkpoint_stands(settings, small, monkeyp
     monkeypatch.setattr("examples.paper.run_directory.RunDirectory.cut_log", lambda self, epoch: None)
     monkeypatch.setattr("examples.paper.run_directory.RunDirectory.log", lambda self: [])
     with pytest.raises(SystemExit):
-        main(["vision", "train", *map(str, flags_of(settings, out))])
+        main(["vision", "train", *map(str, command_of(settings, out)[2:])])
     assert "error: No space left on device" in capsys.readouterr().out
     assert Checkpoints((out / "checkpoints").absolute()).latest() == 0

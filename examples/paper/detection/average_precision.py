@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from examples.paper.detection.boxes import Detections
 from examples.paper.detection.data import Images
-from examples.paper.detection.suppression import Detections
 
 RECALLS = np.linspace(0, 1, 101)
 

@@ -26,9 +26,9 @@ _MOST_DIGITS, _LEAST_DIGIT, _LARGEST_DIGIT = 6, 16, 40
 class Images(NamedTuple):
     """Images with their boxes, in pixels; a slot that holds none has the label -1 and zeros for a box."""
 
-    images: UInt8[np.ndarray, "n size size channels"]
-    boxes: Float[np.ndarray, "n slots 4"]
-    labels: Int[np.ndarray, "n slots"]
+    images: UInt8[Any, "n size size channels"]
+    boxes: Float[Any, "n slots 4"]
+    labels: Int[Any, "n slots"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +157,8 @@ def _digits(train_split: str, test_split: str, size: int, slots: int) -> Detecti
     """
     from sklearn.datasets import load_digits
 
-    digits, labels = load_digits(return_X_y=True)
-    digits = (digits.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    found: Any = load_digits()
+    digits, labels = (found.images * (255 / 16)).astype(np.uint8), found.target
     order = np.random.default_rng(0).permutation(len(digits))
     fifths = np.array_split(order, 5)
     parts = {"train": np.concatenate(fifths[:3]), "validation": fifths[3], "test": fifths[4]}

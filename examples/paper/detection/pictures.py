@@ -15,8 +15,8 @@ from matplotlib.patches import Rectangle
 
 from examples.paper.detection.augment import Batch
 from examples.paper.detection.average_precision import RECALLS, Evaluation
+from examples.paper.detection.boxes import Detections
 from examples.paper.detection.data import Images
-from examples.paper.detection.suppression import Detections
 
 _COLUMNS, _ROWS = 4, 2
 _SHOWN_SCORE = 0.25

@@ -1,5 +1,9 @@
 """Pre-trained weights: a safetensors file of the network's arrays by their names, and how PyTorch's become one.
 
+The command `python -m examples.paper detection convert yolov8n.pt out.safetensors` makes one of a PyTorch state dict. It
+needs PyTorch. The file is read with `weights_only`: it is to hold a state dict, which `torch.save(model.state_dict(), ...)`
+writes, and not a pickled model, which could run anything.
+
 Names are the paths of parameters and running statistics with dots: `layer2.m.0.cv1.conv.kernel` (height, width, inputs,
 outputs), `layer2.m.0.cv1.bn.scale`, `.bias`, `.mean` and `.var`, `layer22.cv3.0.output.kernel` and `.bias`. Those of a
 PyTorch state dict are made from `model.2.m.0.cv1.conv.weight`, `model.2.m.0.cv1.bn.weight`, `.bias`, `.running_mean`,
@@ -7,16 +11,17 @@ PyTorch state dict are made from `model.2.m.0.cv1.conv.weight`, `model.2.m.0.cv1
 and the fixed numbers of the bins (`dfl`), are no parameters here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from flax import nnx
 
-from examples.paper.errors import UserError, first_line
+from examples.paper.errors import UserError, first_line, telling_errors
 from examples.paper.observations import kernels
 
 _HEAD, _BRANCHES = "22", ("cv2", "cv3")
@@ -94,3 +99,34 @@ def from_torch(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
         turned = array.transpose(2, 3, 1, 0) if kind == "kernel" else array
         found[".".join([f"layer{number}", *inner, kind])] = np.ascontiguousarray(turned)  # safetensors writes as it lies
     return found
+
+
+def main(arguments: Sequence[str], program: str) -> None:
+    """Converts weights as the command line says."""
+    with telling_errors(Path()):
+        tyro.cli(convert, prog=program, args=arguments)
+
+
+def convert(source: Annotated[Path, tyro.conf.Positional], target: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Converts the weights of a YOLOv8.
+
+    Args:
+      source: a PyTorch state dict.
+      target: the safetensors file to write.
+    """
+    from safetensors.numpy import save_file
+
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError("PyTorch is not installed, and reads its own files; pip install torch.") from error
+    try:
+        state_dict = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{source} cannot be read as a state dict alone ({first_line(error)}); where it is a pickled model, load it "
+            "where its code is, and torch.save(model.state_dict(), ...)."
+        ) from error
+    arrays = from_torch({name: tensor.float().numpy() for name, tensor in state_dict.items()})
+    save_file(arrays, target)
+    print(f"{target}: {len(arrays)} arrays, {sum(array.size for array in arrays.values()):,} numbers")

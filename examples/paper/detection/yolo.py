@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from examples.paper.detection.boxes import BINS, STRIDES
 from examples.paper.detection.losses import Predictions
 from examples.paper.errors import UserError
-from examples.paper.vision.models.layers import batch_norm, conv
+from examples.paper.vision.models.layers import Make
 
 Model: TypeAlias = Literal["yolov8n"]
 MOST_CHANNELS = 1024
@@ -31,9 +31,9 @@ Image: TypeAlias = Float[Array, "batch height width channels"]
 class ConvUnit(nnx.Module):
     """A convolution without a bias, batch norm, SiLU."""
 
-    def __init__(self, inputs: int, outputs: int, window: int, *, stride: int = 1, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.conv = conv(inputs, outputs, window, stride=stride, dtype=dtype, rngs=rngs)
-        self.bn = batch_norm(outputs, momentum=0.97, epsilon=1e-3, dtype=dtype, rngs=rngs)
+    def __init__(self, inputs: int, outputs: int, window: int, make: Make, stride: int = 1):
+        self.conv = make.conv(inputs, outputs, window, stride)
+        self.bn = make.batch_norm(outputs, momentum=0.97, epsilon=1e-3)
 
     def __call__(self, x: Image) -> Image:
         return nnx.silu(self.bn(self.conv(x)))
@@ -42,9 +42,9 @@ class ConvUnit(nnx.Module):
 class Bottleneck(nnx.Module):
     """Two 3x3 units, and what came in added, if there is a shortcut."""
 
-    def __init__(self, channels: int, shortcut: bool, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.cv1 = ConvUnit(channels, channels, 3, dtype=dtype, rngs=rngs)
-        self.cv2 = ConvUnit(channels, channels, 3, dtype=dtype, rngs=rngs)
+    def __init__(self, channels: int, shortcut: bool, make: Make):
+        self.cv1 = ConvUnit(channels, channels, 3, make)
+        self.cv2 = ConvUnit(channels, channels, 3, make)
         self.shortcut = shortcut
 
     def __call__(self, x: Image) -> Image:
@@ -55,11 +55,11 @@ class Bottleneck(nnx.Module):
 class C2f(nnx.Module):
     """Half of the channels through bottlenecks one behind another; all that comes on the way is joined."""
 
-    def __init__(self, inputs: int, outputs: int, count: int, shortcut: bool, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, count: int, shortcut: bool, make: Make):
         half = outputs // 2
-        self.cv1 = ConvUnit(inputs, 2 * half, 1, dtype=dtype, rngs=rngs)
-        self.cv2 = ConvUnit((2 + count) * half, outputs, 1, dtype=dtype, rngs=rngs)
-        self.m = nnx.List([Bottleneck(half, shortcut, dtype=dtype, rngs=rngs) for _ in range(count)])
+        self.cv1 = ConvUnit(inputs, 2 * half, 1, make)
+        self.cv2 = ConvUnit((2 + count) * half, outputs, 1, make)
+        self.m = nnx.List([Bottleneck(half, shortcut, make) for _ in range(count)])
 
     def __call__(self, x: Image) -> Image:
         parts = jnp.split(self.cv1(x), 2, axis=-1)
@@ -71,9 +71,9 @@ class C2f(nnx.Module):
 class SPPF(nnx.Module):
     """Three poolings of 5x5, one behind another, joined with what goes into them."""
 
-    def __init__(self, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.cv1 = ConvUnit(channels, channels // 2, 1, dtype=dtype, rngs=rngs)
-        self.cv2 = ConvUnit(channels // 2 * 4, channels, 1, dtype=dtype, rngs=rngs)
+    def __init__(self, channels: int, make: Make):
+        self.cv1 = ConvUnit(channels, channels // 2, 1, make)
+        self.cv2 = ConvUnit(channels // 2 * 4, channels, 1, make)
 
     def __call__(self, x: Image) -> Image:
         parts = [self.cv1(x)]
@@ -85,10 +85,10 @@ class SPPF(nnx.Module):
 class Branch(nnx.Module):
     """Two 3x3 units and a 1x1 convolution with a bias."""
 
-    def __init__(self, inputs: int, channels: int, outputs: int, bias: float, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.unit1 = ConvUnit(inputs, channels, 3, dtype=dtype, rngs=rngs)
-        self.unit2 = ConvUnit(channels, channels, 3, dtype=dtype, rngs=rngs)
-        self.output = conv(channels, outputs, 1, use_bias=True, dtype=dtype, rngs=rngs)
+    def __init__(self, inputs: int, channels: int, outputs: int, bias: float, make: Make):
+        self.unit1 = ConvUnit(inputs, channels, 3, make)
+        self.unit2 = ConvUnit(channels, channels, 3, make)
+        self.output = make.conv(channels, outputs, 1, use_bias=True)
         assert self.output.bias is not None
         self.output.bias[...] = jnp.full(outputs, bias)
 
@@ -99,13 +99,14 @@ class Branch(nnx.Module):
 class Head(nnx.Module):
     """The decoupled head: for each stride a branch for the distances of a box's sides, and one for classes."""
 
-    def __init__(self, inputs: tuple[int, ...], classes: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, inputs: tuple[int, ...], classes: int, make: Make):
         of_boxes = max(16, inputs[0] // 4, 4 * BINS)
         of_classes = max(inputs[0], min(classes, 100))
         rare = [math.log(5 / classes / (_NOMINAL_SIZE / stride) ** 2) for stride in STRIDES]  # few places hold an object
-        make = lambda channels, between, outputs, bias: Branch(channels, between, outputs, bias, dtype=dtype, rngs=rngs)
-        self.cv2 = nnx.List([make(channels, of_boxes, 4 * BINS, 1.0) for channels in inputs])
-        self.cv3 = nnx.List([make(*each) for each in zip(inputs, [of_classes] * 3, [classes] * 3, rare, strict=True)])
+        self.cv2 = nnx.List([Branch(channels, of_boxes, 4 * BINS, 1.0, make) for channels in inputs])
+        self.cv3 = nnx.List(
+            [Branch(*each, make) for each in zip(inputs, [of_classes] * 3, [classes] * 3, rare, strict=True)]
+        )
 
     def __call__(self, features: tuple[Image, ...]) -> Predictions:
         distances, classes = [], []
@@ -120,13 +121,11 @@ class Head(nnx.Module):
 class YOLOv8(nnx.Module):
     """A backbone down to a 32nd of the image, a path aggregation neck, and a head without anchors over three strides."""
 
-    def __init__(self, depth: float, width: float, channels: int, classes: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, depth: float, width: float, channels: int, classes: int, make: Make):
         count = lambda blocks: max(round(blocks * depth), 1)
         sizes = [8 * math.ceil(min(size, MOST_CHANNELS) * width / 8) for size in (64, 128, 256, 512, 1024)]
-        unit = lambda inputs, outputs: ConvUnit(inputs, outputs, 3, stride=2, dtype=dtype, rngs=rngs)
-        block = lambda inputs, outputs, blocks, shortcut: C2f(
-            inputs, outputs, count(blocks), shortcut, dtype=dtype, rngs=rngs
-        )
+        unit = lambda inputs, outputs: ConvUnit(inputs, outputs, 3, make, stride=2)
+        block = lambda inputs, outputs, blocks, shortcut: C2f(inputs, outputs, count(blocks), shortcut, make)
         stem, second, third, fourth, fifth = sizes
         self.layer0 = unit(channels, stem)
         self.layer1 = unit(stem, second)
@@ -137,14 +136,14 @@ class YOLOv8(nnx.Module):
         self.layer6 = block(fourth, fourth, 6, True)
         self.layer7 = unit(fourth, fifth)
         self.layer8 = block(fifth, fifth, 3, True)
-        self.layer9 = SPPF(fifth, dtype=dtype, rngs=rngs)
+        self.layer9 = SPPF(fifth, make)
         self.layer12 = block(fourth + fifth, fourth, 3, False)
         self.layer15 = block(third + fourth, third, 3, False)
         self.layer16 = unit(third, third)
         self.layer18 = block(third + fourth, fourth, 3, False)
         self.layer19 = unit(fourth, fourth)
         self.layer21 = block(fourth + fifth, fifth, 3, False)
-        self.layer22 = Head((third, fourth, fifth), classes, dtype=dtype, rngs=rngs)
+        self.layer22 = Head((third, fourth, fifth), classes, make)
 
     def __call__(self, images: Image) -> Predictions:
         x = self.layer2(self.layer1(self.layer0(images)))
@@ -189,14 +188,8 @@ def create_model(
     if image_size % STRIDES[-1]:
         raise UserError(f"--image-size {image_size} must be a multiple of {STRIDES[-1]}, the network's largest stride.")
     own_depth, own_width = _MULTIPLES[name]
-    return YOLOv8(
-        own_depth if depth is None else depth,
-        own_width if width is None else width,
-        channels,
-        classes,
-        dtype=dtype,
-        rngs=rngs,
-    )
+    depth, width = own_depth if depth is None else depth, own_width if width is None else width
+    return YOLOv8(depth, width, channels, classes, Make(dtype, rngs))
 
 
 def _doubled(x: Image) -> Image:

@@ -95,6 +95,15 @@ def rows(tokens: Int[np.ndarray, " n"], count: int) -> Int[np.ndarray, "count le
     return tokens[: count * length].reshape(count, length)
 
 
+def windows(rows: Int[np.ndarray, "rows length"], window: int) -> Int[np.ndarray, "windows rows window_and_one"]:
+    """Cuts rows into windows, in order: what is read, and one token more, for each token is to tell the next.
+
+    A window begins with the last token of the one before. What is left over at the end of a row is dropped.
+    """
+    starts = range(0, rows.shape[1] - window, window)
+    return np.stack([rows[:, start : start + window + 1] for start in starts])
+
+
 def _embedded(dataset: str) -> tuple[str, str, str]:
     """A data set's name, its text, and what to call it in an error."""
     if dataset != "pydoc":

@@ -1,32 +1,55 @@
 """Language modelling (the paper's Appendix G): `LANGUAGE` is all that runs, sweeps and reports know of it."""
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 import tb_optax
 from examples.paper.balance import LayersOrFn, adamw_with_alphadecay, chain, with_tempbalance
-from examples.paper.domain import Domain, Measure, Selection, Training
+from examples.paper.domain import Domain, Measure, Training
 from examples.paper.errors import UserError
-from examples.paper.language.data import Corpus, load_corpus, rows
+from examples.paper.language.data import Corpus, load_corpus, rows, windows
 from examples.paper.language.models import LanguageModel, create_model
 from examples.paper.language.models.tensorized import TensorizedTransformer, paper_layers
 from examples.paper.language.settings import Settings
-from examples.paper.language.updates import TrainState, evaluate, keep_best, loss, windows
-from examples.paper.parallel import replicate
+from examples.paper.parallel import batches, replicate, split
 from examples.paper.report import style
 
 PyTree = Any
 
 _EVALUATION_ROWS = 10
 """Into so many, the paper's, validation and test texts are cut."""
+
+
+class TrainState(NamedTuple):
+    """All that updates change, the seed of what they draw, and the parameters that were best on the validation text."""
+
+    params: PyTree
+    opt_state: optax.OptState
+    step: Int[Array, ""]
+    """Updates made."""
+    best: PyTree
+    best_loss: Float[Array, ""]
+    seed: UInt32[Array, ""]
+
+
+class TrainMetrics(NamedTuple):
+    """A token's; in training, dropout is on."""
+
+    loss: Float[Array, ""]
+
+
+class Metrics(NamedTuple):
+    """A token's loss, and the exponential of its mean."""
+
+    loss: Float[Array, ""]
+    perplexity: Float[Array, ""]
 
 
 def load(settings: Settings) -> Corpus:
@@ -36,17 +59,17 @@ def load(settings: Settings) -> Corpus:
 
 def check_length(settings: Settings, corpus: Corpus) -> None:
     """Raises UserError where a text has too few tokens for one window of each row."""
-    for split, count in (("train", settings.batch_size), ("valid", _EVALUATION_ROWS), ("test", _EVALUATION_ROWS)):
-        tokens = len(getattr(corpus, split))
+    for part, count in (("train", settings.batch_size), ("valid", _EVALUATION_ROWS), ("test", _EVALUATION_ROWS)):
+        tokens = len(getattr(corpus, part))
         if tokens < count * (settings.window + 1):
             raise UserError(
-                f"--window {settings.window}: the {split} text of {corpus.name} has {tokens} tokens, and {count} rows of "
+                f"--window {settings.window}: the {part} text of {corpus.name} has {tokens} tokens, and {count} rows of "
                 f"one window each need {count * (settings.window + 1)}; give a longer text, or a smaller --window or "
                 "--batch-size."
             )
 
 
-def prepare(settings: Settings, corpus: Corpus, mesh: Mesh) -> Training:
+def build(settings: Settings, corpus: Corpus, mesh: Mesh) -> Training:
     """The intervals of a network on a text.
 
     Raises:
@@ -89,11 +112,7 @@ def prepare(settings: Settings, corpus: Corpus, mesh: Mesh) -> Training:
         weights=weights,
         schedule=schedule,
         steps=steps,
-        selection=Selection(
-            keep_best,
-            lambda state: state._replace(params=state.best),
-            _place(corpus.test, _EVALUATION_ROWS, settings.window, mesh),
-        ),
+        test_data=_place(corpus.test, _EVALUATION_ROWS, settings.window, mesh),
     )
 
 
@@ -135,19 +154,48 @@ def _place(tokens: Int[np.ndarray, " n"], count: int, window: int, mesh: Mesh) -
     return replicate(windows(rows(tokens, count), window), mesh)
 
 
-def describe(line: Mapping[str, Any]) -> str:
-    """A line of the log."""
-    return f"loss {line['train_loss']:.3f}  valid {line['valid_loss']:.3f}, perplexity {line['valid_perplexity']:.2f}"
+def loss(
+    model: LanguageModel,
+    params: PyTree,
+    state: TrainState,
+    number: Int[Array, ""],
+    batches: Int[Array, "windows rows window_and_one"],
+) -> tuple[Float[Array, ""], tuple[TrainMetrics, dict[str, Any]]]:
+    """The loss of an update: on one window of every row, by its number; after the last window the first one comes again.
+
+    Each update draws from the run's seed and its own number, so a resumed run draws the same.
+    """
+    batch = split(batches[number % len(batches)])
+    key = jax.random.fold_in(jax.random.key(state.seed), number)
+    logits: Any = model.apply({"params": params}, batch[:, :-1], train=True, rngs={"dropout": key})
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:]).mean()
+    return loss, (TrainMetrics(loss), {})
+
+
+def evaluate(
+    model: LanguageModel, batch_size: int, state: TrainState, text: Int[Array, "windows rows window_and_one"]
+) -> Metrics:
+    """On a text's windows, in batches; the last one is filled up with windows that do not count."""
+    examples = text.reshape(-1, text.shape[-1])
+    count = len(examples)
+
+    def total(indices: Int[Array, " batch"]) -> Float[Array, ""]:
+        batch = split(examples[jnp.minimum(indices, count - 1)])
+        logits: Any = model.apply({"params": state.params}, batch[:, :-1], train=False)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:]).mean(axis=-1)
+        return jnp.sum(jnp.where(indices < count, losses, 0.0))
+
+    mean = jax.lax.map(total, batches(count, batch_size)).sum() / count
+    return Metrics(mean, jnp.exp(mean))
 
 
 LANGUAGE = Domain(
     "language",
     Settings,
     load,
-    prepare,
+    build,
     measure=Measure("test_perplexity", "test perplexity", percent=False, higher_is_better=False),
     metrics=("train_loss", "valid_loss", "valid_perplexity"),
-    describe=describe,
     data=("dataset", "text", "tokens", "train_fraction"),
     style=style.LANGUAGE,
     interval="evaluation",

@@ -1,7 +1,7 @@
 """The optimizers of the paper's runs, as its authors ran them."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,53 +47,9 @@ def create_optimizer(
     return with_tempbalance(optimizer, settings, steps_per_epoch, layers)
 
 
-_Optimizer = optax.GradientTransformation
-
-
-def _sgd(settings: Settings, schedule: optax.Schedule, _: LayersOrFn) -> _Optimizer:
+def _sgd(settings: Settings, schedule: optax.Schedule, *_: Any) -> optax.GradientTransformation:
     """PyTorch's SGD: the decay is part of the gradient, norms and biases included."""
     return optax.chain(optax.add_decayed_weights(settings.weight_decay), optax.sgd(schedule, momentum=0.9))
-
-
-def _snr(settings: Settings, schedule: optax.Schedule, weights: LayersOrFn) -> _Optimizer:
-    penalty = tb_optax.baselines.spectral_norm_regularization(settings.snr_coefficient, layers=weights)
-    return optax.chain(penalty, _sgd(settings, schedule, weights))
-
-
-def _sgdp(settings: Settings, schedule: optax.Schedule, weights: LayersOrFn) -> _Optimizer:
-    return tb_optax.baselines.sgdp(schedule, momentum=0.9, weight_decay=settings.weight_decay, layers=weights)
-
-
-def _adamp(settings: Settings, schedule: optax.Schedule, weights: LayersOrFn) -> _Optimizer:
-    return tb_optax.baselines.adamp(schedule, weight_decay=settings.weight_decay, layers=weights)
-
-
-def _adam(settings: Settings, schedule: optax.Schedule, _: LayersOrFn) -> _Optimizer:
-    """PyTorch's Adam: the decay is part of the gradient."""
-    return optax.chain(optax.add_decayed_weights(settings.weight_decay), optax.adam(schedule))
-
-
-def _adamw(settings: Settings, schedule: optax.Schedule, _: LayersOrFn) -> _Optimizer:
-    return optax.adamw(schedule, weight_decay=settings.weight_decay)
-
-
-def _lars(settings: Settings, schedule: optax.Schedule, _: LayersOrFn) -> _Optimizer:
-    """Without momentum, as the released code ran it (hence the learning rates near 30). Its clipping at 10 is not needed.
-
-    Optax has the norm of the decayed gradient below the trust ratio's fraction, the released code the sum of two norms.
-    """
-    return optax.lars(schedule, weight_decay=settings.weight_decay, trust_coefficient=0.001, eps=1e-5, momentum=0.0)
-
-
-def _lamb(settings: Settings, schedule: optax.Schedule, _: LayersOrFn) -> _Optimizer:
-    """With gradients clipped to a norm of 1, as in the released code. Optax corrects the moments' bias; that does not."""
-    clip = optax.clip_by_global_norm(1.0)
-    return optax.chain(clip, optax.lamb(schedule, eps=1e-6, weight_decay=settings.weight_decay))
-
-
-def _lookahead(settings: Settings, schedule: optax.Schedule, weights: LayersOrFn) -> _Optimizer:
-    sgd = _sgd(settings, schedule, weights)
-    return _on_fast_weights(optax.lookahead(sgd, settings.lookahead_steps, settings.lookahead_step_size))
 
 
 class FastWeightsState(NamedTuple):
@@ -103,37 +59,52 @@ class FastWeightsState(NamedTuple):
     inner: optax.OptState
 
 
-def _on_fast_weights(lookahead: optax.GradientTransformation) -> _Optimizer:
+def _lookahead(settings: Settings, schedule: optax.Schedule, *_: Any) -> optax.GradientTransformation:
     """`optax.lookahead` with the fast weights as the parameters and the slow ones in the state.
 
     So it is a transformation like the others, and accuracies are the fast weights', as in the released code.
     """
+    sgd = _sgd(settings, schedule)
+    lookahead: Any = optax.lookahead(sgd, settings.lookahead_steps, settings.lookahead_step_size)
 
     def init_fn(params: optax.Params) -> FastWeightsState:
         slow = jax.tree.map(jnp.copy, params)  # a buffer of its own: both may be donated
-        both = optax.LookaheadParams(fast=params, slow=slow)
-        return FastWeightsState(slow, lookahead.init(both))  # pyright: ignore[reportArgumentType]
+        return FastWeightsState(slow, lookahead.init(optax.LookaheadParams(params, slow)))
 
     def update_fn(
         updates: optax.Updates, state: FastWeightsState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, FastWeightsState]:
-        both = optax.LookaheadParams(fast=params, slow=state.slow)  # pyright: ignore[reportArgumentType]
-        moves, inner = lookahead.update(updates, state.inner, both)  # pyright: ignore[reportArgumentType]
-        slow = optax.apply_updates(state.slow, moves.slow)  # pyright: ignore[reportAttributeAccessIssue]
-        return moves.fast, FastWeightsState(slow, inner)  # pyright: ignore[reportAttributeAccessIssue]
+        moves, inner = lookahead.update(updates, state.inner, optax.LookaheadParams(params, state.slow))  # pyright: ignore
+        return moves.fast, FastWeightsState(optax.apply_updates(state.slow, moves.slow), inner)
 
     return optax.GradientTransformation(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
 
 
-_OPTIMIZERS: dict[str, Callable[[Settings, optax.Schedule, LayersOrFn], _Optimizer]] = {
+_OPTIMIZERS: dict[str, Callable[[Settings, optax.Schedule, LayersOrFn], optax.GradientTransformation]] = {
     "cal": _sgd,
     "sgdr": _sgd,
-    "snr": _snr,
-    "sgdp": _sgdp,
-    "adamp": _adamp,
-    "adam": _adam,
-    "adamw": _adamw,
-    "lars": _lars,
-    "lamb": _lamb,
     "lookahead": _lookahead,
+    "snr": lambda settings, schedule, weights: optax.chain(
+        tb_optax.baselines.spectral_norm_regularization(settings.snr_coefficient, layers=weights), _sgd(settings, schedule)
+    ),
+    "sgdp": lambda settings, schedule, weights: tb_optax.baselines.sgdp(
+        schedule, momentum=0.9, weight_decay=settings.weight_decay, layers=weights
+    ),
+    "adamp": lambda settings, schedule, weights: tb_optax.baselines.adamp(
+        schedule, weight_decay=settings.weight_decay, layers=weights
+    ),
+    # PyTorch's Adam: the decay is part of the gradient.
+    "adam": lambda settings, schedule, _: optax.chain(
+        optax.add_decayed_weights(settings.weight_decay), optax.adam(schedule)
+    ),
+    "adamw": lambda settings, schedule, _: optax.adamw(schedule, weight_decay=settings.weight_decay),
+    # Without momentum, as the released code ran it (hence the learning rates near 30). Its clipping at 10 is not needed.
+    # Optax has the norm of the decayed gradient below the trust ratio's fraction, the released code the sum of two norms.
+    "lars": lambda settings, schedule, _: optax.lars(
+        schedule, weight_decay=settings.weight_decay, trust_coefficient=0.001, eps=1e-5, momentum=0.0
+    ),
+    # With gradients clipped to a norm of 1, as in the released code. Optax corrects the moments' bias; that does not.
+    "lamb": lambda settings, schedule, _: optax.chain(
+        optax.clip_by_global_norm(1.0), optax.lamb(schedule, eps=1e-6, weight_decay=settings.weight_decay)
+    ),
 }

@@ -13,12 +13,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from examples.paper.errors import UserError
+from examples.paper.vision.models.layers import Make
 from examples.paper.vision.models.resnet import BasicBlock, Bottleneck, ResNet
 from examples.paper.vision.models.vgg import VGG
 from examples.paper.vision.models.wide_resnet import WideResNet
 
 Model: TypeAlias = Literal["resnet18", "resnet34", "resnet50", "resnet101", "vgg16", "vgg19", "wrn16-8", "wrn28-6"]
-_MODELS: dict[str, tuple[type[ResNet | VGG | WideResNet], tuple[Any, ...]]] = {
+_MODELS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "resnet18": (ResNet, (BasicBlock, (2, 2, 2, 2))),
     "resnet34": (ResNet, (BasicBlock, (3, 4, 6, 3))),
     "resnet50": (ResNet, (Bottleneck, (3, 4, 6, 3))),
@@ -62,4 +63,4 @@ def create_model(
         raise UserError(f"{name} halves its images down from {least}x{least} at least; these are {height}x{breadth}.")
     if round(family.narrowest * width) < 1:
         raise UserError(f"width={width} leaves {name} without channels; give at least {1 / family.narrowest}.")
-    return family(*shape, width=width, in_channels=channels, num_classes=num_classes, dtype=jnp.dtype(dtype), rngs=rngs)
+    return family(*shape, width, channels, num_classes, Make(jnp.dtype(dtype), rngs))

@@ -1,5 +1,6 @@
 """The layers that all networks are made of, with PyTorch's padding, initialization and batch norm."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -18,42 +19,37 @@ def _bias_init(fan_in: int) -> Callable[..., Array]:
     return lambda key, shape, dtype=jnp.float32, **_: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def conv(
-    in_channels: int,
-    channels: int,
-    window: int,
-    *,
-    stride: int = 1,
-    use_bias: bool = False,
-    dtype: jnp.dtype,
-    rngs: nnx.Rngs,
-) -> nnx.Conv:
-    """A convolution with an odd window, padded so that only the stride makes the image smaller."""
-    pad = window // 2
-    return nnx.Conv(
-        in_channels,
-        channels,
-        (window, window),
-        strides=stride,
-        padding=((pad, pad), (pad, pad)),
-        use_bias=use_bias,
-        kernel_init=_kernel_init,
-        bias_init=_bias_init(window**2 * in_channels),
-        conv_general_dilated=conv_general_dilated,
-        dtype=dtype,
-        rngs=rngs,
-    )
+@dataclasses.dataclass(frozen=True)
+class Make:
+    """Makes layers that compute in a dtype, whose weights are drawn from `rngs`."""
 
+    dtype: jnp.dtype
+    rngs: nnx.Rngs
 
-def batch_norm(
-    channels: int, *, momentum: float = 0.9, epsilon: float = 1e-5, dtype: jnp.dtype, rngs: nnx.Rngs
-) -> nnx.BatchNorm:
-    """A batch norm; `momentum` is the share of the running statistics that stays, so one less PyTorch's."""
-    return nnx.BatchNorm(channels, momentum=momentum, epsilon=epsilon, dtype=dtype, rngs=rngs)
+    def conv(self, in_channels: int, channels: int, window: int, stride: int = 1, use_bias: bool = False) -> nnx.Conv:
+        """A convolution with an odd window, padded so that only the stride makes the image smaller."""
+        pad = window // 2
+        return nnx.Conv(
+            in_channels,
+            channels,
+            (window, window),
+            strides=stride,
+            padding=((pad, pad), (pad, pad)),
+            use_bias=use_bias,
+            kernel_init=_kernel_init,
+            bias_init=_bias_init(window**2 * in_channels),
+            conv_general_dilated=conv_general_dilated,
+            dtype=self.dtype,
+            rngs=self.rngs,
+        )
 
+    def batch_norm(self, channels: int, momentum: float = 0.9, epsilon: float = 1e-5) -> nnx.BatchNorm:
+        """A batch norm; `momentum` is the share of the running statistics that stays, so one less PyTorch's."""
+        return nnx.BatchNorm(channels, momentum=momentum, epsilon=epsilon, dtype=self.dtype, rngs=self.rngs)
 
-def linear(in_features: int, features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer."""
-    return nnx.Linear(
-        in_features, features, kernel_init=_kernel_init, bias_init=_bias_init(in_features), dtype=dtype, rngs=rngs
-    )
+    def linear(self, in_features: int, features: int) -> nnx.Linear:
+        """A linear layer."""
+        bias_init = _bias_init(in_features)
+        return nnx.Linear(
+            in_features, features, kernel_init=_kernel_init, bias_init=bias_init, dtype=self.dtype, rngs=self.rngs
+        )

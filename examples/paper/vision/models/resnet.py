@@ -2,11 +2,10 @@
 
 from typing import ClassVar
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from examples.paper.vision.models.layers import batch_norm, conv, linear
+from examples.paper.vision.models.layers import Make
 
 
 class BasicBlock(nnx.Module):
@@ -14,12 +13,12 @@ class BasicBlock(nnx.Module):
 
     expansion: ClassVar[int] = 1
 
-    def __init__(self, in_channels: int, channels: int, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.conv1 = conv(in_channels, channels, 3, stride=stride, dtype=dtype, rngs=rngs)
-        self.bn1 = batch_norm(channels, dtype=dtype, rngs=rngs)
-        self.conv2 = conv(channels, channels, 3, dtype=dtype, rngs=rngs)
-        self.bn2 = batch_norm(channels, dtype=dtype, rngs=rngs)
-        self.shortcut = _shortcut(in_channels, channels, stride, dtype, rngs)
+    def __init__(self, in_channels: int, channels: int, stride: int, make: Make):
+        self.conv1 = make.conv(in_channels, channels, 3, stride=stride)
+        self.bn1 = make.batch_norm(channels)
+        self.conv2 = make.conv(channels, channels, 3)
+        self.bn2 = make.batch_norm(channels)
+        self.shortcut = _shortcut(in_channels, channels, stride, make)
 
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height2 width2 channels2"]:
         y = nnx.relu(self.bn1(self.conv1(x)))
@@ -34,15 +33,15 @@ class Bottleneck(nnx.Module):
 
     expansion: ClassVar[int] = 4
 
-    def __init__(self, in_channels: int, channels: int, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, in_channels: int, channels: int, stride: int, make: Make):
         out_channels = self.expansion * channels
-        self.conv1 = conv(in_channels, channels, 1, dtype=dtype, rngs=rngs)
-        self.bn1 = batch_norm(channels, dtype=dtype, rngs=rngs)
-        self.conv2 = conv(channels, channels, 3, stride=stride, dtype=dtype, rngs=rngs)
-        self.bn2 = batch_norm(channels, dtype=dtype, rngs=rngs)
-        self.conv3 = conv(channels, out_channels, 1, dtype=dtype, rngs=rngs)
-        self.bn3 = batch_norm(out_channels, dtype=dtype, rngs=rngs)
-        self.shortcut = _shortcut(in_channels, out_channels, stride, dtype, rngs)
+        self.conv1 = make.conv(in_channels, channels, 1)
+        self.bn1 = make.batch_norm(channels)
+        self.conv2 = make.conv(channels, channels, 3, stride=stride)
+        self.bn2 = make.batch_norm(channels)
+        self.conv3 = make.conv(channels, out_channels, 1)
+        self.bn3 = make.batch_norm(out_channels)
+        self.shortcut = _shortcut(in_channels, out_channels, stride, make)
 
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height2 width2 channels2"]:
         y = nnx.relu(self.bn1(self.conv1(x)))
@@ -63,25 +62,23 @@ class ResNet(nnx.Module):
         self,
         block: type[BasicBlock | Bottleneck],
         blocks: tuple[int, ...],
-        *,
         width: float,
         in_channels: int,
         num_classes: int,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        make: Make,
     ):
         channels = [round(64 * 2**stage * width) for stage in range(len(blocks))]
-        self.conv1 = conv(in_channels, channels[0], 3, dtype=dtype, rngs=rngs)
-        self.bn1 = batch_norm(channels[0], dtype=dtype, rngs=rngs)
+        self.conv1 = make.conv(in_channels, channels[0], 3)
+        self.bn1 = make.batch_norm(channels[0])
         previous = channels[0]
         self.stages = len(blocks)
         for stage, (count, size) in enumerate(zip(blocks, channels, strict=True)):
             layer = []
             for index in range(count):
-                layer.append(block(previous, size, 2 if stage > 0 and index == 0 else 1, dtype, rngs))
+                layer.append(block(previous, size, 2 if stage > 0 and index == 0 else 1, make))
                 previous = block.expansion * size
             setattr(self, f"layer{stage + 1}", nnx.List(layer))
-        self.linear = linear(previous, num_classes, dtype=dtype, rngs=rngs)
+        self.linear = make.linear(previous, num_classes)
 
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
         x = nnx.relu(self.bn1(self.conv1(x)))
@@ -91,8 +88,8 @@ class ResNet(nnx.Module):
         return self.linear(x.mean(axis=(1, 2)))
 
 
-def _shortcut(in_channels: int, channels: int, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.List:
+def _shortcut(in_channels: int, channels: int, stride: int, make: Make) -> nnx.List:
     if stride == 1 and in_channels == channels:
         return nnx.List([])
-    projection = conv(in_channels, channels, 1, stride=stride, dtype=dtype, rngs=rngs)
-    return nnx.List([projection, batch_norm(channels, dtype=dtype, rngs=rngs)])
+    projection = make.conv(in_channels, channels, 1, stride=stride)
+    return nnx.List([projection, make.batch_norm(channels)])

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from typing import ClassVar
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from examples.paper.vision.models.layers import batch_norm, conv, linear
+from examples.paper.vision.models.layers import Make
 
 _CHANNELS = (64, 128, 256, 512, 512)
 
@@ -18,27 +17,18 @@ class VGG(nnx.Module):
     halvings: ClassVar[int] = 5
     narrowest: ClassVar[int] = 64
 
-    def __init__(
-        self,
-        convolutions: tuple[int, ...],
-        *,
-        width: float,
-        in_channels: int,
-        num_classes: int,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, convolutions: tuple[int, ...], width: float, in_channels: int, num_classes: int, make: Make):
         features: list[nnx.Module | Callable[[Array], Array]] = []  # numbered as in the authors' code: ReLU and pools count
         previous = in_channels
         for count, channels in zip(convolutions, _CHANNELS, strict=True):
             size = round(channels * width)
             for _ in range(count):
-                features.append(conv(previous, size, 3, use_bias=True, dtype=dtype, rngs=rngs))
-                features += [batch_norm(size, dtype=dtype, rngs=rngs), nnx.relu]
+                features.append(make.conv(previous, size, 3, use_bias=True))
+                features += [make.batch_norm(size), nnx.relu]
                 previous = size
             features.append(_max_pool)
         self.features = nnx.List(features)
-        self.classifier = linear(previous, num_classes, dtype=dtype, rngs=rngs)
+        self.classifier = make.linear(previous, num_classes)
 
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
         for feature in self.features:
