@@ -24,7 +24,7 @@ BATCH, SIZE, STEPS, STEPS_PER_EPOCH = 16, 16, 6, 2
 SETTINGS = Settings(width=0.25, epochs=8, learning_rate=0.05)
 
 
-@pytest.mark.parametrize("method", ["cal", "tb"])
+@pytest.mark.parametrize("method", [pytest.param("cal", marks=pytest.mark.slow), "tb"])
 def test_losses_are_pytorchs_in_double_precision(method):
     """From the same weights on the same images, over three epochs: learning rates, weight decay, norms and refreshes.
 
