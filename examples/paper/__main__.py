@@ -22,6 +22,11 @@ import importlib
 import sys
 import types
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import tyro
+
+from examples.paper.errors import telling_errors
 
 COMMANDS = {
     "train": "train",
@@ -33,12 +38,12 @@ COMMANDS = {
 """The modules of the commands that every task has."""
 TASKS = ("vision", "language", "detection")
 OTHERS = {
-    "vision tiny_imagenet": "vision.tiny_imagenet",
-    "detection convert": "detection.pretrained",
-    "curvature train": "curvature.train",
-    "curvature figure9": "curvature.figure9",
+    "vision tiny_imagenet": ("vision.tiny_imagenet", "prepare"),
+    "detection convert": ("detection.pretrained", "convert"),
+    "curvature train": ("curvature.train", "train"),
+    "curvature figure9": ("curvature.figure9", "figure9"),
 }
-"""The modules of the other commands, each with a `main`."""
+"""The other commands: modules, and functions whose arguments are flags."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -54,7 +59,9 @@ def main(arguments: Sequence[str]) -> None:
         run: Callable[..., None] = getattr(_module(COMMANDS[command]), f"{command}_command")
         run(getattr(_module(f"{task}.domain"), task.upper()), flags, program)
     elif f"{task} {command}" in OTHERS:
-        _module(OTHERS[f"{task} {command}"]).main(flags, program)
+        module, function = OTHERS[f"{task} {command}"]
+        with telling_errors(Path()):
+            tyro.cli(getattr(_module(module), function), prog=program, args=flags)
     elif task in ("-h", "--help"):
         print(__doc__)
     else:

@@ -24,7 +24,7 @@ def test_help_is_no_error(capsys):
 
 
 def test_every_command_is_there():
-    for module in (*command_line.OTHERS.values(), *command_line.COMMANDS.values()):
+    for module in (*(module for module, _ in command_line.OTHERS.values()), *command_line.COMMANDS.values()):
         assert importlib.util.find_spec(f"examples.paper.{module}") is not None, module
 
 

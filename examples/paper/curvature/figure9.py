@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-import tyro
 from matplotlib.axes import Axes
 
 from examples.paper.curvature.spectra import decay_exponent
@@ -34,11 +33,6 @@ class Exponents(NamedTuple):
 
 # By what the penalty asked for, by seed, by epoch.
 Runs: TypeAlias = dict[float | None, dict[int, dict[int, Exponents]]]
-
-
-def main(arguments: Sequence[str], program: str) -> None:
-    """Draws as the command line says."""
-    tyro.cli(figure9, prog=program, args=arguments)
 
 
 def figure9(

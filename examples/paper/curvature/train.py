@@ -3,7 +3,6 @@
 Adds a line for each run to a file of results. A run that the file has already is not done again.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 from examples import digits
 from examples.paper.curvature.mlp import MLP, Penalty, cross_entropy, train_epoch
@@ -24,11 +22,6 @@ RESULTS = Path(__file__).parent / "results" / "digits.jsonl"
 MEASURED = (1, 10, 20, 30, 40, 50)
 COVARIANCE_EIGENVALUES, HESSIAN_EIGENVALUES = 100, 50
 WIDTH, BATCH_SIZE, LEARNING_RATE = 2000, 128, 1e-3
-
-
-def main(arguments: Sequence[str], program: str) -> None:
-    """Trains as the command line says."""
-    tyro.cli(train, prog=program, args=arguments)
 
 
 def train(

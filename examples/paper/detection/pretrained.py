@@ -11,7 +11,7 @@ PyTorch state dict are made from `model.2.m.0.cv1.conv.weight`, `model.2.m.0.cv1
 and the fixed numbers of the bins (`dfl`), are no parameters here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 from flax import nnx
 
-from examples.paper.errors import UserError, first_line, telling_errors
+from examples.paper.errors import UserError, first_line
 from examples.paper.observations import kernels
 
 _HEAD, _BRANCHES = "22", ("cv2", "cv3")
@@ -99,12 +99,6 @@ def from_torch(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
         turned = array.transpose(2, 3, 1, 0) if kind == "kernel" else array
         found[".".join([f"layer{number}", *inner, kind])] = np.ascontiguousarray(turned)  # safetensors writes as it lies
     return found
-
-
-def main(arguments: Sequence[str], program: str) -> None:
-    """Converts weights as the command line says."""
-    with telling_errors(Path()):
-        tyro.cli(convert, prog=program, args=arguments)
 
 
 def convert(source: Annotated[Path, tyro.conf.Positional], target: Annotated[Path, tyro.conf.Positional]) -> None:

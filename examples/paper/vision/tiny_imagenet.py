@@ -10,7 +10,6 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -19,14 +18,8 @@ import PIL.Image
 import tyro
 from jaxtyping import UInt8
 
-from examples.paper.errors import UserError, first_line, telling_errors
+from examples.paper.errors import UserError, first_line
 from examples.paper.vision.data import NORMALIZATION, TINY_IMAGENET
-
-
-def main(arguments: Sequence[str], program: str) -> None:
-    """Prepares the data set as the command line says."""
-    with telling_errors(Path()):
-        tyro.cli(prepare, prog=program, args=arguments)
 
 
 def prepare(path: Annotated[Path, tyro.conf.Positional], out: Path = TINY_IMAGENET) -> None:
