@@ -88,20 +88,24 @@ class Domain(NamedTuple):
     """Training as pure functions, of settings, data and a mesh. Raises UserError where the model does not fit the data."""
     measure: Measure
     metrics: tuple[str, ...]
-    """The metrics in the log and in results, named `train_` or `held_out`, then the field of the named tuple."""
+    """The metrics in the log and in results: `train_` and a field of the metrics of `loss`, then `test_` or `valid_` and a
+    field of those that are held out."""
     data: tuple[str, ...]
     """The settings that choose the data."""
     style: Style
     interval: str = "epoch"
     """What the log has a line for."""
     unit: str = "images"
-    held_out: str = "test"
-    """The part of the data that every interval is evaluated on."""
 
     @property
     def folder(self) -> Path:
         """Of its `grids`, `results` and `published.jsonl`."""
         return Path(__file__).parent / self.name
+
+    @property
+    def held_out(self) -> str:
+        """The part of the data that every interval is evaluated on, as its metrics are named."""
+        return self.metrics[-1].partition("_")[0]
 
     @property
     def speed(self) -> str:

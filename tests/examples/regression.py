@@ -114,5 +114,4 @@ REGRESSION = Domain(
     style=Style("sgd", ("model", "dataset", "evaluations", "batch_size"), words={"sgd": "SGD", "tb": "TB"}),
     interval="evaluation",
     unit="points",
-    held_out="valid",
 )

@@ -200,5 +200,4 @@ LANGUAGE = Domain(
     style=style.LANGUAGE,
     interval="evaluation",
     unit="tokens",
-    held_out="valid",
 )
