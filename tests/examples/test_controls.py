@@ -1,6 +1,7 @@
 """The controls of TempBalance: what they keep of its scales, and what they take away."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -83,28 +84,27 @@ LLR = LanguageSettings(
 )
 
 
-def scales_after(settings, updates=15):
-    """What each parameter's step is multiplied by, after so many updates."""
+@functools.cache
+def scales_after(settings):
+    """What each parameter's step is multiplied by, after 15 updates."""
     layers = tb_optax.find_layers(PARAMS, unmeasured="embed*")
-    tx = with_tempbalance(optax.identity(), settings, settings.evaluation_interval, layers)
-    ones, state = jax.tree.map(jnp.ones_like, PARAMS), tx.init(PARAMS)
-    for _ in range(updates):
-        updated, state = tx.update(ones, state, PARAMS)
-    return {name: float(jax.tree.leaves(leaf)[0].mean()) for name, leaf in updated.items()}
+    return scales_of(with_tempbalance(optax.identity(), settings, settings.evaluation_interval, layers))
+
+
+def scales_of(tx):
+    update, state, ones = jax.jit(tx.update), tx.init(PARAMS), jax.tree.map(jnp.ones_like, PARAMS)
+    for _ in range(15):
+        updates, state = update(ones, state, PARAMS)
+    return {name: float(jax.tree.leaves(leaf)[0].mean()) for name, leaf in updates.items()}
 
 
 def test_flags_make_llr():
     found = scales_after(LLR)
     assert found["norm"] == 1 and found["embed"] == pytest.approx(3)
     assert [min(found[name] for name in SHAPES), max(found[name] for name in SHAPES)] == pytest.approx([1, 3])
-    llr = tb_optax.llr(
-        LLR.updates, layers=tb_optax.find_layers(PARAMS, unmeasured="embed*"), update_interval=4, transition_steps=3
-    )
-    state = llr.init(PARAMS)
-    for _ in range(15):
-        updates, state = llr.update(jax.tree.map(jnp.ones_like, PARAMS), state, PARAMS)
-    expected = {name: float(jax.tree.leaves(leaf)[0].mean()) for name, leaf in updates.items()}
-    assert found == pytest.approx(expected, rel=1e-5)
+    layers = tb_optax.find_layers(PARAMS, unmeasured="embed*")
+    llr = tb_optax.llr(LLR.updates, layers=layers, update_interval=4, transition_steps=3)
+    assert found == pytest.approx(scales_of(llr), rel=1e-5)
 
 
 @pytest.mark.parametrize("control", ["mean", "shape", "embedding", "reversed", "placebo"])

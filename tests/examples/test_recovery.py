@@ -191,6 +191,7 @@ with RunDirectory(pathlib.Path({str(tmp_path)!r})).held():
         pass
 
 
+@pytest.mark.slow
 def test_rows_that_processes_add_at_once_are_all_kept(tmp_path):
     path = tmp_path / "results.jsonl"
     add = f"""
