@@ -83,16 +83,21 @@ def parse_changes(domain: Domain, changes: Sequence[str]) -> dict[str, Any]:
       UserError: one is not of this form.
     """
     parsed = {}
-    for change in changes:
-        name, equals, value = change.partition("=")
-        if not equals:
-            raise UserError(f"--set {change} must be NAME=VALUE, such as epochs=2.")
+    for name, value in named_values("--set", changes, "NAME=VALUE, such as epochs=2").items():
         try:
             parsed[name] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
             parsed[name] = value
     _settings(domain, "--set", parsed)
     return parsed
+
+
+def named_values(flag: str, items: Sequence[str], form: str) -> dict[str, str]:
+    """`["epochs=2"]` by name. Raises UserError where one is not of this form."""
+    for item in items:
+        if "=" not in item:
+            raise UserError(f"{flag} {item} must be {form}.")
+    return dict(item.split("=", 1) for item in items)
 
 
 def _products(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

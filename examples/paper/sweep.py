@@ -20,7 +20,7 @@ import tyro
 from examples.paper.checkpoints import last_saved
 from examples.paper.domain import Domain
 from examples.paper.errors import UserError, WriteError, first_line, naming_write_errors, telling_errors
-from examples.paper.grids import Grid, load_grid, parse_changes, ready_grids
+from examples.paper.grids import Grid, load_grid, named_values, parse_changes, ready_grids
 from examples.paper.loop import Trainer
 from examples.paper.parallel import create_mesh
 from examples.paper.results import append_row, read_results, row_of, run_key
@@ -87,7 +87,8 @@ def sweep(domain: Domain, command: Sweep) -> None:
     if command.together is not None and command.together < 1:
         raise UserError(f"--together {command.together} must be at least 1.")
     grid = load_grid(domain, command.grid, parse_changes(domain, command.changes), command.seeds)
-    places = _places(command.data)
+    data = named_values("--data", command.data, "NAME=DIR, such as cifar10=~/tensorflow_datasets/cifar10/3.0.2")
+    places = {name: Path(place).expanduser() for name, place in data.items()}
     there = [command.results] if command.results.exists() else []
     finished = {run_key(domain, row) for row in read_results(domain, there)}
     missing = [settings for settings in grid.runs() if settings.key() not in finished]
@@ -204,16 +205,6 @@ def _how_many(trainer: Trainer, most: int, device: Any, console: rich.console.Co
         together = -(-together // 2)
     console.print(f"{together} seeds at once")
     return together
-
-
-def _places(data: Sequence[str]) -> dict[str, Path]:
-    places = {}
-    for item in data:
-        name, equals, place = item.partition("=")
-        if not equals:
-            raise UserError(f"--data {item} must be NAME=DIR, such as cifar10=~/tensorflow_datasets/cifar10/3.0.2.")
-        places[name] = Path(place).expanduser()
-    return places
 
 
 def _folder(domain: Domain, command: Sweep, settings: Any, seed: int) -> Path:
