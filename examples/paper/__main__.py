@@ -38,7 +38,7 @@ COMMANDS = {
 """The modules of the commands that every task has."""
 TASKS = ("vision", "language", "detection")
 OTHERS = {
-    "vision tiny_imagenet": ("vision.tiny_imagenet", "prepare"),
+    "vision tiny_imagenet": ("vision.tiny_imagenet", "tiny_imagenet"),
     "detection convert": ("detection.pretrained", "convert"),
     "curvature train": ("curvature.train", "train"),
     "curvature figure9": ("curvature.figure9", "figure9"),

@@ -1,15 +1,20 @@
 """Tiny ImageNet in small: three classes in a zip of the official layout, and what becomes of it."""
 
 import io
+import os
+import re
+import shutil
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
 import PIL.Image
 import pytest
+import rich.console
+import tensorflow_datasets as tfds
 
-from examples.paper.__main__ import main
 from examples.paper.errors import UserError
-from examples.paper.vision import data, tiny_imagenet
 from examples.paper.vision.data import load_dataset
 from examples.paper.vision.tiny_imagenet import prepare
 
@@ -17,6 +22,8 @@ WNIDS = ("n03", "n01", "n02")  # not sorted, as in the official file
 GRAY = "train/n02/images/n02_1.JPEG"
 TRAINING = {f"train/{name}/images/{name}_{index}.JPEG": name for name in WNIDS for index in range(4)}
 VALIDATION = {f"val/images/val_{index}.JPEG": WNIDS[index % 3] for index in range(6)}
+
+UNLABELLED = "\n".join(path.rpartition("/")[2] for path in VALIDATION).encode()
 
 
 def jpeg(seed, mode="RGB", size=(64, 64)):
@@ -51,13 +58,33 @@ def archive(tmp_path_factory, contents):
     return write_zip(tmp_path_factory.mktemp("zip") / "tiny-imagenet-200.zip", contents)
 
 
-def test_what_the_command_prepares_is_found_by_its_name(archive, contents, tmp_path, monkeypatch, capsys):
+def run_command(*flags, **environment):
+    command = [sys.executable, "-m", "examples.paper", "vision", "tiny_imagenet", *map(str, flags)]
+    result = subprocess.run(command, env=os.environ | environment, stdout=-1, stderr=-2, text=True, timeout=120)
+    return result.returncode, result.stdout
+
+
+@pytest.fixture(scope="module")
+def by_command(tmp_path_factory, archive):
+    """TFDS's own directory, and what the command said that wrote there."""
+    directory = tmp_path_factory.mktemp("tfds")
+    code, output = run_command(archive, TFDS_DATA_DIR=str(directory))
+    assert code == 0, output
+    return directory, output
+
+
+@pytest.fixture
+def tfds_directory(monkeypatch):
+    """Has TFDS look in another directory: it reads TFDS_DATA_DIR when it is imported."""
+    return lambda path: monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(path))
+
+
+def prepare_quietly(path, data_dir):
+    return prepare(path, data_dir, rich.console.Console(quiet=True))
+
+
+def check(dataset, contents):
     """Every image and label, whatever their order."""
-    main(["vision", "tiny_imagenet", str(archive), "--out", str(tmp_path / "here" / "tiny_imagenet.npz")])
-    said = capsys.readouterr().out
-    assert "12 train and 6 test images in" in said and f"--data-dir {tmp_path}/here/tiny_imagenet.npz" in said
-    monkeypatch.setattr(data, "TINY_IMAGENET", tmp_path / "here" / "tiny_imagenet.npz")
-    dataset = load_dataset("tiny_imagenet", None, "train", None)
     assert dataset.name == "tiny_imagenet" and dataset.num_classes == 3 and dataset.flip
     for images, labels, expected in (
         (dataset.train_images, dataset.train_labels, TRAINING),
@@ -71,11 +98,49 @@ def test_what_the_command_prepares_is_found_by_its_name(archive, contents, tmp_p
     np.testing.assert_array_equal(dataset.std, np.float32([0.229, 0.224, 0.225]))
 
 
-def test_without_it_the_name_says_what_to_run(tmp_path, monkeypatch):
-    import tensorflow_datasets as tfds
+def test_what_the_command_prepares_is_found_by_its_name(by_command, contents, tfds_directory):
+    directory, output = by_command
+    assert re.search(r"12 train and 6 validation images of 3 classes in \S+/tiny_imagenet/1\.0\.0\n", output)
+    assert "python -m examples.paper vision train --dataset tiny_imagenet\n" in output
+    assert len(output.splitlines()) == 2
+    tfds_directory(directory)
+    check(load_dataset("tiny_imagenet", None, "train", None), contents)
+    assert len(load_dataset("tiny_imagenet", None, "train[:5]", "validation[:2]").train_images) == 5
 
-    monkeypatch.setattr(data, "TINY_IMAGENET", tmp_path / "nowhere.npz")
-    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+
+def test_a_second_time_nothing_is_written(by_command, archive):
+    directory, _ = by_command
+    written = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+    code, output = run_command(archive, TFDS_DATA_DIR=str(directory))
+    assert code == 0 and "already prepared" in output and "--dataset tiny_imagenet" in output
+    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == written
+
+
+def test_a_colour_image_keeps_its_file_and_a_gray_one_its_pixels(by_command, contents):
+    builder = tfds.builder_from_directory(by_command[0] / "tiny_imagenet" / "1.0.0")
+    assert builder.info.features["label"].names == sorted(WNIDS)
+    source = builder.as_data_source(split="train", decoders={"image": tfds.decode.SkipDecoding()})
+    files = {source[index]["image"] for index in range(len(source))}
+    assert files >= {contents[path] for path in TRAINING if path != GRAY}
+    (rewritten,) = files - set(contents.values())
+    image = PIL.Image.open(io.BytesIO(rewritten))
+    gray = PIL.Image.open(io.BytesIO(contents[GRAY]))
+    assert image.mode == "RGB" and image.format == "PNG" and gray.mode == "L"
+    np.testing.assert_array_equal(image, np.repeat(np.asarray(gray)[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("parent", [False, True])
+def test_the_unpacked_folder_gives_the_same(archive, contents, tmp_path, parent):
+    zipfile.ZipFile(archive).extractall(tmp_path / "here")
+    (tmp_path / "here" / "tiny-imagenet-200" / "train" / ".DS_Store").write_bytes(b"")
+    path = tmp_path / "here" if parent else tmp_path / "here" / "tiny-imagenet-200"
+    folder = prepare_quietly(path, tmp_path / "out")
+    assert folder == tmp_path / "out" / "tiny_imagenet" / "1.0.0" and (folder / "dataset_info.json").is_file()
+    check(load_dataset("digits", folder, "train", None), contents)
+
+
+def test_without_it_the_name_says_what_to_run(tmp_path, tfds_directory):
+    tfds_directory(tmp_path)
     with pytest.raises(UserError, match=rf"{tmp_path}.*tiny-imagenet-200\.zip.*examples\.paper vision tiny_imagenet tiny-"):
         load_dataset("tiny_imagenet", None, "train", None)
 
@@ -91,31 +156,59 @@ def with_file(path, content):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (without("wnids.txt"), r"no item named 'tiny-imagenet-200/wnids\.txt'"),
-        (with_file("wnids.txt", b"n03\nn01"), "n02"),
-        (with_file("wnids.txt", b"n01\nn02\nn03\nn04"), r"a class of wnids\.txt has no image in train"),
-        (without("val/val_annotations.txt"), r"val/val_annotations\.txt"),
-        (without("val/images/val_3.JPEG"), r"has not a line for each image"),
-        (with_file("val/images/val_9.JPEG", jpeg(9)), r"has not a line for each image"),
-        (with_file("val/val_annotations.txt", b"val_0.JPEG\nval_1.JPEG"), "values to unpack"),
+        (without("wnids.txt"), r"has no tiny-imagenet-200/wnids\.txt"),
+        (with_file("wnids.txt", b""), r"wnids\.txt is empty"),
+        (with_file("wnids.txt", b"n03\nn01"), r"class 'n02' of train/n02/images/n02_0\.JPEG is not in wnids\.txt"),
+        (with_file("wnids.txt", b"n01\nn02\nn03\nn04"), r"class n04 of wnids\.txt has no image in train/n04/images"),
+        (without("val/val_annotations.txt"), r"val/val_annotations\.txt.*is missing"),
+        (without("val/images/val_3.JPEG"), r"val/images/val_3\.JPEG, which has a line.*, is missing"),
+        (with_file("val/images/val_9.JPEG", jpeg(9)), r"val/images/val_9\.JPEG has no line in val/val_annotations\.txt"),
+        (with_file("val/val_annotations.txt", UNLABELLED), r"class '' of val/images/val_0\.JPEG is not in wnids"),
+        (with_file("val/val_annotations.txt", b"val_0.JPEG\tn01\n"), r"val/images/val_1\.JPEG has no line in val/val_anno"),
+        (without("val/images/"), r"val/images has no image"),
         (with_file(GRAY, jpeg(0)[:-300]), rf"{GRAY} is damaged"),
         (with_file(GRAY, b"<html>"), rf"{GRAY} is damaged"),
-        (with_file(GRAY, jpeg(0, size=(32, 48))), "same shape"),
+        (with_file(GRAY, jpeg(0, size=(32, 48))), rf"{GRAY} is of 32x48 pixels"),
     ],
 )
 def test_a_zip_that_is_not_whole_is_refused_with_what_is_wrong(contents, tmp_path, change, problem):
     path = write_zip(tmp_path / "changed.zip", change(contents))
-    with pytest.raises(UserError, match=rf"is not the whole tiny-imagenet-200\.zip \(.*{problem}") as caught:
-        prepare(path, tmp_path / "out.npz")
-    assert "\n" not in str(caught.value) and not list(tmp_path.glob("*.npz"))
+    with pytest.raises(UserError, match=problem) as caught:
+        prepare_quietly(path, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("out/tiny_imagenet/*"))  # not even the half of it
 
 
-def test_a_damaged_file_that_is_no_zip_or_is_not_there_is_refused(archive, tmp_path):
+def test_a_damaged_or_truncated_zip_is_refused(archive, tmp_path):
     content = archive.read_bytes()
-    paths = {name: tmp_path / name for name in ("half.zip", "flipped.zip", "none.zip")}
-    paths["half.zip"].write_bytes(content[: len(content) // 2])
-    paths["flipped.zip"].write_bytes(content[:300] + bytes(200) + content[500:])  # in the first image
-    for name, problem in (("half.zip", "not a zip"), ("flipped.zip", ""), ("none.zip", "there is no")):
-        with pytest.raises(UserError, match=problem) as caught:
-            tiny_imagenet.prepare(paths[name], tmp_path / "out.npz")
-        assert str(paths[name]) in str(caught.value) and "\n" not in str(caught.value)
+    half = tmp_path / "half.zip"
+    half.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=rf"{half} is no zip, or not a whole one"):
+        prepare_quietly(half, tmp_path)
+    flipped = tmp_path / "flipped.zip"
+    flipped.write_bytes(content[:300] + bytes(200) + content[500:])  # in the first image
+    with pytest.raises(UserError, match=r"train/n\d+/images/.*JPEG is damaged; get tiny-imagenet-200\.zip again"):
+        prepare_quietly(flipped, tmp_path)
+
+
+def test_the_command_says_in_one_line_what_is_wrong(tmp_path, archive):
+    text = tmp_path / "some.txt"
+    text.write_text("no zip")
+    (tmp_path / "empty").mkdir()
+    for path, problem in (
+        (tmp_path / "none.zip", "there is no"),
+        (text, "is no zip"),
+        (tmp_path / "empty", "has no wnids.txt"),
+    ):
+        code, output = run_command(path)
+        assert code == 2 and output.count("\n") == 1 and "error: " in output and problem in output and str(path) in output
+    code, output = run_command(archive, "--data-dir", text)  # a file, where a folder must be
+    assert code == 2 and output.count("\n") == 1 and str(text) in output
+
+
+def test_it_is_prepared_where_it_is_asked_for(archive, tmp_path):
+    code, output = run_command(archive, "--data-dir", tmp_path / "here")
+    folder = tmp_path / "here" / "tiny_imagenet" / "1.0.0"
+    assert code == 0 and f"python -m examples.paper vision train --data-dir {folder}\n" in output
+    assert (folder / "dataset_info.json").is_file()
+    shutil.rmtree(tmp_path / "here")

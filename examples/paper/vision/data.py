@@ -13,10 +13,11 @@ from jaxtyping import Float, Int, UInt8
 
 from examples.paper.errors import UserError, first_line
 from examples.paper.tfds_sets import default_test_split, open_split, open_tfds
+from examples.paper.vision.image_folder import is_image_folder, read_image_folder
 
 # Mean and standard deviation of each channel, of pixels in 0 to 1, as the paper's code has them. A TFDS data set whose name
 # starts with one of these shares them; any other data set is measured, and so are files and folders of any name.
-NORMALIZATION = {
+_NORMALIZATION = {
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "svhn_cropped": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
@@ -29,8 +30,6 @@ _ADVICE = {
     "tiny_imagenet": "get tiny-imagenet-200.zip from cs231n.stanford.edu and run: "
     "python -m examples.paper vision tiny_imagenet tiny-imagenet-200.zip",
 }
-TINY_IMAGENET = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser() / "tiny_imagenet.npz"
-"""Where the command `tiny_imagenet` puts the data set."""
 _OTHERS = "try digits, cifar10, cifar100 or svhn_cropped, or give --data-dir."
 _DIGITS_TEST = 360
 _DIGITS_SCALE = 4
@@ -71,9 +70,9 @@ def load_dataset(name: str, data_dir: Path | None, train_split: str, test_split:
         `examples.paper.vision.tiny_imagenet` has prepared it.
       data_dir: a data set that TFDS has already prepared, the folder that holds its `dataset_info.json`; or an `.npz` file
         of the arrays `train_images`, `train_labels`, `test_images` and `test_labels`: images as uint8 of shape
-        `(n, height, width, channels)`, labels as whole numbers from 0 on, and, if they are not to be measured, `mean` and
-        `std` of each channel. Goes before `name`.
-      train_split: a TFDS split such as `train` or `train[:10000]`.
+        `(n, height, width, channels)`, labels as whole numbers from 0 on; or a folder of images, one subfolder a class,
+        as `read_image_folder` describes it. Goes before `name`.
+      train_split: a TFDS split such as `train` or `train[:10000]`, or such a folder's subfolder.
       test_split: likewise; by default `test`, or `validation` where there is no `test`.
 
     Raises:
@@ -81,13 +80,14 @@ def load_dataset(name: str, data_dir: Path | None, train_split: str, test_split:
     """
     if data_dir is None and name == "digits":
         return _digits()
-    if data_dir is None and name == "tiny_imagenet" and TINY_IMAGENET.exists():
-        data_dir = TINY_IMAGENET
     if data_dir is not None and data_dir.suffix == ".npz":
         if (train_split, test_split) != ("train", None):
             raise UserError(f"--data-dir {data_dir} has no splits but its own; leave --train-split and --test-split out.")
         return _arrays(data_dir)
-    builder = open_tfds(name, data_dir, _ADVICE.get(name, _OTHERS))
+    if data_dir is not None and is_image_folder(data_dir):
+        train, test, classes = read_image_folder(data_dir, train_split, test_split)
+        return _own_data_set(data_dir.resolve().name, f"--data-dir {data_dir}", *train, *test, len(classes))
+    builder = open_tfds(name, data_dir, _ADVICE.get(name, _OTHERS), ", or a folder of images with one subfolder a class")
     test_split = test_split or default_test_split(builder)
     features = dict(builder.info.features.items())
     num_classes = getattr(features.get("label"), "num_classes", None)
@@ -112,9 +112,8 @@ def _digits() -> Dataset:
     """Scikit-learn's 1,797 handwritten digits (UCI, 8x8), each pixel made four by four; 360 are for testing."""
     from sklearn.datasets import load_digits
 
-    digits: Any = load_digits()
-    images, labels = digits.images, digits.target
-    images = (images[..., None] * (255 / 16)).astype(np.uint8)
+    images, labels = load_digits(return_X_y=True)
+    images = (images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     images = images.repeat(_DIGITS_SCALE, axis=1).repeat(_DIGITS_SCALE, axis=2)
     order = np.random.default_rng(0).permutation(len(images))
     test, train = order[:_DIGITS_TEST], order[_DIGITS_TEST:]
@@ -128,7 +127,6 @@ def _arrays(path: Path) -> Dataset:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in names}
-            statistics = (file["mean"], file["std"]) if "mean" in file else None
     except (OSError, KeyError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise UserError(f"--data-dir {path} is no .npz file of {', '.join(names)}: {first_line(error)}") from error
     for split in ("train", "test"):
@@ -152,9 +150,22 @@ def _arrays(path: Path) -> Dataset:
     if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
         raise UserError(f"--data-dir {path}: images to train and to test on differ in shape; they must all have one.")
     num_classes = 1 + max(int(arrays[f"{split}_labels"].max()) for split in ("train", "test"))
-    flip = not _NOT_FLIPPED.search(path.stem)
-    mean, std = statistics or _measured(f"--data-dir {path}", arrays["train_images"])
-    return Dataset(path.stem, **arrays, num_classes=num_classes, mean=mean, std=std, flip=flip)
+    return _own_data_set(path.stem, f"--data-dir {path}", **arrays, num_classes=num_classes)
+
+
+def _own_data_set(
+    name: str,
+    flag: str,
+    train_images: UInt8[np.ndarray, "train height width channels"],
+    train_labels: Int[np.ndarray, " train"],
+    test_images: UInt8[np.ndarray, "test height width channels"],
+    test_labels: Int[np.ndarray, " test"],
+    num_classes: int,
+) -> Dataset:
+    """A data set that is not TFDS's: its normalization is measured, whatever its name is."""
+    mean, std = _measured(flag, train_images)
+    flip = not _NOT_FLIPPED.search(name)
+    return Dataset(name, train_images, train_labels, test_images, test_labels, num_classes, mean, std, flip)
 
 
 def _read(builder: Any, split: str) -> tuple[UInt8[np.ndarray, "n height width channels"], Int[np.ndarray, " n"]]:
@@ -183,7 +194,7 @@ def _read(builder: Any, split: str) -> tuple[UInt8[np.ndarray, "n height width c
 def _normalization(
     name: str, images: UInt8[np.ndarray, "n height width channels"]
 ) -> tuple[Float[np.ndarray, " channels"], Float[np.ndarray, " channels"]]:
-    for prefix, (mean, std) in NORMALIZATION.items():
+    for prefix, (mean, std) in _NORMALIZATION.items():
         if name.startswith(prefix) and images.shape[-1] == len(mean):
             return np.array(mean, np.float32), np.array(std, np.float32)
     return _measured(f"data set {name!r}", images)

@@ -21,15 +21,29 @@ _READ_BY_BASE = {
 }
 
 
-_Alone = Literal["cal", "snr", "sgdr", "lars", "lamb", "lookahead", "sgdp", "adam", "adamw", "adamw+alphadecay", "adamp"]
-_Balanced = Literal["tb", "tb+snr", "tb+sgdp", "tb+adam", "tb+adamw", "tb+adamw+alphadecay"]
-
-
 @dataclasses.dataclass(frozen=True)
 class Settings(RunSettings):
     """Trains one network by one of the paper's methods."""
 
-    method: Literal[_Alone, _Balanced] = "tb"
+    method: Literal[
+        "cal",
+        "snr",
+        "sgdr",
+        "lars",
+        "lamb",
+        "lookahead",
+        "sgdp",
+        "adam",
+        "adamw",
+        "adamw+alphadecay",
+        "adamp",
+        "tb",
+        "tb+snr",
+        "tb+sgdp",
+        "tb+adam",
+        "tb+adamw",
+        "tb+adamw+alphadecay",
+    ] = "tb"
     """cal: SGD, momentum 0.9, cosine annealing per epoch. snr: with spectral norm regularization. tb: TempBalance, a
     learning rate for each layer, after SGD or another. alphadecay: a weight decay for each layer."""
     model: Model = "resnet18"
@@ -40,8 +54,9 @@ class Settings(RunSettings):
     """digits (embedded), tiny_imagenet (once the command tiny_imagenet has prepared it), or a TFDS image-classification
     data set, which TFDS downloads: cifar10, svhn_cropped, ..."""
     data_dir: Path | None = None
-    """Instead of --dataset, a data set already prepared by TFDS, the folder that holds its dataset_info.json; or an
-    .npz file of the arrays train_images, train_labels, test_images and test_labels."""
+    """Instead of --dataset, a data set already prepared by TFDS, the folder that holds its dataset_info.json; a folder of
+    images, one subfolder a class (or train and test, and the classes in them); or an .npz file of the arrays train_images,
+    train_labels, test_images and test_labels."""
     train_split: str = "train"
     """The split to train on, in the notation of TFDS: train, or train[:10000]."""
     test_split: str | None = None
