@@ -5,6 +5,7 @@ import zipfile
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 
 from examples.paper.errors import UserError
@@ -185,6 +186,45 @@ def test_labels_that_are_no_class_are_refused(monkeypatch, prepared):
     monkeypatch.setattr(data, "_read", lambda builder, split: (np.zeros((2, 4, 4, 3), np.uint8), np.array([-1, 2])))
     with pytest.raises(UserError, match="split 'train', has labels from -1 to 2, and its 3 classes are 0 to 2"):
         load_dataset("digits", prepared, "train", None)
+
+
+def write_image(path, brightness, size=(8, 6), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(brightness).integers(0, 9, (size[1], size[0], 3))
+    PIL.Image.fromarray((brightness + noise).astype(np.uint8)).convert(mode).save(path)
+
+
+def test_a_folder_of_images_is_a_data_set_with_a_fifth_held_out(tmp_path):
+    for number in range(20):
+        write_image(tmp_path / "pets" / ("cat" if number % 2 else "dog") / f"{number}.png", 10 * number)
+    (tmp_path / "pets" / "cat" / "notes.txt").write_text("no image")
+    first, second = (load_dataset("digits", tmp_path / "pets", "train", None) for _ in range(2))
+    assert (first.name, first.num_classes, first.flip) == ("pets", 2, True)
+    assert first.train_images.shape == (16, 6, 8, 3) and first.test_images.shape == (4, 6, 8, 3)
+    np.testing.assert_array_equal(first.test_images, second.test_images)
+    for images, labels in ((first.train_images, first.train_labels), (first.test_images, first.test_labels)):
+        numbers = images.reshape(len(images), -1).min(axis=1) // 10
+        np.testing.assert_array_equal(labels, (numbers + 1) % 2)  # cat is 0, dog is 1
+    np.testing.assert_allclose(first.mean, first.train_images.mean(axis=(0, 1, 2)) / 255, rtol=1e-5)
+    with pytest.raises(UserError, match="leave --train-split"):
+        load_dataset("digits", tmp_path / "pets", "train[:3]", None)
+
+
+def test_a_folder_of_images_may_have_a_test_set_of_its_own(tmp_path):
+    for split, names in (("train", ("a", "b", "c")), ("val", ("b", "c"))):
+        for number, name in enumerate(names):
+            write_image(tmp_path / split / name / "1.png", 50 * number, mode="L")
+    dataset = load_dataset("digits", tmp_path, "train", None)
+    assert dataset.train_labels.tolist() == [0, 1, 2] and dataset.test_labels.tolist() == [1, 2]
+    assert dataset.train_images.shape == (3, 6, 8, 1) and dataset.num_classes == 3
+    with pytest.raises(UserError, match="no subfolder other"):
+        load_dataset("digits", tmp_path, "train", "other")
+    write_image(tmp_path / "train" / "a" / "2.png", 90, size=(9, 6))
+    with pytest.raises(UserError, match=r"2 sizes, such as 8 x 6 \(.*\) and 9 x 6 \(.*2.png\)"):
+        load_dataset("digits", tmp_path, "train", None)
+    (tmp_path / "train" / "a" / "2.png").write_text("no image")
+    with pytest.raises(UserError, match=r"2.png cannot be read as an image"):
+        load_dataset("digits", tmp_path, "train", None)
 
 
 def test_what_is_no_file_of_arrays_is_refused(tmp_path):

@@ -112,8 +112,9 @@ def _digits() -> Dataset:
     """Scikit-learn's 1,797 handwritten digits (UCI, 8x8), each pixel made four by four; 360 are for testing."""
     from sklearn.datasets import load_digits
 
-    images, labels = load_digits(return_X_y=True)
-    images = (images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    digits: Any = load_digits()
+    images, labels = digits.images, digits.target
+    images = (images[..., None] * (255 / 16)).astype(np.uint8)
     images = images.repeat(_DIGITS_SCALE, axis=1).repeat(_DIGITS_SCALE, axis=2)
     order = np.random.default_rng(0).permutation(len(images))
     test, train = order[:_DIGITS_TEST], order[_DIGITS_TEST:]

@@ -5,6 +5,7 @@ lies, or the folder that it unpacks to. Its test images have no labels and are l
 """
 
 import contextlib
+import dataclasses
 import io
 import logging
 import re
