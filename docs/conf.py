@@ -46,12 +46,8 @@ html_math_renderer = "mathml"
 NAVIGATION = {
     "Train": ["start", "frameworks", "guide", "choosing", "scale", "troubleshooting"],
     "Study": ["reading", "auto_gallery/index", "report", "method"],
-    "Rebuild the paper": [
-        "paper",
-        "log",
-        "evidence",
-        *(f"auto_results/{name}" for name in ("vision", "language", "detection")),
-    ],
+    "Evidence": ["evidence", "study", "auto_results/vision", "auto_results/language", "auto_results/detection"],
+    "Rebuild the paper": ["paper", "log"],
     "Cost": ["performance", "auto_results/cpu-2-cores", "auto_results/nvidia-h200"],
     "Reference": ["api", "licences"],
 }
