@@ -23,7 +23,7 @@ from examples.paper.language.updates import windows
 
 corpus = load_corpus("pydoc", None, None, "characters", 1.0)
 train, valid = (jnp.asarray(windows(rows(text, 16), 64)) for text in (corpus.train, corpus.valid))
-model = GPT(len(corpus.vocabulary), layers=3, width=96, heads=4)
+model = GPT(len(corpus.vocabulary), layers=3, width=96, heads=4, key_value_heads=4)
 params = model.init(jax.random.key(0), train[0, :1, :-1], train=False)
 
 
