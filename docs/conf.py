@@ -1,6 +1,7 @@
 """Sphinx configuration: `make docs` writes docs/_build/html, whose pages need no network: formulas are MathML."""
 
 import re
+from pathlib import Path
 
 import latex2mathml.converter
 from docutils.nodes import SkipNode
@@ -41,6 +42,24 @@ sphinx_gallery_conf = {
 
 html_math_renderer = "mathml"
 
+# Pages are plain Markdown, so that a repository browser shows them too. What only Sphinx understands is added here.
+NAVIGATION = {
+    "Train": ["start", "frameworks", "guide", "choosing", "scale", "troubleshooting"],
+    "Study": ["reading", "auto_gallery/index", "report", "method"],
+    "Evidence": ["evidence", "study", "auto_results/vision", "auto_results/language", "auto_results/detection"],
+    "Rebuild the paper": ["paper", "log"],
+    "Cost": ["performance", "auto_results/cpu-2-cores", "auto_results/nvidia-h200"],
+    "Reference": ["api", "licences"],
+}
+# Reports that programs write elsewhere in the repository; each becomes a page.
+REPORTS = {
+    "vision": ("Image classification, every run", "examples/paper/vision/results/report/README.md"),
+    "language": ("Language models, every run", "examples/paper/language/results/report/README.md"),
+    "detection": ("Object detection, every run", "examples/paper/detection/results/report/README.md"),
+    "cpu-2-cores": ("Benchmarks on two CPU cores", "benchmarks/results/cpu-2-cores/report.md"),
+    "nvidia-h200": ("Benchmarks on an NVIDIA H200", "benchmarks/results/nvidia-h200/README.md"),
+}
+
 
 def _math(display):
     def visit(translator, node):
@@ -50,9 +69,23 @@ def _math(display):
     return visit, None
 
 
-def _link_gallery_pages(app, page, source):
-    """A link to a program of the gallery leads to its page."""
-    source[0] = re.sub(r"\(gallery/(\w+)\.py\)", r"(auto_gallery/\1.rst)", source[0])
+def _write_report_pages(app):
+    folder = Path(app.srcdir, "auto_results")
+    folder.mkdir(exist_ok=True)
+    for name, (title, report) in REPORTS.items():
+        include = f"```{{include}} ../../{report}\n:relative-images:\n:heading-offset: 1\n```"
+        (folder / f"{name}.md").write_text(f"# {title}\n\n`{report}`, as the program wrote it.\n\n{include}\n")
+
+
+def _for_sphinx(app, page, source):
+    """Adds the navigation; links to a program of the gallery and to a report lead to their pages."""
+    text = re.sub(r"\(gallery/(\w+)\.py\)", r"(auto_gallery/\1.rst)", source[0])
+    for name, (_, report) in REPORTS.items():
+        text = text.replace(f"(../{report}", f"(auto_results/{name}.md")
+    if page == "index":
+        for caption, pages in NAVIGATION.items():
+            text += "\n".join(["\n```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```", ""])
+    source[0] = text
 
 
 def _short_types(app, what, name, obj, options, signature, returns):
@@ -62,5 +95,6 @@ def _short_types(app, what, name, obj, options, signature, returns):
 
 def setup(app):
     app.connect("autodoc-process-signature", _short_types)
-    app.connect("source-read", _link_gallery_pages)
+    app.connect("builder-inited", _write_report_pages)
+    app.connect("source-read", _for_sphinx)
     app.add_html_math_renderer("mathml", _math("inline"), _math("block"))

@@ -2,8 +2,8 @@ r"""
 A spectrum before, during and after training
 ============================================
 
-What the paper's Figure 1 shows of two layers of a ResNet: the eigenvalues of :math:`W W^\top`, and the power law
-fitted to the upper half of them. Here is one layer of a small network, as it learns to read handwritten digits.
+The paper's Figure 1 shows, for two layers of a ResNet, the eigenvalues of :math:`W W^\top` and the power law fitted to
+the upper half of them. This page shows one layer of a small network while it learns to read handwritten digits.
 """
 
 import jax
@@ -65,8 +65,8 @@ accuracy = float((forward(params, test_images).argmax(-1) == test_labels).mean()
 print(f"{accuracy:.1%} of the test images are read right")
 
 # %%
-# A random matrix's eigenvalues have the density of Marchenko and Pastur (dashed): a bulk with an edge, and nothing
-# beyond it. Training pulls a few eigenvalues out of the bulk, one after another; the bulk itself hardly moves.
+# The eigenvalues of a random matrix have the density of Marchenko and Pastur (dashed): a bulk with an edge. Training
+# pulls a few eigenvalues out of the bulk, one after another; the bulk itself hardly moves.
 
 figure, panels = plt.subplots(1, 3, figsize=(9, 3), sharex=True, sharey=True, layout="constrained")
 grid = np.geomspace(0.02, 30, 45)

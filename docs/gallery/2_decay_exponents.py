@@ -2,9 +2,8 @@ r"""
 Alpha and how fast eigenvalues decay
 ====================================
 
-The paper's Figure 10. Where eigenvalues fall with their rank as :math:`\lambda_k = \lambda_1 k^{-s}`, their density
-is a power law of exponent :math:`\alpha`, and :math:`s = 1 / (\alpha - 1)`. How near to that does the fit come that
-training uses?
+The paper's Figure 10. If eigenvalues fall with their rank as :math:`\lambda_k = \lambda_1 k^{-s}`, their density is a
+power law of exponent :math:`\alpha`, and :math:`s = 1 / (\alpha - 1)`. How accurate is the fit that training uses?
 """
 
 import jax.numpy as jnp
@@ -31,9 +30,8 @@ axes.legend(frameon=False, fontsize=8)
 plt.show()
 
 # %%
-# The order is kept at every size: a faster decay is a smaller alpha. Where there are few eigenvalues the fit reads
-# alpha too large; 50 are enough to be a tenth away. So alphas are best compared between spectra of one size, and
-# layers of less than 50 eigenvalues are left out of the balance.
+# At every size, a faster decay has a smaller alpha. With few eigenvalues the fitted alpha is too large; with 50 the
+# error is a tenth. So compare alphas of spectra of one size. Layers with fewer than 50 eigenvalues are not balanced.
 
 for size in (16, 64, 256, 1024):
     eigenvalues = jnp.arange(size, 0, -1).astype("float32") ** -1.0

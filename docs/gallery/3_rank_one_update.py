@@ -3,8 +3,8 @@ What a rank-one update does to a spectrum
 =========================================
 
 The paper's Figure 20 shows a large eigenvalue that leaves the others within the first epoch. A gradient is a sum of
-few directions, and while the learning rate is high a step is a large matrix of low rank. Here is the simplest case: a
-random matrix and :math:`\theta u v^\top`.
+few directions, so at a high learning rate a step is a large matrix of low rank. Here is the simplest case: a random
+matrix plus :math:`\theta u v^\top`.
 """
 
 import jax
@@ -25,9 +25,9 @@ params = {f"{strength:.2f}": {"kernel": noise + strength * update} for strength 
 spectra = tb_optax.spectra(params)
 
 # %%
-# Up to a strength of :math:`c^{1/4}`, where :math:`c` is the number of rows over that of columns, nothing shows at
-# all: the update drowns in the noise. Beyond it one eigenvalue leaves the bulk, and is where random matrix theory has
-# it, :math:`(1 + \theta^2)(c + \theta^2) / \theta^2`.
+# Up to a strength of :math:`c^{1/4}`, where :math:`c` is the number of rows divided by that of columns, the update is
+# invisible in the noise. Above it one eigenvalue leaves the bulk, and has the value that random matrix theory
+# predicts, :math:`(1 + \theta^2)(c + \theta^2) / \theta^2`.
 
 ratio = rows / columns
 above = np.linspace(ratio**0.25, 4, 100)
@@ -47,8 +47,8 @@ right.legend(frameon=False)
 plt.show()
 
 # %%
-# The spectral norm is that eigenvalue's root, and follows it at once. Alpha is a mean over 200 logarithms, of which
-# one has changed: it hears of what happens to the whole tail, not of a spike.
+# The spectral norm is the root of that eigenvalue, so it changes at once. Alpha depends on the mean of 200 logarithms,
+# of which one has changed: it reflects the whole tail, not a spike.
 
 for strength in (0.0, 1.0, 2.0, 4.0):
     eigenvalues = spectra[f"{strength:.2f}"]

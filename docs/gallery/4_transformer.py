@@ -3,7 +3,7 @@ What balancing does to a small Transformer
 ==========================================
 
 The same GPT is trained twice, from the same parameters on the same text in the same order: with Adam, and with Adam
-and TempBalance. What becomes of the alphas of its layers, and of its loss?
+and TempBalance. How do the alphas of its layers and its loss change?
 """
 
 import jax
@@ -71,8 +71,8 @@ def run(tx):
 runs = {name: run(tx) for name, tx in optimizers.items()}
 
 # %%
-# A line for each layer. TempBalance gives larger steps to layers of a large alpha and smaller ones to those of a
-# small one, and the lines come together. The loss does not care.
+# One line for each layer. TempBalance gives larger steps to layers with a large alpha and smaller steps to layers with
+# a small one, and the lines come together. The loss hardly changes.
 
 figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharex=True, sharey=True, layout="constrained")
 for axes, (name, (_, history)) in zip(panels, runs.items(), strict=True):
@@ -86,7 +86,7 @@ panels[0].set_ylabel("alpha")
 plt.show()
 
 # %%
-# The scales of the second run: what the steps of each layer are multiplied by at its end.
+# The scales of the second run at its end: the factor on the steps of each layer.
 
 balance = optax.tree_utils.tree_get(runs["Adam and TempBalance"][0], "TempBalanceState")
 for name, scale in balance.scale.items():
@@ -103,4 +103,4 @@ for later in (1, 2, 4, 8):
     print(f"{later * interval:4d} updates later: {moved[:5].mean():.3f} at first, {moved[5:].mean():.3f} then")
 
 # %%
-# One seed and a minute's training tell nothing of which is better; :doc:`/evidence` has runs that do.
+# One seed and a minute of training cannot show which is better; see the runs in :doc:`/evidence`.

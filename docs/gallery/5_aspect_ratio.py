@@ -2,9 +2,8 @@
 Alpha of matrices that are not square
 =====================================
 
-A random matrix has learned nothing, whatever its shape. Its alpha still depends on how many columns it has for each
-row, and so do comparisons between layers of other shapes. Windows of one shape (Hu et al., FARMS, ICML 2025) do away
-with that.
+A random matrix has learned nothing, whatever its shape. Its alpha still depends on its aspect ratio, and so do
+comparisons between layers of different shapes. Windows of one shape (Hu et al., FARMS, ICML 2025) remove this effect.
 """
 
 import jax
@@ -40,9 +39,9 @@ axes.legend(frameon=False)
 plt.show()
 
 # %%
-# Means and deviations of five matrices each. The alphas of random matrices of other sizes are the same, and scatter
-# less the larger they are. So a layer is to be compared with the noise of its shape. Another number that tells it from
-# noise is the stable rank, the sum of the eigenvalues over the largest.
+# Means and deviations of five matrices each. Random matrices of other sizes have the same alphas, which scatter less
+# for larger matrices. So compare a layer with the noise of its shape. The stable rank, the sum of the eigenvalues
+# divided by the largest, also distinguishes a layer from noise.
 
 for rows in (64, 256, 1024):
     for ratio in (1, 2, 4):
@@ -60,5 +59,5 @@ for rows in (64, 256, 1024):
         )
 
 # %%
-# What windows mean for training, where layers of many shapes stand beside one another, is another question: in our
-# runs balancing by windows did harm (:doc:`/evidence`).
+# Whether windows help in training is another question: in our runs, balancing by windows made results worse
+# (:doc:`/evidence`).
