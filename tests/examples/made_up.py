@@ -68,6 +68,13 @@ def finals(rows, method, layers):
     return np.array([[row["history"]["alpha"][layer][-1] for layer in layers] for row in chosen])
 
 
+def table_cells(text, *start):
+    """Of the one table row that begins with these cells, the other ones."""
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    (row,) = [row for row in found if row[: len(start)] == list(start)]
+    return row[len(start) :]
+
+
 def write_rows(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

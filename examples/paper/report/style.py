@@ -14,7 +14,7 @@ class Style(NamedTuple):
     """The settings that say what is trained, on what and how long, whatever the method."""
     always_told: tuple[str, ...] = ()
     """The settings that are written even where they have their defaults."""
-    speaking: tuple[str, ...] = ()
+    speaking: tuple[str, ...] = ("model", "dataset", "tokens", "metric", "fit", "assignment", "control", "dtype")
     """The settings whose values are written without the setting's name."""
     words: Mapping[str, str] = {}
     """How names of methods, models and settings are written."""
@@ -29,7 +29,7 @@ class Style(NamedTuple):
 
 def figure10(out: Path) -> Iterator[str]:
     """What the fits make of spectra whose exponent is known."""
-    from examples.paper.report.figures import synthetic_figure
+    from examples.paper.report.result_figures import synthetic_figure
 
     synthetic_figure(out / "figure10.png")
     yield "## Figure 10: the three fits on synthetic spectra"
@@ -41,7 +41,6 @@ VISION = Style(
     baseline="cal",
     task=("model", "dataset", "width", "train_split", "test_split", "epochs", "batch_size", "weight_decay", "dtype"),
     always_told=("dataset", "width", "epochs", "learning_rate"),
-    speaking=("model", "dataset", "metric", "fit", "assignment", "control", "dtype"),
     words={
         **{name: name.upper() for name in ("cal", "tb", "snr", "sgdr", "lars", "lamb", "sgdp", "vgg16", "vgg19")},
         **{"lookahead": "Lookahead", "adam": "Adam", "adamw": "AdamW", "adamp": "AdamP"},
@@ -60,7 +59,6 @@ LANGUAGE = Style(
         *("batch_size", "window", "clip", "dtype", "remat"),
     ),
     always_told=("dataset", "updates", "learning_rate"),
-    speaking=("model", "dataset", "tokens", "metric", "fit", "assignment", "control", "dtype"),
     words={
         **{"tb": "TB", "adam": "Adam", "adamw": "AdamW", "alphadecay": "AlphaDecay", "dataset": "text", "model": "network"},
         **{"tensorized": "tensorized Transformer", "tensorized_leaking": "tensorized Transformer that sees ahead"},
@@ -78,7 +76,6 @@ DETECTION = Style(
         *("epochs", "batch_size", "weight_decay", "dtype"),
     ),
     always_told=("dataset", "epochs", "learning_rate"),
-    speaking=("model", "dataset", "metric", "fit", "assignment", "control", "dtype"),
     words={"tb": "TB", "adam": "Adam", "adamw": "AdamW", "yolov8n": "YOLOv8n", "dataset": "data set", "model": "network"},
     introduction="Adam and AdamW have the cosine of all epochs, and TB is TempBalance after them.",
 )
