@@ -1,10 +1,10 @@
 """Grids and reports of language models: the paper's, and learning rates that are chosen on validation."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
+from made_up import table_cells, write_rows
 
 from examples.paper.grids import PAPER_SEEDS, load_grid, ready_grids
 from examples.paper.language.domain import LANGUAGE

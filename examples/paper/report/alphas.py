@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from examples.paper.domain import Domain
-from examples.paper.report.published import Published, figures_of
 from examples.paper.report.sections import Section, baseline_and_tb, closest, other_runs
 from examples.paper.report.statistics import paired
 from examples.paper.report.wording import method_name
@@ -34,14 +33,14 @@ def balanced_layers(rows: Iterable[Row]) -> list[str]:
 def larger_layers(rows: Iterable[Row], layers: Sequence[str]) -> list[str]:
     """Those with more eigenvalues than the median one: alphas of few eigenvalues scatter most."""
     counts = pd.DataFrame([{layer: spectrum["eigenvalues"] for layer, spectrum in row["spectra"].items()} for row in rows])
-    counts = counts.reindex(columns=layers).max().fillna(0)  # a layer that diverged has no spectrum
+    counts = counts.reindex(columns=list(layers)).max().fillna(0)  # a layer that diverged has no spectrum
     return list(counts.index[counts > counts.median()])
 
 
 def final_alphas(runs: pd.DataFrame, layers: Sequence[str]) -> pd.DataFrame:
     """A line for each run, by label and seed, a column for each layer; NaN where a layer had no alpha."""
     alphas = [[row["history"]["alpha"][layer][-1] for layer in layers] for row in runs.row]
-    return pd.DataFrame(alphas, pd.MultiIndex.from_frame(runs[["label", "seed"]]), layers, dtype=float)
+    return pd.DataFrame(alphas, pd.MultiIndex.from_frame(runs[["label", "seed"]]), list(layers), dtype=float)
 
 
 def pooled(runs: pd.DataFrame) -> pd.DataFrame:
@@ -73,23 +72,21 @@ def spreads(section: Section) -> pd.DataFrame:
             continue
         layers = balanced_layers(runs.row)
         finals = final_alphas(runs, layers)
-        deviations = finals.std(axis=1, ddof=0).dropna()
-        in_larger = finals[larger_layers(runs.row, layers)].std(axis=1, ddof=0).dropna()
+        extents = (finals.max(axis=1) - finals.min(axis=1)).unstack("label")
+        of_layers = (layers, larger_layers(runs.row, layers))
+        deviations = [finals[among].std(axis=1, ddof=0).unstack("label") for among in of_layers]  # seeds by methods
         entries = section.entries[section.entries.compared & (section.entries.task == task)].set_index("label")
         bases = entries.settings[entries.method == baseline]
-        for label, own in deviations.groupby("label", sort=False):
-            base = "" if label in bases else closest(entries.settings[label], bases)
-            minus = [
-                paired(*(of[of.index.get_level_values("label") == name].droplevel("label") for name in (label, base)))
-                for of in (deviations, in_larger)
-            ]
-            extent = (finals.loc[label].max(axis=1) - finals.loc[label].min(axis=1)).mean()
-            found.append([task, label, len(own), extent, own.mean(), *minus])
+        for label in runs.label.unique():
+            own, base = deviations[0][label].dropna(), None if label in bases else closest(entries.settings[label], bases)
+            minus = [paired(of[label].dropna(), of[base].dropna()) if base in of else None for of in deviations]
+            if not own.empty:
+                found.append([task, label, len(own), extents[label].mean(), own.mean(), *minus])
     columns = ["task", "method", "seeds", "largest - smallest", "deviation", "minus", "in larger layers"]
     return pd.DataFrame(found, columns=columns)
 
 
-def agreements(section: Section, published: Sequence[Published]) -> pd.DataFrame:
+def agreements(section: Section) -> pd.DataFrame:
     """Mean final alphas beside published ones, over the layers that both have; a line for each publication of a setting.
 
     The columns are `task`, `method`, the number of `layers`; `mean difference`, ours minus the published, `mean size` of the
@@ -99,11 +96,11 @@ def agreements(section: Section, published: Sequence[Published]) -> pd.DataFrame
     found = []
     for task, runs in section.tasks():
         for label, of in runs.groupby("label", sort=False):
-            for alphas in (figure.alphas for figure in figures_of(of.settings.iloc[0], published) if figure.alphas):
+            for alphas in (figure.alphas for figure in of.published.iloc[0] if figure.alphas):
                 layers = [layer for layer in of.row.iloc[0]["history"]["alpha"] if layer in alphas]
                 ours, theirs = final_alphas(of, layers).mean(), pd.Series(alphas)[layers]
                 sizes, balanced = (ours - theirs).abs(), [layer for layer in balanced_layers(of.row) if layer in alphas]
-                largest = sizes.idxmax()
+                largest = str(sizes.idxmax())
                 extents = [means[balanced].max() - means[balanced].min() for means in (ours, theirs)]
                 told = [(ours - theirs).mean(), sizes.mean(), (ours - theirs)[largest], largest]
                 found.append([task, label, len(layers), *told, *extents])

@@ -19,6 +19,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 
+from examples.paper.results import Row
+
 _DPI = 110
 # Of Okabe and Ito's palette, which colour-blind people can tell apart.
 GREY, BLUE, ORANGE = "#8c8c8c", "#0072B2", "#E69F00"
@@ -27,6 +29,11 @@ GREY, BLUE, ORANGE = "#8c8c8c", "#0072B2", "#E69F00"
 def method_color(label: str) -> str:
     """Grey for CAL, blue for TB and TB with another method, orange for all others."""
     return BLUE if label.startswith("TB") else GREY if label.startswith("CAL") else ORANGE
+
+
+def rows_by_label(runs: pd.DataFrame) -> dict[str, Row]:
+    """Of runs that have a label each."""
+    return dict(zip(runs.label, runs.row, strict=True))
 
 
 def layer_colors(count: int) -> np.ndarray:
@@ -38,7 +45,7 @@ def name_layers(figure: Figure, layers: Sequence[str]) -> None:
     """A bar of the layers' colours beside all panels, with as many of their names as there is room for."""
     count, height = len(layers), figure.get_figheight()
     colored = ScalarMappable(BoundaryNorm(np.arange(count + 1) - 0.5, count), ListedColormap(layer_colors(count)))
-    named = np.linspace(0, count - 1, min(count, int(3 * height))).round().astype(int)
+    named: list[int] = np.linspace(0, count - 1, min(count, int(3 * height))).round().astype(int).tolist()
     bar = figure.colorbar(colored, ax=figure.axes, ticks=named, aspect=5 * height, pad=0.02)
     bar.ax.set_yticklabels([layers[index] for index in named], fontsize=7)
     bar.ax.invert_yaxis()

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from matplotlib.ticker import MaxNLocator
 
 from examples.paper.report.alphas import balanced_layers, layer_history
-from examples.paper.report.figures import layer_colors, method_color, name_layers, table_of_panels
+from examples.paper.report.figures import layer_colors, method_color, name_layers, rows_by_label, table_of_panels
 from examples.paper.results import Row
 
 QUANTITIES = {"PL_Alpha_Hill": "alpha", "learning rate": "learning_rate"}
@@ -25,7 +25,7 @@ def layers_figure(
     title: str, runs: pd.DataFrame, quantities: Mapping[str, str], interval: str, path: Path, **options: Any
 ) -> None:
     """Every balanced layer over the intervals: a row for each quantity of `layer_history`, a column for each run."""
-    layers, columns = balanced_layers(runs.row), dict(zip(runs.label, runs.row, strict=True))
+    layers, columns = balanced_layers(runs.row), rows_by_label(runs)
     options = dict(sharex=True, sharey="row", xlabel=interval, **options)
     with table_of_panels(path, title, quantities, columns, (3.3, 2.7), **options) as (figure, grid):
         for axes, quantity, row in grid:
@@ -78,18 +78,18 @@ def norms_within(row: Row, layers: Sequence[str]) -> pd.DataFrame:
     norms = np.array([within["norms"][layer] for layer in layers], float)  # layers, intervals, points; NaN for null
     intervals, points = norms.shape[1:]
     iterations = within["steps"] * np.arange(intervals)[:, None] + within["every"] * np.arange(points)
-    return pd.DataFrame(norms.reshape(len(layers), -1).T, iterations.ravel(), layers)
+    return pd.DataFrame(norms.reshape(len(layers), -1).T, iterations.ravel(), list(layers))
 
 
 def norms_figure(title: str, runs: pd.DataFrame, interval: str, path: Path) -> None:
     """Figure 18: the largest, mean and least norm over the layers, over the iterations; a column for each run."""
-    layers, columns = balanced_layers(runs.row), {run.label: run for run in runs.itertuples()}
+    layers, columns = balanced_layers(runs.row), {label: (label, row) for label, row in rows_by_label(runs).items()}
     rows, below = {"gradient norm over the balanced layers": None}, f"iteration; dotted: a new {interval}"
     options = dict(lines="y", sharex=True, sharey=True, subplot_kw={"yscale": "log"}, xlabel=below)
     with table_of_panels(path, title, rows, columns, (3.9, 2.7), **options) as (_, grid):
-        for axes, _, run in grid:
-            norms, color = norms_within(run.row, layers), method_color(run.label)
-            steps = run.row["history"]["gradient_norms_within"]["steps"]
+        for axes, _, (label, row) in grid:
+            norms, color = norms_within(row, layers), method_color(label)
+            steps = row["history"]["gradient_norms_within"]["steps"]
             for start in range(steps, norms.index[-1] + 1, steps):
                 axes.axvline(start, color="black", alpha=0.18, linewidth=0.7, linestyle=":")
             over_layers = norms.agg(["max", "mean", "min"], axis=1)
@@ -110,8 +110,7 @@ def in_first_interval(row: Row, layers: Sequence[str]) -> pd.DataFrame:
 
 def histograms_figure(title: str, runs: pd.DataFrame, path: Path) -> None:
     """Figure 19: how the layers' norms are distributed at iterations of the first interval; a row for each run."""
-    layers = balanced_layers(runs.row)
-    norms = {label: in_first_interval(row, layers) for label, row in zip(runs.label, runs.row, strict=True)}
+    norms = {label: in_first_interval(row, balanced_layers(runs.row)) for label, row in rows_by_label(runs).items()}
     rows = {label: (method_color(label), of) for label, of in norms.items()}
     columns = {f"iteration {iteration}": iteration for iteration in next(iter(norms.values())).index}
     bins = shared_bins(pd.concat(norms).to_numpy().ravel())
@@ -120,7 +119,7 @@ def histograms_figure(title: str, runs: pd.DataFrame, path: Path) -> None:
     )
     with table_of_panels(path, title, rows, columns, (2.5, 1.9), **options) as (_, grid):
         for axes, (color, of), iteration in grid:
-            axes.hist(of.loc[iteration].dropna(), bins=bins, color=color, alpha=0.7, edgecolor="white")
+            axes.hist(of.loc[iteration].dropna(), bins=list(bins), color=color, alpha=0.7, edgecolor="white")
             axes.tick_params(axis="x", which="both", labelsize=7)
 
 

@@ -13,7 +13,6 @@ from examples.paper.domain import Domain
 from examples.paper.errors import UserError, telling_errors
 from examples.paper.grids import load_grid, ready_grids
 from examples.paper.report.alphas import pooled_by_task
-from examples.paper.report.published import Published, figures_of, read_published
 from examples.paper.report.result_figures import alpha_distributions
 from examples.paper.report.section_figures import Drawn, section_figures
 from examples.paper.report.sections import Section, comparisons, other_runs, sections_of
@@ -54,7 +53,6 @@ def report(domain: Domain, command: Report) -> Path:
     Raises:
       UserError: there are no such results or grids, or two grids have one name.
     """
-    published = read_published(domain)
     rows = read_results(domain, command.results)
     grids = [load_grid(domain, name) for name in command.grids or ready_grids(domain)]
     names = [grid.name for grid in grids]
@@ -70,10 +68,10 @@ def report(domain: Domain, command: Report) -> Path:
     parts = [*_introduction(domain, sections)]
     drawn: Drawn = {}
     for section in run:
-        parts += [f"## {section.title}", *_section(section, published, out, drawn)]
+        parts += [f"## {section.title}", *_section(section, out, drawn)]
     parts += [*domain.style.appendix(out), *_figure12(domain, rows, out)]
     for section in not_run:
-        parts += _published_only(section, published)
+        parts += _published_only(section)
     parts += [*_not_run(not_run), *_provenance(rows)]
     if others:
         parts.append(f"{plural(len(others), 'more run')} {'is' if len(others) == 1 else 'are'} in none of these grids.")
@@ -104,14 +102,14 @@ def _introduction(domain: Domain, sections: Iterable[Section]) -> Iterator[str]:
     )
 
 
-def _section(section: Section, published: Sequence[Published], out: Path, drawn: Drawn) -> Iterator[str]:
+def _section(section: Section, out: Path, drawn: Drawn) -> Iterator[str]:
     yield f"In all, where it applies: {in_common(section.domain, section.entries.settings)}."
-    yield from result_table(section, published)
+    yield from result_table(section)
     yield from comparison_table(section)
     yield from spread_table(section)
-    yield from agreement_table(section, published)
+    yield from agreement_table(section)
     yield from _notes(section)
-    for path, says in section_figures(section, published, out, drawn):
+    for path, says in section_figures(section, out, drawn):
         yield f"![{says}]({path.name})"
 
 
@@ -132,13 +130,13 @@ def _figure12(domain: Domain, rows: Sequence[Row], out: Path) -> Iterator[str]:
         yield f"![Final alphas of the balanced layers, {base} and TB by network and data set: median, mean]({path.name})"
 
 
-def _published_only(section: Section, published: Sequence[Published]) -> Iterator[str]:
+def _published_only(section: Section) -> Iterator[str]:
     """The table of what is published of a grid of which nothing has been run."""
-    entries = section.entries[[bool(figures_of(settings, published)) for settings in section.entries.settings]]
+    entries = section.entries[section.entries.published.map(len) > 0]
     if not entries.empty:
         yield f"## {section.title}: published, not run here"
         yield f"In all, where it applies: {in_common(section.domain, entries.settings)}."
-        yield from result_table(section._replace(entries=entries), published)
+        yield from result_table(section._replace(entries=entries))
         if len(entries) < len(section.entries):
             yield f"Of {plural(len(section.entries) - len(entries), 'more setting')} of the grid nothing is published."
 

@@ -2,7 +2,7 @@
 
 import json
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +47,3 @@ def read_published(domain: Domain, path: Path | None = None) -> list[Published]:
             but = f"; {', '.join(unknown)} is none" if unknown else ""
             raise UserError(f"{path}, line {number}: settings must be some of {', '.join(sorted(names))}{but}.")
     return found
-
-
-def figures_of(settings: Mapping[str, Any], published: Sequence[Published]) -> list[Published]:
-    return [each for each in published if each.is_of(settings)]

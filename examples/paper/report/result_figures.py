@@ -1,6 +1,5 @@
 """Figures over the runs of all seeds: results, final alphas and their distribution, how far apart alphas are."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ from scipy import stats
 
 from examples.paper.report.alphas import balanced_layers, final_alphas, layer_history
 from examples.paper.report.figures import BLUE, GREY, ORANGE, method_color, panels, panels_by_task
-from examples.paper.report.published import Published, figures_of
 from tb_optax import fits
 
 DECAYS = np.linspace(0.5, 4, 15)
 _EIGENVALUES = 1000
-_PUBLISHED = dict(marker="D", markersize=6, markerfacecolor="none", markeredgecolor="black", linestyle="none", zorder=4)
+_PUBLISHED: dict[str, Any] = dict(
+    marker="D", markersize=6, markerfacecolor="none", markeredgecolor="black", linestyle="none", zorder=4
+)
 _POINTS = 200
 _HEIGHT = 0.4
 """Of half a violin where it is widest; a row is 1."""
@@ -61,7 +61,7 @@ def result_bars(title: str, runs: pd.DataFrame, quantity: str, path: Path) -> No
         figure.supxlabel(f"{quantity}; the axes do not start at 0{diamond}", fontsize=9)
 
 
-def alphas_by_layer(title: str, runs: pd.DataFrame, published: Sequence[Published], path: Path) -> None:
+def alphas_by_layer(title: str, runs: pd.DataFrame, path: Path) -> None:
     """The final alphas of the balanced layers under each method: mean and deviation over its seeds; published ones."""
     layers, methods = balanced_layers(runs.row), runs.groupby("label", sort=False)
     with panels(path, title, (2 + 0.32 * len(layers), 3.8)) as (_, grid):
@@ -70,7 +70,7 @@ def alphas_by_layer(title: str, runs: pd.DataFrame, published: Sequence[Publishe
             places, alphas = np.arange(len(layers)) + shift, final_alphas(of, layers)
             style = dict(color=method_color(str(label)), linestyle="none", marker="o", capsize=2, label=label)
             axes.errorbar(places, alphas.mean(), yerr=alphas.std().fillna(0), **style)  # pyright: ignore[reportArgumentType]
-            theirs = [figure.alphas for figure in figures_of(of.settings.iloc[0], published) if figure.alphas]
+            theirs = [figure.alphas for figure in of.published.iloc[0] if figure.alphas]
             for values in theirs[:1]:
                 axes.plot(places, [values.get(layer, np.nan) for layer in layers], **_PUBLISHED, label="published")
         axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)

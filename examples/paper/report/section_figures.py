@@ -9,7 +9,6 @@ import pandas as pd
 from examples.paper.domain import Domain
 from examples.paper.report import layer_figures, result_figures, spectrum_figures
 from examples.paper.report.alphas import balanced_layers, pooled
-from examples.paper.report.published import Published, figures_of
 from examples.paper.report.sections import Section, baseline_and_tb
 
 Drawn = dict[tuple[str, ...], Path]
@@ -22,17 +21,17 @@ _MOST_TASKS = 2
 _MOST_METHODS = 4
 
 
-def section_figures(section: Section, published: Sequence[Published], out: Path, drawn: Drawn) -> Iterator[tuple[Path, str]]:
+def section_figures(section: Section, out: Path, drawn: Drawn) -> Iterator[tuple[Path, str]]:
     """Draws what is not drawn yet, and gives each one's path and what it shows."""
     domain, measure, runs = section.domain, section.domain.measure, section.runs
     path = out / f"{section.name}-{measure.title.split()[-1]}.png"
-    means = [next((figure.mean for figure in figures_of(settings, published)), float("nan")) for settings in runs.settings]
+    means = [next((figure.mean for figure in figures), float("nan")) for figures in runs.published]
     compared = runs.assign(published=means)[runs.compared]
     result_figures.result_bars(section.title, compared, measure.title + ", %" * measure.percent, path)
     yield path, f"{section.title}: {measure.title} of each method, with a dot for each seed"
     pairs = [(task, of, pair) for task, of in section.tasks() if (pair := baseline_and_tb(domain, of)) is not None]
     for number, (task, of, (seed, *pair)) in enumerate(pairs[:_MOST_TASKS], 1):
-        all_seeds = _all_seeds_figures(domain, task, of, pair, published)
+        all_seeds = _all_seeds_figures(domain, task, of, pair)
         for name, title, says, shown, draw in (*all_seeds, *_one_seed_figures(domain, task, of[of.seed == seed], pair)):
             key = (name, title, *shown.key)
             if key not in drawn:
@@ -41,15 +40,13 @@ def section_figures(section: Section, published: Sequence[Published], out: Path,
             yield drawn[key], f"{title}: {says}"
 
 
-def _all_seeds_figures(
-    domain: Domain, task: str, runs: pd.DataFrame, pair: Sequence[str], published: Sequence[Published]
-) -> Iterator[_Figure]:
+def _all_seeds_figures(domain: Domain, task: str, runs: pd.DataFrame, pair: Sequence[str]) -> Iterator[_Figure]:
     draw = lambda title, runs, path: result_figures.alpha_distributions(title, pooled(runs), path)
     says = "final alphas of the balanced layers under each method; median, mean, and every layer"
     yield "alphas", f"{task}, {_seeds(runs)}", says, runs, draw
     both, two = pd.concat([runs[runs.label == label] for label in pair]), " and ".join(pair)
     says = f"final alphas of the balanced layers under {two}, means and deviations over the seeds"
-    yield "layers", task, says, both, partial(result_figures.alphas_by_layer, published=published)
+    yield "layers", task, says, both, result_figures.alphas_by_layer
     says = f"deviation of alpha over the balanced layers, over the {domain.interval}s, each seed under {two}"
     yield "deviations", task, says, both, partial(result_figures.deviations_over_intervals, interval=domain.interval)
     few = layer_figures.two_layers(balanced_layers(both.row))

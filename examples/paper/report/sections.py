@@ -10,6 +10,7 @@ import pandas as pd
 
 from examples.paper.domain import Domain
 from examples.paper.grids import Grid
+from examples.paper.report.published import Published, read_published
 from examples.paper.report.statistics import Paired, paired
 from examples.paper.report.wording import method_labels, task_labels
 from examples.paper.results import Row, run_key, setting_key
@@ -23,12 +24,12 @@ class Section(NamedTuple):
     name: str
     title: str
     entries: pd.DataFrame
-    """A line for each setting, by its key: `settings` (without a seed), `method`, the numbers of runs `wanted` and `done`,
-    `held_out` (mean of the metric that chooses learning rates), whether it is `compared`, and the names of its `task` and,
-    if it is compared, of the method in that task (`label`)."""
+    """A line for each setting, by its key: `settings` (without a seed), `method`, what is `published` of it, the numbers of
+    runs `wanted` and `done`, `held_out` (mean of the metric that chooses learning rates), whether it is `compared`, and the
+    names of its `task` and, if it is compared, of the method in that task (`label`)."""
     runs: pd.DataFrame
     """A line for each finished run: `key`, `setting`, `seed`, `row`, `result` by the domain's measure, `held_out`, and its
-    setting's `settings`, `method`, `compared`, `task` and `label`."""
+    setting's `settings`, `method`, `published`, `compared`, `task` and `label`."""
 
     def results(self, setting: str) -> pd.Series:
         """By seed."""
@@ -42,11 +43,10 @@ class Section(NamedTuple):
 
 def sections_of(domain: Domain, grids: Iterable[Grid], rows: Iterable[Row]) -> tuple[list[Section], list[Row]]:
     """A section for each grid, and the rows that are in none of them."""
-    by_run = {run_key(domain, row): row for row in rows}
-    sections = []
+    by_run, published, sections = {run_key(domain, row): row for row in rows}, read_published(domain), []
     for grid in grids:
         settings = [dataclasses.replace(settings, seed=seed) for settings in grid.settings for seed in grid.seeds]
-        sections.append(_section(domain, grid.name, grid.title, settings, by_run))
+        sections.append(_section(domain, grid.name, grid.title, settings, by_run, published))
     used = {key for section in sections for key in section.runs.key}
     return sections, [row for key, row in by_run.items() if key not in used]
 
@@ -54,28 +54,33 @@ def sections_of(domain: Domain, grids: Iterable[Grid], rows: Iterable[Row]) -> t
 def other_runs(domain: Domain, rows: Sequence[Row]) -> Section:
     """A section of rows that are in no grid: it wants no other runs."""
     settings = [domain.settings.of(row["settings"]) for row in rows]
-    return _section(domain, "other", "Other runs", settings, {run_key(domain, row): row for row in rows})
+    by_run = {run_key(domain, row): row for row in rows}
+    return _section(domain, "other", "Other runs", settings, by_run, read_published(domain))
 
 
-def _section(domain: Domain, name: str, title: str, settings: Sequence[Any], by_run: Mapping[str, Row]) -> Section:
+def _section(
+    domain: Domain, name: str, title: str, settings: Sequence[Any], by_run: Mapping[str, Row], published: Sequence[Published]
+) -> Section:
     """Of the settings of all runs that are wanted."""
     keys = [(setting_key(of), of.seed, of.key()) for of in settings]
     wanted = pd.DataFrame(keys, columns=["setting", "seed", "key"])
     runs = wanted[wanted.key.isin(list(by_run))]
-    runs = runs.assign(row=[by_run[key] for key in runs.key])
+    runs = runs.assign(row=pd.Series([by_run[key] for key in runs.key], runs.index, dtype=object))
     runs["result"] = [domain.measure.of(row) for row in runs.row]
     runs["held_out"] = [_held_out(domain, row) for row in runs.row]
     of_runs = runs.groupby("setting")
     entries = wanted.groupby("setting", sort=False).agg(wanted=("seed", "size"))
     entries["settings"] = [json.loads(key) for key in entries.index]
     entries["method"] = [settings["method"] for settings in entries.settings]
+    of_others = [[each for each in published if each.is_of(settings)] for settings in entries.settings]
+    entries["published"] = pd.Series(of_others, entries.index, dtype=object)
     entries["done"] = of_runs.size().reindex(entries.index, fill_value=0)
     entries["held_out"] = of_runs.held_out.mean()
     entries["compared"] = entries.index.isin(list(_compared(domain, entries, runs)))
     entries["task"] = task_labels(domain, entries.settings)
     of_tasks = entries[entries.compared].groupby("task").settings
     entries["label"] = pd.concat([pd.Series(dtype=object), *(method_labels(domain, settings) for _, settings in of_tasks)])
-    of_settings = entries[["settings", "method", "compared", "task", "label"]]
+    of_settings = entries[["settings", "method", "published", "compared", "task", "label"]]
     return Section(domain, name, title, entries, runs.join(of_settings, "setting"))
 
 
@@ -94,12 +99,12 @@ def _compared(domain: Domain, entries: pd.DataFrame, runs: pd.DataFrame) -> Iter
     if domain.style.chosen_by is None:
         yield from entries.index
         return
+    held_out = runs.pivot(index="seed", columns="setting", values="held_out")
     others = [json.dumps({**settings, "learning_rate": None}) for settings in entries.settings]
     for _, alike in entries.groupby(others, sort=False):
-        tried = runs[runs.setting.isin(alike.index)].pivot(index="seed", columns="setting", values="held_out")
-        with_runs = tried[[setting for setting in alike.index if setting in tried]]
-        common = with_runs.dropna()
-        means = (with_runs if common.empty else common).mean()
+        tried = held_out[[setting for setting in alike.index if setting in held_out]]
+        common = tried.dropna()
+        means = (tried if common.empty else common).mean()
         yield alike.index[0] if means.empty else str(means.idxmin())
 
 
@@ -115,17 +120,14 @@ def baseline_and_tb(domain: Domain, runs: pd.DataFrame) -> tuple[int, str, str] 
     Where there are several TBs, it is the usual one: the baseline reads no setting of TB, so it has the defaults, and these
     are the paper's.
     """
-    entries = runs.drop_duplicates("setting").set_index("label")
-    seeds = {str(label): list(of) for label, of in runs.groupby("label").seed}
-    baseline = domain.style.baseline
-    after = [
-        label for label in entries.index if is_balanced(entries.method[label]) and base_of(entries.method[label]) == baseline
-    ]
-    for label in entries.index[entries.method == baseline]:
-        others = [other for other in after if not set(seeds[label]).isdisjoint(seeds[other])]
-        tb = closest(entries.settings[label], entries.settings[others])
+    baseline, seeds = domain.style.baseline, runs.groupby("label").seed.agg(list)
+    entries = runs.drop_duplicates("label").set_index("label")
+    after = [str(label) for label, of in entries.method.items() if is_balanced(of) and base_of(of) == baseline]
+    for label in map(str, entries.index[entries.method == baseline]):
+        common = {other: [seed for seed in seeds[label] if seed in seeds[other]] for other in after}
+        tb = closest(entries.settings[label], entries.settings[[other for other in after if common[other]]])
         if tb is not None:
-            return next(seed for seed in seeds[label] if seed in seeds[tb]), label, tb
+            return common[tb][0], label, tb
     return None
 
 
@@ -139,16 +141,16 @@ def comparisons(section: Section) -> pd.DataFrame:
     for task, entries in section.entries[section.entries.compared].groupby("task", sort=False):
         for setting, entry in entries.iterrows():
             for other in _compared_with(section.domain, entry, entries.drop(index=setting)):
-                ours, theirs = section.results(str(setting)), section.results(other)
-                result = paired(ours, theirs, section.domain.measure.higher_is_better)
-                if not (ours.empty or theirs.empty):
+                if entry.done and entries.done[other]:
+                    ours, theirs = section.results(str(setting)), section.results(other)
+                    result = paired(ours, theirs, section.domain.measure.higher_is_better)
+                    tested = result._asdict() if result else {"seeds": len(ours.index.intersection(theirs.index))}
                     names = dict(task=task, method=entry.method, label=entry.label, against=entries.label[other])
-                    tested = {"seeds": len(ours.index.intersection(theirs.index))} if result is None else result._asdict()
                     found.append({**names, **tested})
     return pd.DataFrame(found, columns=["task", "method", "label", "against", *Paired._fields])
 
 
-def _compared_with(domain: Domain, entry: pd.Series, others: pd.DataFrame) -> Iterator[str]:
+def _compared_with(domain: Domain, entry: pd.Series, others: pd.DataFrame) -> Iterator[Any]:
     baseline = domain.style.baseline
     for method in dict.fromkeys((baseline, base_of(entry.method))):
         against = closest(entry.settings, others.settings[others.method == method])

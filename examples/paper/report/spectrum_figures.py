@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from examples.paper.report.figures import GREY, method_color, table_of_panels
+from examples.paper.report.figures import GREY, method_color, rows_by_label, table_of_panels
 from examples.paper.results import Row
 
 # Far below the threshold of the tail, or the largest eigenvalue of all, are eigenvalues that are zero but for rounding.
@@ -17,7 +17,7 @@ _SMALLEST_DRAWN = 1e-3
 
 def spectra_figure(title: str, runs: pd.DataFrame, layers: Sequence[str], path: Path) -> None:
     """Densities of the eigenvalues of a few layers, with the power law that the median fit finds; a row for each run."""
-    rows = {label: row["spectra"] for label, row in zip(runs.label, runs.row, strict=True)}
+    rows = {label: row["spectra"] for label, row in rows_by_label(runs).items()}
     options = dict(sharex="col", sharey="col", xlabel="eigenvalue", ylabel="density")
     with table_of_panels(path, title, rows, {layer: layer for layer in layers}, (2.9, 2.5), **options) as (_, grid):
         for layer in layers:
@@ -60,15 +60,14 @@ def moments(row: Row) -> dict[int, Mapping[str, Any]]:
 
 def when(iteration: int, steps: int, interval: str) -> str:
     """An iteration in words."""
-    if iteration < steps:
-        return "initial" if iteration == 0 else f"iteration {iteration}"
-    return f"after {interval} {iteration // steps}"
+    within = "initial" if iteration == 0 else f"iteration {iteration}"
+    return within if iteration < steps else f"after {interval} {iteration // steps}"
 
 
 def weight_figure(title: str, runs: pd.DataFrame, interval: str, path: Path) -> None:
     """Figure 20: a row for each run, a column for each moment; a triangle marks the largest eigenvalue."""
     within = runs.row.iloc[0]["history"]["spectra_within"]
-    rows = {run.label: (method_color(run.label), moments(run.row)) for run in runs.itertuples()}
+    rows = {label: (method_color(label), moments(row)) for label, row in rows_by_label(runs).items()}
     iterations = sorted({iteration for _, spectra in rows.values() for iteration in spectra})
     columns = {when(iteration, within["steps"], interval): iteration for iteration in iterations}
     largest = max(10 ** spectrum["log10_edges"][1] for _, spectra in rows.values() for spectrum in spectra.values())
@@ -101,7 +100,8 @@ def _draw_density(axes: Axes, spectrum: Mapping[str, Any], smallest: float, colo
 def density_of(spectrum: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Counts, edges and density (per eigenvalue, not per its logarithm) of a histogram whose bins are equal in log10."""
     counts = np.array(spectrum["counts"])
-    edges = np.logspace(*spectrum["log10_edges"], len(counts) + 1)
+    low, high = spectrum["log10_edges"]
+    edges = np.logspace(low, high, len(counts) + 1)
     return counts, edges, counts / max(counts.sum(), 1) / np.diff(edges)
 
 

@@ -1,11 +1,11 @@
 """A section's tables in Markdown, and what is said of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
 from examples.paper.report.alphas import agreements, spreads
-from examples.paper.report.published import Published, figures_of
+from examples.paper.report.published import Published
 from examples.paper.report.sections import Section, comparisons
 from examples.paper.report.statistics import Paired, p_of_equal_means
 from examples.paper.report.wording import column_title, method_name, texts_of, varying
@@ -13,7 +13,7 @@ from examples.paper.report.wording import column_title, method_name, texts_of, v
 _DASH = "—"
 
 
-def result_table(section: Section, published: Sequence[Published]) -> Iterator[str]:
+def result_table(section: Section) -> Iterator[str]:
     """A line for each setting: results of its runs, and what is published of it."""
     domain, entries = section.domain, section.entries
     chosen_by = domain.style.chosen_by
@@ -27,12 +27,12 @@ def result_table(section: Section, published: Sequence[Published]) -> Iterator[s
         table[column_title(domain, chosen_by)] = held_out.where(entries.done > 0, _DASH)
     results = [section.results(key) for key in entries.index]
     table[domain.measure.title] = ["not run" if of.empty else _spread(of.mean(), of.std()) for of in results]
-    found = [figures_of(settings, published) for settings in entries.settings]
-    sources = list(dict.fromkeys(figure.source for figures in found for figure in figures))
+    sources = list(dict.fromkeys(figure.source for figures in entries.published for figure in figures))
     told = lambda figure: f"{_spread(figure.mean, figure.deviation)} [{sources.index(figure.source) + 1}]"
-    table["published"] = [", ".join(map(told, figures)) or _DASH for figures in found]
-    minus = [[_minus_published(of, figure) for figure in figures] for of, figures in zip(results, found, strict=True)]
-    table["ours - published"] = [", ".join(differences) or _DASH for differences in minus]
+    table["published"] = [", ".join(map(told, figures)) or _DASH for figures in entries.published]
+    pairs = zip(results, entries.published, strict=True)
+    minus = [", ".join(_minus_published(of, figure) for figure in figures) or _DASH for of, figures in pairs]
+    table["ours - published"] = minus
     yield _markdown(table)
     if chosen_by is not None and not entries.compared.all():
         yield (
@@ -60,11 +60,11 @@ def comparison_table(section: Section) -> Iterator[str]:
         f"Differences are in points{lower}; *detectable* is the smallest "
         "true difference that so many seeds find at 5% with 80% power, if differences scatter as these do."
     )
-    names = found.method.map(lambda method: method_name(domain, method))
-    words = found.verdict.where(found.verdict == "not told apart", names + " is " + found.verdict)
-    forms = {"difference": "{:+.2f}", "low": "{:+.2f}", "high": "{:+.2f}", "detectable": "{:.2f}"}
-    told = found.assign(p=found.p.map(_p), **{name: found[name].map(form.format) for name, form in forms.items()})
-    told["95% interval"] = told.low + " to " + told.high
+    names = [method_name(domain, method) for method in found.method]
+    apart = [f"{name} is {verdict}" for name, verdict in zip(names, found.verdict, strict=True)]
+    words = found.verdict.where(found.verdict == "not told apart", apart)
+    told = _formatted(found, {"difference": "{:+.2f}", "low": "{:+.2f}", "high": "{:+.2f}", "detectable": "{:.2f}"})
+    told["p"], told["95% interval"] = found.p.map(_p), told.low + " to " + told.high
     told = told[["difference", "95% interval", "p", "detectable"]].where(tested, _DASH)
     named = found[["task"]].assign(compared=found.label + " against " + found.against, seeds=found.seeds)
     yield _markdown(named.join(told).assign(**{"": words.where(tested, "needs 2 seeds that both have")}))
@@ -81,30 +81,22 @@ def spread_table(section: Section) -> Iterator[str]:
         "the 95% interval of a paired t test; and the same over the larger layers alone, of more eigenvalues than the "
         "median layer: alphas of few eigenvalues scatter most."
     )
-    for name in ("largest - smallest", "deviation"):
-        found[name] = found[name].map("{:.3f}".format)
-    for name in ("minus", "in larger layers"):
-        found[name] = found[name].map(_difference)
-    yield _markdown(found.rename(columns={"minus": f"minus {base}'s"}))
+    told = _formatted(found, dict.fromkeys(("largest - smallest", "deviation"), "{:.3f}"))
+    minus = {name: found[name].map(_difference) for name in ("minus", "in larger layers")}
+    yield _markdown(told.assign(**minus).rename(columns={"minus": f"minus {base}'s"}))
 
 
-def agreement_table(section: Section, published: Sequence[Published]) -> Iterator[str]:
+def agreement_table(section: Section) -> Iterator[str]:
     """Of the final alphas with published ones."""
-    found = agreements(section, published)
+    found = agreements(section)
     if found.empty:
         return
     yield (
         "Final alphas beside the published, layer by layer, all layers: means over the seeds, ours minus the published; "
         "and the largest minus the smallest of the balanced layers' means."
     )
-    forms = {
-        "mean difference": "{:+.3f}",
-        "mean size": "{:.3f}",
-        "largest": "{:+.2f}",
-        "ours": "{:.2f}",
-        "published": "{:.2f}",
-    }
-    told = found.assign(**{name: found[name].map(form.format) for name, form in forms.items()})
+    forms = {"mean difference": "{:+.3f}", "mean size": "{:.3f}", "largest": "{:+.2f}"}
+    told = _formatted(found, forms | dict.fromkeys(("ours", "published"), "{:.2f}"))
     yield _markdown(told.assign(largest=told.largest + " (" + told["of"] + ")").drop(columns="of"))
 
 
@@ -130,6 +122,10 @@ def _difference(each: Paired | None) -> str:
 
 def _p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _formatted(table: pd.DataFrame, forms: Mapping[str, str]) -> pd.DataFrame:
+    return table.assign(**{name: table[name].map(form.format) for name, form in forms.items()})
 
 
 def _markdown(table: pd.DataFrame) -> str:

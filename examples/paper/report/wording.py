@@ -7,6 +7,8 @@ import pandas as pd
 
 from examples.paper.domain import Domain
 
+_SPEAKING = ("model", "dataset", "tokens", "metric", "fit", "assignment", "control", "dtype")
+"""The settings whose values are written without the setting's name."""
 _NONE = {"update_interval": "an epoch's steps"}
 
 
@@ -27,7 +29,7 @@ def texts_of(domain: Domain, among: pd.Series) -> pd.DataFrame:
 
 def varying(texts: pd.DataFrame) -> list[str]:
     """The columns that have more than one text."""
-    return [name for name, column in texts.items() if column.nunique() > 1]
+    return [str(name) for name, column in texts.items() if column.nunique() > 1]
 
 
 def in_common(domain: Domain, among: pd.Series) -> str:
@@ -35,7 +37,9 @@ def in_common(domain: Domain, among: pd.Series) -> str:
     usual = {name: _text(domain, name, value) for name, value in vars(domain.settings()).items()}
     usual["scales"] = f"{usual['min_scale']} to {usual['max_scale']}"
     texts = texts_of(domain, among)
-    shared = {name: column.dropna().iloc[0] for name, column in texts.items() if column.nunique() == 1 and name != "model"}
+    shared = {
+        str(name): column.dropna().iloc[0] for name, column in texts.items() if column.nunique() == 1 and name != "model"
+    }
     told = {name for name, text in shared.items() if name in domain.style.always_told or text != usual.get(name)}
     return ", ".join(_named(domain, name, text) for name, text in shared.items() if name in told)
 
@@ -50,14 +54,15 @@ def task_labels(domain: Domain, among: pd.Series) -> list[str]:
 
 def method_labels(domain: Domain, among: pd.Series) -> pd.Series:
     """For each setting of a task `TB`, and what sets it apart from the other settings of its method."""
-    labels = pd.Series("", among.index, dtype=object)
-    for method, alike in among.groupby(among.map(lambda settings: settings["method"])):
+    labels = {}
+    for method, alike in among.groupby([settings["method"] for settings in among]):
         texts = texts_of(domain, alike)
-        names = varying(texts)
-        for key, of in texts.iterrows():
-            told = [_named(domain, name, of[name]) for name in names if (name, of[name]) != ("control", "none")]
+        for key, of in texts[varying(texts)].iterrows():
+            told = [
+                _named(domain, str(name), text) for name, text in of.dropna().items() if (name, text) != ("control", "none")
+            ]
             labels[key] = ", ".join([method_name(domain, str(method)), *told])
-    return labels
+    return pd.Series(labels, dtype=object)
 
 
 def _texts(domain: Domain, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -83,4 +88,4 @@ def _text(domain: Domain, name: str, value: Any) -> str:
 
 
 def _named(domain: Domain, name: str, text: str) -> str:
-    return text if name in domain.style.speaking else f"{column_title(domain, name)} {text}"
+    return text if name in _SPEAKING else f"{column_title(domain, name)} {text}"
