@@ -8,6 +8,10 @@ import numpy as np
 from examples.paper.vision.settings import Settings
 
 LAYERS = ("conv1", "layer1/0/conv1", "layer1/0/conv2", "layer2/0/conv1", "layer2/0/conv2", "linear")
+PROVENANCE = {
+    **dict(date="2026-02-03T04:05:06+00:00", platform="cpu", device_kind="A processor", cores=2),
+    **dict(versions={"python": "3.11.2", "jax": "0.10.2"}, commit="0123456789abcdef", changed=False),
+}
 SMALL = dict(dataset="cifar10_jpeg", train_split="train[:10000]", width=0.25, epochs=24)
 
 
@@ -38,10 +42,7 @@ def make_row(accuracy, layers=LAYERS, **changes):
             layer: _spectrum(random, end, 1000 + 100 * place)
             for place, (layer, end) in enumerate(zip(layers, ends, strict=True))
         },
-        "provenance": {
-            **dict(date="2026-02-03T04:05:06+00:00", platform="cpu", device_kind="A processor", cores=2),
-            **dict(versions={"python": "3.11.2", "jax": "0.10.2"}, commit="0123456789abcdef", changed=False),
-        },
+        "provenance": PROVENANCE,
     }
 
 

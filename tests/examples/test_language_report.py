@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from made_up import table_cells, write_rows
+from made_up import PROVENANCE, table_cells, write_rows
 
 from examples.paper.grids import PAPER_SEEDS, load_grid, ready_grids
 from examples.paper.language.domain import LANGUAGE
@@ -32,10 +32,7 @@ def make_row(perplexity, valid, **changes):
         "history": history | others | over_layers,
         **dict(test_loss=np.log(perplexity), test_perplexity=perplexity),
         "spectra": dict.fromkeys(LAYERS, spectrum),
-        "provenance": {
-            **dict(date="2026-02-03T04:05:06+00:00", platform="cpu", device_kind="A processor", cores=2),
-            **dict(versions={"python": "3.11.2", "jax": "0.10.2"}, commit="0123456789abcdef", changed=False),
-        },
+        "provenance": PROVENANCE,
     }
 
 

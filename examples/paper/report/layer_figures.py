@@ -1,6 +1,6 @@
 """Figures of runs layer by layer: alpha, learning rate and gradient norms, over the intervals and within the first ones."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ _MOST_ITERATIONS = 4
 
 
 def layers_figure(
-    title: str, runs: pd.DataFrame, quantities: Mapping[str, str], interval: str, path: Path, **options: Any
+    title: str, runs: pd.DataFrame, quantities: dict[str, str], interval: str, path: Path, **options: Any
 ) -> None:
     """Every balanced layer over the intervals: a row for each quantity of `layer_history`, a column for each run."""
     layers, columns = balanced_layers(runs.row), rows_by_label(runs)

@@ -18,9 +18,7 @@ from tb_optax import fits
 
 DECAYS = np.linspace(0.5, 4, 15)
 _EIGENVALUES = 1000
-_PUBLISHED: dict[str, Any] = dict(
-    marker="D", markersize=6, markerfacecolor="none", markeredgecolor="black", linestyle="none", zorder=4
-)
+_PUBLISHED: dict[str, Any] = dict(marker="D", markerfacecolor="none", markeredgecolor="black", linestyle="none", zorder=4)
 _POINTS = 200
 _HEIGHT = 0.4
 """Of half a violin where it is widest; a row is 1."""
@@ -42,15 +40,13 @@ def result_bars(title: str, runs: pd.DataFrame, quantity: str, path: Path) -> No
       quantity: what the results are.
       path: where to write.
     """
-    results = runs.groupby(["task", "label"]).result
-    means, deviations = results.mean(), results.std()
-    ends = [means - deviations, means + deviations, *(runs.set_index("task")[name] for name in ("result", "published"))]
-    extents = pd.concat([end.groupby("task").agg(["min", "max"]) for end in ends]).groupby("task").agg(["min", "max"])
-    high = extents["max", "max"]
-    span = 1.25 * max((high - extents["min", "min"]).max(), 0.4)
+    ends = runs.melt("task", ["result", "published"], value_name="value").groupby("task")["value"].agg(["min", "max"])
+    reach = ends["max"] - ends["min"]
+    span = 1.5 * max(reach.max(), 0.4)
+    high = ends["max"] + 0.25 * reach.clip(lower=0.4)  # a deviation reaches 0.21 of two results' distance beyond them
     with panels_by_task(path, title, runs) as (figure, rows):
         for axes, task, place, label, of in rows:
-            start, mean, color = max(0.0, high[task] - 0.95 * span), of.result.mean(), method_color(label)
+            start, mean, color = max(0.0, high[task] - span), of.result.mean(), method_color(label)
             axes.barh(place, mean - start, left=start, height=0.7, color=color, alpha=0.55)
             axes.errorbar(mean, place, xerr=of.result.std(), color="black", capsize=3, linewidth=1.2)
             beside = place + np.linspace(-0.2, 0.2, len(of)) * (len(of) > 1)
@@ -126,9 +122,9 @@ def alpha_distributions(title: str, alphas: pd.DataFrame, path: Path) -> None:
             axes.scatter(values, place + inside * widths, s=7, color=color, edgecolor="white", linewidth=0.25, zorder=3)
             axes.vlines(np.median(values), place - _HEIGHT, place + _HEIGHT, color="black", linewidth=1.6, zorder=4)
             axes.plot(values.mean(), place, zorder=5, **_MARKS["mean"])
-        figure.supxlabel("PL_Alpha_Hill of the balanced layers at the end", fontsize=9)
+        rows[-1][0].set_xlabel("PL_Alpha_Hill of the balanced layers at the end")
         marks = [Line2D([], [], linestyle="none", label=name, **style) for name, style in _MARKS.items()]
-        rows[0][0].legend(handles=marks, loc="upper right", frameon=False, fontsize=8)
+        figure.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
 
 
 def synthetic_alphas() -> dict[str, np.ndarray]:
