@@ -68,8 +68,8 @@ def two_layers_figure(title: str, runs: pd.DataFrame, layers: Sequence[str], int
                 axes.plot(mean, color=color, linewidth=2.2, label=name, marker="o" * (len(mean) == 1))
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         grid[0][0].set_ylim(0, None)
-        handles, labels = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+        lines = grid[0][0].get_legend_handles_labels()
+        figure.legend(*lines, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
 
 
 def norms_within(row: Row, layers: Sequence[str]) -> pd.DataFrame:

@@ -1,7 +1,6 @@
 """Figures that others have published for a setting, from a domain's `published.jsonl`."""
 
 import json
-import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ class Published(NamedTuple):
     mean: float
     deviation: float | None
     seeds: int
-    alphas: Mapping[str, float] = types.MappingProxyType({})
+    alphas: Mapping[str, float] = {}
     """The final alphas by layer, as our networks name the layers: means over the seeds."""
 
     def is_of(self, settings: Mapping[str, Any]) -> bool:

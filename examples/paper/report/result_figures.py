@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
@@ -60,8 +59,7 @@ def result_bars(title: str, runs: pd.DataFrame, quantity: str, path: Path) -> No
 def alphas_by_layer(title: str, runs: pd.DataFrame, path: Path) -> None:
     """The final alphas of the balanced layers under each method: mean and deviation over its seeds; published ones."""
     layers, methods = balanced_layers(runs.row), runs.groupby("label", sort=False)
-    with panels(path, title, (2 + 0.32 * len(layers), 3.8)) as (_, grid):
-        axes: Axes = grid[0, 0]
+    with panels(path, title, (2 + 0.32 * len(layers), 3.8)) as (_, [[axes]]):
         for shift, (label, of) in zip(np.linspace(-0.15, 0.15, len(methods)), methods, strict=True):
             places, alphas = np.arange(len(layers)) + shift, final_alphas(of, layers)
             style = dict(color=method_color(str(label)), linestyle="none", marker="o", capsize=2, label=label)
@@ -79,8 +77,7 @@ def alphas_by_layer(title: str, runs: pd.DataFrame, path: Path) -> None:
 def deviations_over_intervals(title: str, runs: pd.DataFrame, interval: str, path: Path) -> None:
     """How far apart the alphas of the balanced layers are after each interval: under each method, a line for each seed."""
     layers = balanced_layers(runs.row)
-    with panels(path, title, (5.5, 3.2)) as (_, grid):
-        axes: Axes = grid[0, 0]
+    with panels(path, title, (5.5, 3.2)) as (_, [[axes]]):
         for label, of in runs.groupby("label", sort=False):
             lines = pd.concat([layer_history(row, "alpha", layers).std(axis=1, ddof=0) for row in of.row], axis=1)
             axes.plot(lines, color=method_color(str(label)), marker=".", label=[label, *[None] * (len(of) - 1)])
@@ -137,8 +134,7 @@ def synthetic_alphas() -> dict[str, np.ndarray]:
 
 def synthetic_figure(path: Path) -> None:
     """Figure 10: alpha of spectra that decay as a power of the rank, by each fit, beside what theory has."""
-    with panels(path, "", (6, 3.8)) as (_, grid):
-        axes: Axes = grid[0, 0]
+    with panels(path, "", (6, 3.8)) as (_, [[axes]]):
         axes.plot(DECAYS, 1 + 1 / DECAYS, color="black", linewidth=1, label="theory: 1 + 1/s")
         # Hollow and of different sizes: the fits agree, and each must be seen.
         styles = [("s", 10, GREY), ("o", 6, ORANGE), ("x", 4, BLUE)]
