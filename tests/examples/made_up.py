@@ -8,6 +8,10 @@ import numpy as np
 from examples.paper.vision.settings import Settings
 
 LAYERS = ("conv1", "layer1/0/conv1", "layer1/0/conv2", "layer2/0/conv1", "layer2/0/conv2", "linear")
+PROVENANCE = {
+    **dict(date="2026-02-03T04:05:06+00:00", platform="cpu", device_kind="A processor", cores=2),
+    **dict(versions={"python": "3.11.2", "jax": "0.10.2"}, commit="0123456789abcdef", changed=False),
+}
 SMALL = dict(dataset="cifar10_jpeg", train_split="train[:10000]", width=0.25, epochs=24)
 
 
@@ -38,10 +42,7 @@ def make_row(accuracy, layers=LAYERS, **changes):
             layer: _spectrum(random, end, 1000 + 100 * place)
             for place, (layer, end) in enumerate(zip(layers, ends, strict=True))
         },
-        "provenance": {
-            **dict(date="2026-02-03T04:05:06+00:00", platform="cpu", device_kind="A processor", cores=2),
-            **dict(versions={"python": "3.11.2", "jax": "0.10.2"}, commit="0123456789abcdef", changed=False),
-        },
+        "provenance": PROVENANCE,
     }
 
 
@@ -66,6 +67,13 @@ def finals(rows, method, layers):
     """The final alphas of ResNet18's runs by this method, `(runs, layers)`."""
     chosen = [row for row in rows if (row["settings"]["method"], row["settings"]["model"]) == (method, "resnet18")]
     return np.array([[row["history"]["alpha"][layer][-1] for layer in layers] for row in chosen])
+
+
+def table_cells(text, *start):
+    """Of the one table row that begins with these cells, the other ones."""
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    (row,) = [row for row in found if row[: len(start)] == list(start)]
+    return row[len(start) :]
 
 
 def write_rows(path, rows):

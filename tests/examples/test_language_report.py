@@ -1,10 +1,10 @@
 """Grids and reports of language models: the paper's, and learning rates that are chosen on validation."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
+from made_up import PROVENANCE, table_cells, write_rows
 
 from examples.paper.grids import PAPER_SEEDS, load_grid, ready_grids
 from examples.paper.language.domain import LANGUAGE
@@ -32,10 +32,7 @@ def make_row(perplexity, valid, **changes):
         "history": history | others | over_layers,
         **dict(test_loss=np.log(perplexity), test_perplexity=perplexity),
         "spectra": dict.fromkeys(LAYERS, spectrum),
-        "provenance": {
-            **dict(date="2026-02-03T04:05:06+00:00", platform="cpu", device_kind="A processor", cores=2),
-            **dict(versions={"python": "3.11.2", "jax": "0.10.2"}, commit="0123456789abcdef", changed=False),
-        },
+        "provenance": PROVENANCE,
     }
 
 
@@ -63,41 +60,38 @@ def grid(tmp_path_factory):
     return str(path)
 
 
-def test_the_learning_rates_that_were_best_on_validation_are_compared_on_the_test_text(rows, grid):
-    (section,), others = sections_of(LANGUAGE, [load_grid(LANGUAGE, grid)], rows)
+def section_of(rows, grid):
+    ((section,), others) = sections_of(LANGUAGE, [load_grid(LANGUAGE, grid)], rows)
     assert not others
-    (comparison,) = comparisons(section)
+    return section
+
+
+def test_the_learning_rates_that_were_best_on_validation_are_compared_on_the_test_text(rows, grid):
+    (comparison,) = comparisons(section_of(rows, grid)).itertuples()
     assert (comparison.label, comparison.against, comparison.seeds) == ("TB + Adam", "Adam", 4)
-    assert comparison.result is not None
-    assert comparison.result.difference == pytest.approx(np.mean([-6 + 0.1 * seed**2 for seed in (1, 2, 3, 4)]))
-    assert comparison.result.verdict == "better"  # the lower one
+    assert comparison.difference == pytest.approx(np.mean([-6 + 0.1 * seed**2 for seed in (1, 2, 3, 4)]))
+    assert comparison.verdict == "better"  # the lower one
 
 
 def test_a_rate_is_chosen_over_the_seeds_that_all_rates_have(rows, grid):
-    """Seeds 3 and 4, which one rate has alone, would turn the choice."""
-    harder = [
-        make_row(99.0, valid=9.0, method="adam", learning_rate=0.002, seed=row["settings"]["seed"])
-        if row["settings"]["seed"] > 2 and (row["settings"]["method"], row["settings"]["learning_rate"]) == ("adam", 0.002)
-        else row
-        for row in rows
-    ]
-    (section,), _ = sections_of(LANGUAGE, [load_grid(LANGUAGE, grid)], harder)
-    assert [entry.settings["learning_rate"] for entry in section.compared()] == [0.002, 0.002]
-    diverged = [{**row, "history": {**row["history"], "valid_loss": [None, float("nan")]}} for row in rows[:1]] + rows[1:]
-    (section,), _ = sections_of(LANGUAGE, [load_grid(LANGUAGE, grid)], diverged)
-    assert [entry.settings["learning_rate"] for entry in section.compared()] == [0.001, 0.002]
+    """Seeds 3 and 4, which one rate has alone, would turn the choice; a run that diverged is the worst."""
+    turning = {("adam", 0.002, seed) for seed in (3, 4)}
+    key = lambda row: tuple(row["settings"][name] for name in ("method", "learning_rate", "seed"))
+    changed = lambda row, values: {**row, "history": {**row["history"], "valid_loss": values}}
+    harder = [changed(row, [9.0, 9.3]) if key(row) in turning else row for row in rows]
+    diverged = [changed(rows[0], [None, float("nan")]), *rows[1:]]
+    for made, rates in ((harder, [0.002, 0.002]), (diverged, [0.001, 0.002])):
+        entries = section_of(made, grid).entries
+        assert [settings["learning_rate"] for settings in entries.settings[entries.compared]] == rates
 
 
 def test_the_report_says_what_was_chosen_by_what(rows, grid, tmp_path):
-    path = tmp_path / "results.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = write_rows(tmp_path / "results.jsonl", rows)
     text = report(LANGUAGE, Report((path,), (grid,), tmp_path / "report")).read_text()
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-    told = {(row[-6], row[1]): row[-4] for row in table if row[-5] in ("4/4", "2/4")}
-    assert told == {
-        **{("Adam", "0.001"): "4.100", ("Adam", "0.002"): "**4.000**"},
-        **{("TB + Adam", "0.001"): "4.050", ("TB + Adam", "0.002"): "**3.900**"},
-    }
+    losses = {("Adam", "0.001"): "4.100", ("Adam", "0.002"): "**4.000**"}
+    losses |= {("TB + Adam", "0.001"): "4.050", ("TB + Adam", "0.002"): "**3.900**"}
+    for (method, rate), loss in losses.items():
+        assert table_cells(text, "GPT tiny", rate, method)[1] == loss
     assert "valid loss is the least of a run" in text and "the best on validation" in text and "lower is better" in text
     assert "TB + Adam is better" in text and "accuracy" not in text and "epoch" not in text
     assert len(read_results(LANGUAGE, [path])) == 12

@@ -3,12 +3,14 @@
 import functools
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 from flax import nnx
-from made_up import LAYERS, finals, make_row, with_norms_within, with_spectra_within, write_rows
+from made_up import LAYERS, finals, make_row, table_cells, with_norms_within, with_spectra_within, write_rows
+from matplotlib.figure import Figure
 from on_vision import load_grid, other_runs, read_published, ready_grids, report, sections_of
 
 import tb_optax
@@ -28,6 +30,7 @@ seeds = [43, 37, 13, 51, 71]
 runs = [{ %s, method = ["cal", "tb", "snr", "tb+snr"], model = ["resnet18", "vgg16"] }]
 """
 SETTING = 'dataset = "cifar10_jpeg", train_split = "train[:10000]", width = 0.25, epochs = 24'
+TASK = "ResNet18, cifar10_jpeg"
 
 
 @pytest.fixture(scope="module")
@@ -55,48 +58,51 @@ def written(rows, grid, tmp_path_factory):
     return path.read_text(), path.parent
 
 
-def cells(text, *start):
-    """Of the table row that begins with these cells."""
-    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-    (row,) = [row for row in found if row[: len(start)] == list(start)]
-    return row[len(start) :]
+@pytest.fixture
+def text_of(monkeypatch, tmp_path):
+    """The text of a report on rows, whose figures are empty files; with all ready grids, or those given."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: Path(path).touch())
+
+    def of(rows, *grids):
+        return report(Report((write_rows(tmp_path / "r.jsonl", rows),), grids, tmp_path / "report")).read_text()
+
+    return of
 
 
-def section(rows, grid):
-    (only,), _ = sections_of([load_grid(grid)], rows)
-    return only
+def others(text):
+    return text[text.index("## Other runs") : text.index("## Figure 10")]
 
 
-def test_a_setting_has_its_mean_deviation_and_published_figure(written):
+def compared(rows, grid=None):
+    """The comparisons in a grid, or where there is none."""
+    section = other_runs(rows) if grid is None else sections_of([load_grid(grid)], rows)[0][0]
+    return comparisons(section).set_index(["task", "label", "against"])
+
+
+def test_settings_have_their_mean_deviation_and_published_figure_or_say_what_is_missing(written):
     text, _ = written
-    assert cells(text, "ResNet18", "CAL") == ["4/5", "74.85 ± 1.06", "74.85 ± 1.06 [1]", "+0.00 (p 0.997)"]
-    assert cells(text, "ResNet18", "TB") == ["4/5", "74.29 ± 1.03", "74.29 ± 1.03 [1]", "+0.00 (p 0.997)"]
+    assert table_cells(text, "ResNet18", "CAL") == ["4/5", "74.85 ± 1.06", "74.85 ± 1.06 [1]", "+0.00 (p 0.997)"]
+    assert table_cells(text, "ResNet18", "TB") == ["4/5", "74.29 ± 1.03", "74.29 ± 1.03 [1]", "+0.00 (p 0.997)"]
     assert "[1] the authors' code, PyTorch 2.13, CPU" in text
+    assert table_cells(text, "VGG16", "CAL") == ["2/5", "61.00 ± 1.41", "—", "—"]
+    assert table_cells(text, "ResNet18", "TB + SNR") == ["0/5", "not run", "—", "—"]
 
 
-def test_a_setting_is_tested_against_its_published_figure(grid, tmp_path):
+def test_a_setting_is_tested_against_its_published_figure(grid, text_of):
     ours, theirs = {43: 71.0, 37: 72.5, 13: 73.0}, list(CAL.values())
     rows = [make_row(value, method="cal", seed=seed) for seed, value in ours.items()]
-    rows.append(make_row(75.29, method="tb", seed=43))
-    path = write_rows(tmp_path / "r.jsonl", rows)
-    text = report(Report(results=(path,), grids=(grid,), out=tmp_path / "report")).read_text()
+    text = text_of([*rows, make_row(75.29, method="tb", seed=43)], grid)
     p = scipy.stats.ttest_ind(list(ours.values()), theirs, equal_var=False).pvalue  # pyright: ignore[reportAttributeAccessIssue]
     assert 0.005 < p < 0.1
-    difference, told = re.fullmatch(r"(\S+) \(p (\S+)\)", cells(text, "ResNet18", "CAL")[3]).groups()
+    difference, told = re.fullmatch(r"(\S+) \(p (\S+)\)", table_cells(text, "ResNet18", "CAL")[3]).groups()
     assert float(difference) == pytest.approx(72.1667 - 74.85, abs=0.006)
     assert float(told) == pytest.approx(p, rel=0.05)  # The published mean and deviation are rounded.
-    assert cells(text, "ResNet18", "TB")[3] == "+1.00"  # One seed has no deviation.
-
-
-def test_partial_and_missing_settings_say_so(written):
-    text, _ = written
-    assert cells(text, "VGG16", "CAL") == ["2/5", "61.00 ± 1.41", "—", "—"]
-    assert cells(text, "ResNet18", "TB + SNR") == ["0/5", "not run", "—", "—"]
+    assert table_cells(text, "ResNet18", "TB")[3] == "+1.00"  # One seed has no deviation.
 
 
 def test_comparisons_are_told_with_their_number(written):
     text, _ = written
-    seeds, difference, interval, p, detectable, verdict = cells(text, "ResNet18, cifar10_jpeg", "TB against CAL")
+    seeds, difference, interval, p, detectable, verdict = table_cells(text, TASK, "TB against CAL")
     assert (seeds, difference, verdict) == ("4", "-0.56", "not told apart")
     assert re.fullmatch(r"-\d\.\d\d to \+\d\.\d\d", interval) and 0.05 < float(p) < 1 and float(detectable) > 2
     assert "Paired by seed, 1 comparison, uncorrected" in text and "There is 1 paired comparison below" in text
@@ -104,6 +110,7 @@ def test_comparisons_are_told_with_their_number(written):
 
 def test_the_spread_of_alphas_is_over_the_balanced_layers(written, rows):
     text, _ = written
+    text = text[text.index("How far apart") : text.index("Final alphas beside")]
 
     def minus(layers):
         cal, tb = (np.std(finals(rows, method, layers), axis=1) for method in ("cal", "tb"))
@@ -114,32 +121,23 @@ def test_the_spread_of_alphas_is_over_the_balanced_layers(written, rows):
     extent, deviation = np.ptp(balanced, axis=1).mean(), np.std(balanced, axis=1).mean()
     # The layers have the more eigenvalues the later they come.
     own = ["4", f"{extent:.3f}", f"{deviation:.3f}", minus(LAYERS[1:-1]), minus(LAYERS[3:-1])]
-    assert spread_cells(text, "TB") == own
-    assert spread_cells(text, "CAL")[-2:] == ["—", "—"]
-
-
-def spread_cells(text, method):
-    return cells(text[text.index("How far apart") : text.index("Final alphas beside")], "ResNet18, cifar10_jpeg", method)
+    assert table_cells(text, TASK, "TB") == own
+    assert table_cells(text, TASK, "CAL")[-2:] == ["—", "—"]
 
 
 def test_final_alphas_are_held_against_published_ones(written, rows):
     text, _ = written
     (published,) = [each.alphas for each in read_published() if each.alphas and each.settings["method"] == "tb"]
-    means = {
-        layer: np.mean([row["history"]["alpha"][layer][-1] for row in rows if row["settings"]["method"] == "tb"])
-        for layer in LAYERS
-    }
-    differences = {layer: means[layer] - published[layer] for layer in LAYERS}
-    sizes = np.abs(list(differences.values()))
-    largest = LAYERS[sizes.argmax()]
-    inner = LAYERS[1:-1]
-    assert cells(text[text.index("Final alphas beside") :], "ResNet18, cifar10_jpeg", "TB") == [
+    ours, theirs = finals(rows, "tb", LAYERS).mean(axis=0), np.array([published[layer] for layer in LAYERS])
+    differences = ours - theirs
+    largest = np.abs(differences).argmax()
+    assert table_cells(text[text.index("Final alphas beside") :], TASK, "TB") == [
         str(len(LAYERS)),
-        f"{np.mean(list(differences.values())):+.3f}",
-        f"{sizes.mean():.3f}",
-        f"{differences[largest]:+.2f} ({largest})",
-        f"{np.ptp([means[layer] for layer in inner]):.2f}",
-        f"{np.ptp([published[layer] for layer in inner]):.2f}",
+        f"{differences.mean():+.3f}",
+        f"{np.abs(differences).mean():.3f}",
+        f"{differences[largest]:+.2f} ({LAYERS[largest]})",
+        f"{np.ptp(ours[1:-1]):.2f}",
+        f"{np.ptp(theirs[1:-1]):.2f}",
     ]
 
 
@@ -153,15 +151,16 @@ def test_alphas_are_published_for_every_layer_of_that_network():
 
 def test_every_figure_shown_is_there_with_a_text_in_its_place(written):
     text, folder = written
-    shown = re.findall(r"!\[(.+)\]\((.+)\)", text)
+    shown = {name: says for says, name in re.findall(r"!\[(.+)\]\((.+)\)", text)}
     of_layers = ("alphas", "layers", "deviations", "pair", "training", "gradients", "spectra")
     names = ["small-accuracy.png", *(f"small-1-{name}.png" for name in of_layers), "figure10.png", "figure12.png"]
-    assert [name for _, name in shown] == names
-    assert {path.name for path in folder.iterdir()} == {"README.md", *names}
-    for says, name in shown:
+    assert list(shown) == names and {path.name for path in folder.iterdir()} == {"README.md", *names}
+    for name, says in shown.items():
         assert len(says) > 20
         data = (folder / name).read_bytes()
         assert data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) < 300_000
+    says = shown["small-1-pair.png"]
+    assert f"{LAYERS[2]} and {LAYERS[3]} over the epochs" in says and "this network has not the paper's two" in says
 
 
 def test_provenance_is_told_once_for_runs_alike(written):
@@ -172,26 +171,25 @@ def test_provenance_is_told_once_for_runs_alike(written):
 
 def test_pairs_are_of_one_network_and_of_seeds_that_both_have(rows, grid):
     more = [make_row(70.0 + seed / 10, method="tb", model="vgg16", seed=seed) for seed in (37, 13, 71)]
-    found = {(each.task, each.label): each for each in comparisons(section([*rows, *more], grid))}
-    vgg16 = found["VGG16, cifar10_jpeg", "TB"]
-    assert vgg16.seeds == 2
-    assert vgg16.result.difference == pytest.approx((73.7 + 77.1 - 60 - 62) / 2)
-    assert found["ResNet18, cifar10_jpeg", "TB"].result.difference == pytest.approx(-0.56)
+    found = compared([*rows, *more], grid)
+    vgg16 = found.loc["VGG16, cifar10_jpeg", "TB", "CAL"]
+    assert vgg16.seeds == 2 and vgg16.difference == pytest.approx((73.7 + 77.1 - 60 - 62) / 2)
+    assert found.difference[TASK, "TB", "CAL"] == pytest.approx(-0.56)
 
 
-def test_one_common_seed_is_no_comparison(grid, tmp_path):
-    rows = [make_row(70.0, method=method, seed=seed) for method, seed in (("cal", 43), ("cal", 37), ("snr", 43))]
-    path = write_rows(tmp_path / "few.jsonl", rows)
-    text = report(Report(results=(path,), grids=(grid,), out=tmp_path / "report")).read_text()
-    assert cells(text, "ResNet18, cifar10_jpeg", "SNR against CAL") == ["1", *["—"] * 4, "needs 2 seeds that both have"]
-    assert cells(text, "ResNet18", "SNR")[:2] == ["1/5", "70.00"]
+def test_one_common_seed_is_no_comparison(grid, text_of):
+    text = text_of(
+        [make_row(70.0, method=method, seed=seed) for method, seed in (("cal", 43), ("cal", 37), ("snr", 43))], grid
+    )
+    assert table_cells(text, TASK, "SNR against CAL") == ["1", *["—"] * 4, "needs 2 seeds that both have"]
+    assert table_cells(text, "ResNet18", "SNR")[:2] == ["1/5", "70.00"]
 
 
 def test_tb_with_a_method_is_held_against_cal_and_that_method(grid):
     methods = ("cal", "snr", "tb", "tb+snr")
     rows = [make_row(70.0 + seed % 3, method=method, seed=seed) for method in methods for seed in (43, 37)]
-    found = [(each.label, each.against) for each in comparisons(section(rows, grid))]
-    assert found == [("TB", "CAL"), ("SNR", "CAL"), ("TB + SNR", "CAL"), ("TB + SNR", "SNR")]
+    pairs = [("TB", "CAL"), ("SNR", "CAL"), ("TB + SNR", "CAL"), ("TB + SNR", "SNR")]
+    assert list(compared(rows, grid).index) == [(TASK, *pair) for pair in pairs]
 
 
 def test_tb_is_held_against_its_controls_of_the_same_setting():
@@ -203,8 +201,8 @@ def test_tb_is_held_against_its_controls_of_the_same_setting():
         for low, high in ranges
         for control in controls
     ]
-    pairs = {(each.label, each.against) for each in comparisons(other_runs([*found, make_row(70.0, method="cal")]))}
     tb = {f"TB, scales {low} to {high}" for low, high in ranges}
+    pairs = {(label, against) for _, label, against in compared([*found, make_row(70.0, method="cal")]).index}
     assert {pair for pair in pairs if pair[0] in tb} == {
         (label, against) for label in tb for against in (*(f"TB, {name}, {label[4:]}" for name in controls[1:]), "CAL")
     }
@@ -216,47 +214,36 @@ def test_tb_is_held_against_its_controls_of_the_same_setting():
 def test_cal_of_the_same_learning_rate_is_held_against_where_there_is_one():
     rates = {"cal": (0.05, 0.1), "tb": (0.05, 0.1), "lars": (28.0,)}
     rows = [make_row(70.0, method=method, learning_rate=rate) for method, of in rates.items() for rate in of]
-    found = {each.label: each.against for each in comparisons(other_runs(rows))}
-    assert found["TB, learning rate 0.05"] == "CAL, learning rate 0.05"
-    assert found["TB, learning rate 0.1"] == "CAL, learning rate 0.1"
+    found = {label: against for _, label, against in compared(rows).index}
+    assert all(found[f"TB, learning rate {rate}"] == f"CAL, learning rate {rate}" for rate in (0.05, 0.1))
     assert found["LARS"].startswith("CAL")
 
 
 def test_another_learning_rates_cal_does_not_stand_in_for_one_not_run():
     full = dict(dataset="cifar100", train_split="train", width=1.0, epochs=200)
     rows = [make_row(70.0, **full, method=method, learning_rate=rate) for method, rate in (("cal", 0.05), ("tb", 0.1))]
-    table3 = section(rows, "table3")
-    assert len(table3.rows()) == 2 and comparisons(table3) == []
+    ((table3,), left) = sections_of([load_grid("table3")], rows)
+    assert len(table3.runs) == 2 and not left and comparisons(table3).empty
 
 
-def test_layers_that_only_some_balance_are_left_out_of_the_spread():
-    rows = [make_row(70.0, method="cal"), make_row(70.0, method="tb", first_and_last=True)]
-    (task,) = other_runs(rows).tasks()
-    cal, tb = spreads(task)
-    for spread, row in ((cal, rows[0]), (tb, rows[1])):
-        assert spread.deviation == pytest.approx(np.std([row["history"]["alpha"][layer][-1] for layer in LAYERS[1:-1]]))
-
-
-def test_where_all_layers_have_as_many_eigenvalues_none_is_larger():
+@pytest.mark.parametrize("without", ["layers that one balances alone", "a layer without alpha", "layers larger than others"])
+def test_spreads_are_over_the_layers_that_all_have(without):
     rows = [make_row(70.0, method=method, seed=seed) for method in ("cal", "tb") for seed in (1, 2)]
-    for row in rows:
-        for spectrum in row["spectra"].values():
-            spectrum["eigenvalues"] = 72
-    _, tb = spreads(other_runs(rows).tasks()[0])
-    assert tb.against_base is not None and tb.of_larger_layers is None
-
-
-def test_alphas_that_a_run_lacks_are_left_out_of_the_spread():
-    rows = [make_row(70.0, method="cal"), make_row(70.0, method="tb")]
-    rows[0]["history"]["alpha"][LAYERS[1]][-1] = None
-    cal, _ = spreads(other_runs(rows).tasks()[0])
-    assert cal.deviation == pytest.approx(np.std([rows[0]["history"]["alpha"][layer][-1] for layer in LAYERS[2:-1]]))
-
-
-def test_the_layers_shown_are_named_and_whether_they_are_the_papers(written):
-    text, _ = written
-    (says,) = re.findall(r"!\[(.+)\]\(small-1-pair\.png\)", text)
-    assert f"{LAYERS[2]} and {LAYERS[3]} over the epochs" in says and "this network has not the paper's two" in says
+    layers = LAYERS[1:-1]
+    if without == "layers that one balances alone":
+        rows[2:] = [make_row(70.0, method="tb", seed=seed, first_and_last=True) for seed in (1, 2)]
+    elif without == "a layer without alpha":
+        layers = LAYERS[2:-1]
+        for row in rows:
+            row["history"]["alpha"][LAYERS[1]][-1] = None
+    else:
+        for row in rows:
+            row["spectra"] = {layer: {**spectrum, "eigenvalues": 72} for layer, spectrum in row["spectra"].items()}
+    found = spreads(other_runs(rows)).set_index("method")
+    for label, method in (("CAL", "cal"), ("TB", "tb")):
+        assert found.deviation[label] == pytest.approx(np.std(finals(rows, method, layers), axis=1).mean())
+    assert found.minus["TB"].seeds == 2 and found.minus["CAL"] is None
+    assert (found["in larger layers"]["TB"] is None) == (without == "layers larger than others")
 
 
 @pytest.mark.slow
@@ -276,18 +263,7 @@ def test_a_run_in_two_files_counts_once_and_the_last_one_holds(rows, grid, tmp_p
     first, second = write_rows(tmp_path / "a.jsonl", rows[:2]), tmp_path / "b.jsonl"
     write_rows(second, [make_row(80.0, method="cal", seed=37)])
     text = report(Report(results=(first, second), grids=(grid,), out=tmp_path / "report")).read_text()
-    assert cells(text, "ResNet18", "CAL")[:2] == ["2/5", f"{(73.46 + 80) / 2:.2f} ± {(80 - 73.46) / 2**0.5:.2f}"]
-
-
-@pytest.mark.slow
-def test_without_results_every_grid_is_not_run(tmp_path):
-    path = report(Report(results=(tmp_path,)))
-    text = path.read_text()
-    assert path == tmp_path / "report" / "README.md"
-    for name in ready_grids():
-        assert f"(`{name}`): {len(load_grid(name).runs())} runs" in text
-    assert {file.name for file in path.parent.iterdir()} == {"README.md", "figure10.png"}
-    assert "## Other runs" not in text
+    assert table_cells(text, "ResNet18", "CAL")[:2] == ["2/5", f"{(73.46 + 80) / 2:.2f} ± {(80 - 73.46) / 2**0.5:.2f}"]
 
 
 def test_every_figure_of_the_papers_tables_is_of_one_run_of_its_tables_grid():
@@ -299,8 +275,14 @@ def test_every_figure_of_the_papers_tables_is_of_one_run_of_its_tables_grid():
         assert sum(figure.is_of(each) for each in settings[figure.source]) == 1, figure
 
 
-def test_a_table_is_shown_with_its_published_figures_where_nothing_has_been_run(tmp_path):
-    text = report(Report(results=(tmp_path,))).read_text()
+def test_without_results_every_grid_is_not_run_and_has_its_published_figures(tmp_path):
+    path = report(Report(results=(tmp_path,)))
+    text = path.read_text()
+    assert path == tmp_path / "report" / "README.md"
+    for name in ready_grids():
+        assert f"(`{name}`): {len(load_grid(name).runs())} runs" in text
+    assert {file.name for file in path.parent.iterdir()} == {"README.md", "figure10.png"}
+    assert "## Other runs" not in text
     start = text.index("## Table 1, Figure 3: CAL, SNR, TB and TB + SNR: published, not run here")
     table = text[start : text.index("## ", start + 3)]
     assert "not run" in table and "78.97 ± 0.29 [1]" in table and "[1] the paper, Table 1" in table
@@ -309,12 +291,10 @@ def test_a_table_is_shown_with_its_published_figures_where_nothing_has_been_run(
 
 
 @pytest.mark.slow
-def test_runs_of_no_grid_have_a_section_and_with_grids_given_a_line(rows, grid, tmp_path):
-    path = write_rows(tmp_path / "r.jsonl", [make_row(50.0, method="cal", epochs=3)])
-    everything = report(Report(results=(path,))).read_text()
-    others = everything[everything.index("## Other runs") : everything.index("## Figure 10")]
-    assert cells(others, "ResNet18", "CAL") == ["1/1", "50.00", "—", "—"]
-    assert "1 more run is in none of these grids." in report(Report(results=(path,), grids=(grid,))).read_text()
+def test_runs_of_no_grid_have_a_section_and_with_grids_given_a_line(grid, text_of):
+    rows = [make_row(50.0, method="cal", epochs=3)]
+    assert table_cells(others(text_of(rows)), "ResNet18", "CAL") == ["1/1", "50.00", "—", "—"]
+    assert "1 more run is in none of these grids." in text_of(rows, grid)
 
 
 @pytest.mark.slow
@@ -327,16 +307,14 @@ def test_a_diverged_run_is_reported(tmp_path):
     for spectrum in rows[1]["spectra"].values():
         spectrum.update(alpha=float("nan"), threshold=float("nan"))
     text = report(Report(results=(write_rows(tmp_path / "r.jsonl", rows),))).read_text()
-    text = text[text.index("## Other runs") : text.index("## Figure 10")]
-    assert cells(text, "ResNet18", "TB") == ["1/1", "10.00", "—", "—"]
+    assert table_cells(others(text), "ResNet18", "TB") == ["1/1", "10.00", "—", "—"]
 
 
-def test_settings_are_in_words(tmp_path):
+def test_settings_are_in_words(text_of):
     fits = ("median", "goodness_of_fit")
     rows = [make_row(60.0, method="tb", epochs=2, fit=fit, min_scale=0.6, max_scale=1.4) for fit in fits]
-    text = report(Report(results=(write_rows(tmp_path / "r.jsonl", rows),))).read_text()
-    text = text[text.index("## Other runs") : text.index("## Figure 10")]
-    assert cells(text, "ResNet18", "goodness of fit", "TB")
+    text = others(text_of(rows))
+    assert table_cells(text, "ResNet18", "goodness of fit", "TB")
     assert "train split train[:10000]" in text and "scales 0.6 to 1.4" in text
 
 

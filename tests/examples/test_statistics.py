@@ -1,4 +1,4 @@
-"""Means, deviations and paired tests are what they are by hand, by SciPy and by simulation."""
+"""Paired tests and what they can detect are what they are by hand, by SciPy and by simulation."""
 
 import math
 
@@ -6,19 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from examples.paper.report.statistics import detectable_difference, mean_and_deviation, paired
+from examples.paper.report.statistics import detectable_difference, p_of_equal_means, paired
 
 CAL = {43: 73.46, 37: 75.90, 13: 74.64, 51: 75.41}
 TB = {43: 75.12, 37: 73.54, 13: 75.23, 51: 73.28}
-
-
-def test_mean_and_sample_deviation_as_by_hand():
-    mean, deviation = mean_and_deviation(list(CAL.values()))
-    assert f"{mean:.2f} ± {deviation:.2f}" == "74.85 ± 1.06"
-
-
-def test_one_value_has_no_deviation():
-    assert mean_and_deviation([71.5]) == (71.5, None)
 
 
 def test_the_paired_test_is_a_t_test_of_the_differences():
@@ -59,6 +50,13 @@ def test_differences_that_never_vary():
     same, higher = paired(CAL, CAL), paired({seed: value + 1 for seed, value in CAL.items()}, CAL)
     assert (same.p, same.verdict) == (1, "not told apart")
     assert (higher.p, higher.verdict, higher.low, higher.detectable) == (0, "better", pytest.approx(1), 0)
+
+
+def test_a_published_mean_is_told_apart_only_where_both_have_a_deviation():
+    ours = np.array(list(TB.values()))
+    assert p_of_equal_means(ours, float(ours.mean()), 1.0, 5) == pytest.approx(1)
+    for values, deviation in ((ours, None), (ours[:1], 1.0), (np.ones(3), 0.0)):
+        assert p_of_equal_means(values, 74.85, deviation, 4) is None
 
 
 def test_34_pairs_find_half_a_deviation_and_33_do_not():

@@ -1,124 +1,130 @@
-"""Figures of single runs, layer by layer: alpha, learning rate and gradient norms over the intervals, final spectra."""
+"""Figures of runs layer by layer: alpha, learning rate and gradient norms, over the intervals and within the first ones."""
 
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from examples.paper.report.figures import layer_colors, name_layers, panels
+from examples.paper.report.alphas import balanced_layers, layer_history
+from examples.paper.report.figures import layer_colors, method_color, name_layers, rows_by_label, table_of_panels
 from examples.paper.results import Row
 
-# Of the threshold of the tail, what is drawn: far below it are the eigenvalues that are zero but for rounding.
-_SMALLEST_DRAWN = 1e-3
+QUANTITIES = {"PL_Alpha_Hill": "alpha", "learning rate": "learning_rate"}
+NAMED = ("layer1/0/conv2", "layer4/0/conv2")
+"""The layers of the paper's Figure 14, `layer1.0.conv2` and `layer4.0.conv2`."""
+
+_BINS = 12
+_MOST_ITERATIONS = 4
 
 
-def training_figure(title: str, runs: Mapping[str, Row], layers: Sequence[str], interval: str, path: Path) -> None:
-    """Alpha above and learning rate below, of every balanced layer over the intervals; a column for each method."""
-    parts = {
-        "PL_Alpha_Hill": lambda history: {layer: numbers(history["alpha"][layer]) for layer in layers},
-        "learning rate": lambda history: {layer: rates(history, layer) for layer in layers},
-    }
-    _over_intervals(title, runs, parts, layers, interval, path)
-
-
-def gradient_figure(title: str, runs: Mapping[str, Row], layers: Sequence[str], interval: str, path: Path) -> None:
-    """The norm of the loss gradient, of every balanced layer over the intervals; a column for each method."""
-    norms = lambda history: {layer: numbers(history["gradient_norm"][layer]) for layer in layers}
-    _over_intervals(title, runs, {f"gradient norm, mean of the {interval}": norms}, layers, interval, path, logarithmic=True)
-
-
-def _over_intervals(
-    title: str,
-    runs: Mapping[str, Row],
-    parts: Mapping[str, Any],
-    layers: Sequence[str],
-    interval: str,
-    path: Path,
-    logarithmic: bool = False,
+def layers_figure(
+    title: str, runs: pd.DataFrame, quantities: dict[str, str], interval: str, path: Path, **options: Any
 ) -> None:
-    size = (1.9 + 3.2 * len(runs), 1.0 + 2.7 * len(parts))
-    colors = layer_colors(len(layers))
-    with panels(path, title, size, len(parts), len(runs), sharex=True, sharey="row") as (figure, grid):
-        for row, (quantity, read) in zip(grid, parts.items(), strict=True):
-            for axes, run in zip(row, runs.values(), strict=True):
-                lines = read(run["history"])
-                for index, layer in enumerate(layers):
-                    numbered = range(1, len(lines[layer]) + 1)
-                    marker = "o" if len(numbered) == 1 else None
-                    axes.plot(numbered, lines[layer], color=colors(index), linewidth=1.2, marker=marker)
-                axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-                if logarithmic:
-                    axes.set_yscale("log")
-            row[0].set_ylabel(quantity)
-        for top, bottom, label in zip(grid[0], grid[-1], runs, strict=True):
-            top.set_title(label, fontsize=10)
-            bottom.set_xlabel(interval)
-        name_layers(figure, list(grid.flat), layers)
+    """Every balanced layer over the intervals: a row for each quantity of `layer_history`, a column for each run."""
+    layers, columns = balanced_layers(runs.row), rows_by_label(runs)
+    options = dict(sharex=True, sharey="row", xlabel=interval, **options)
+    with table_of_panels(path, title, quantities, columns, (3.3, 2.7), **options) as (figure, grid):
+        for axes, quantity, row in grid:
+            lines = layer_history(row, quantity, layers)
+            axes.set_prop_cycle(color=layer_colors(len(layers)))
+            axes.plot(lines, linewidth=1.2, marker="o" * (len(lines) == 1))
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        name_layers(figure, layers)
 
 
-def spectra_figure(title: str, runs: Mapping[str, Row], layers: Sequence[str], path: Path) -> None:
-    """Densities of the eigenvalues of a few layers, with the power law that the median fit finds; a row for each run."""
-    size = (1.0 + 2.9 * len(layers), 0.7 + 2.5 * len(runs))
-    with panels(path, title, size, len(runs), len(layers), sharex="col", sharey="col") as (_, grid):
-        for column, layer in zip(grid.T, layers, strict=True):
-            spectra = [run["spectra"][layer] for run in runs.values()]
-            largest = 10 ** max(spectrum["log10_edges"][1] for spectrum in spectra)
-            thresholds = [spectrum["threshold"] for spectrum in spectra if np.isfinite(spectrum["threshold"])]
-            smallest = _SMALLEST_DRAWN * min(thresholds, default=0.0)
-            drawn = [_draw_spectrum(axes, spectrum, smallest) for axes, spectrum in zip(column, spectra, strict=True)]
-            heights = np.concatenate(drawn)
-            column[0].set(xlim=(None, 2 * largest), ylim=(heights.min() / 3, 3 * heights.max()))
-            column[0].set_title(layer, fontsize=9)
-            column[-1].set_xlabel("eigenvalue")
-        for axes, label in zip(grid[:, 0], runs, strict=True):
-            axes.set_ylabel(f"{textwrap.fill(label, 24)}\ndensity")
+def gradient_figure(title: str, runs: pd.DataFrame, interval: str, path: Path) -> None:
+    """The norm of the loss gradient, of every balanced layer over the intervals; a column for each run."""
+    norms = {f"gradient norm, mean of the {interval}": "gradient_norm"}
+    layers_figure(title, runs, norms, interval, path, subplot_kw={"yscale": "log"})
 
 
-def _draw_spectrum(axes: Axes, spectrum: Mapping[str, Any], smallest: float) -> np.ndarray:
-    """The heights that are drawn."""
-    counts, edges, density = density_of(spectrum)
-    drawn = (counts > 0) & (edges[:-1] > smallest)
-    first = int(np.argmax(drawn))
-    axes.set(xscale="log", yscale="log")
-    # From far below what will be in view.
-    axes.stairs(
-        np.where(drawn, density, np.nan)[first:], edges[first:], baseline=1e-30, fill=True, color="#8c8c8c", alpha=0.6
+def two_layers(balanced: Sequence[str]) -> tuple[str, ...]:
+    """The paper's where the network has them, otherwise the second and the last but one; fewer where there are fewer."""
+    if set(NAMED) <= set(balanced):
+        return NAMED
+    inner = balanced[1:-1] or balanced
+    return tuple(dict.fromkeys((inner[0], inner[-1]))) if inner else ()
+
+
+def over_seeds(rows: Iterable[Row], quantity: str, layer: str) -> pd.DataFrame:
+    """The layer's `alpha` or `learning_rate`: a line for each interval, a column for each run."""
+    return pd.concat([layer_history(row, quantity, [layer]) for row in rows], axis=1)
+
+
+def two_layers_figure(title: str, runs: pd.DataFrame, layers: Sequence[str], interval: str, path: Path) -> None:
+    """Figure 14: learning rate above alpha, a column for each layer; a line for each seed, a thick one for their mean."""
+    quantities, columns = dict(reversed(QUANTITIES.items())), {layer: layer for layer in layers}
+    options = dict(sharex=True, sharey="row", xlabel=interval)
+    with table_of_panels(path, title, quantities, columns, (3.3, 2.3), **options) as (figure, grid):
+        for axes, quantity, layer in grid:
+            for label, of in runs.groupby("label", sort=False):
+                lines, color = over_seeds(of.row, quantity, layer), method_color(str(label))
+                axes.plot(lines, color=color, linewidth=0.8, alpha=0.5)
+                mean, name = lines.mean(axis=1), f"{label}, mean of {len(of)}"
+                axes.plot(mean, color=color, linewidth=2.2, label=name, marker="o" * (len(mean) == 1))
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        grid[0][0].set_ylim(0, None)
+        lines = grid[0][0].get_legend_handles_labels()
+        figure.legend(*lines, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+
+
+def norms_within(row: Row, layers: Sequence[str]) -> pd.DataFrame:
+    """Gradient norms within the first intervals: a line for each iteration from the start, a column for each layer."""
+    within = row["history"]["gradient_norms_within"]
+    norms = np.array([within["norms"][layer] for layer in layers], float)  # layers, intervals, points; NaN for null
+    intervals, points = norms.shape[1:]
+    iterations = within["steps"] * np.arange(intervals)[:, None] + within["every"] * np.arange(points)
+    return pd.DataFrame(norms.reshape(len(layers), -1).T, iterations.ravel(), list(layers))
+
+
+def norms_figure(title: str, runs: pd.DataFrame, interval: str, path: Path) -> None:
+    """Figure 18: the largest, mean and least norm over the layers, over the iterations; a column for each run."""
+    layers, columns = balanced_layers(runs.row), {label: (label, row) for label, row in rows_by_label(runs).items()}
+    rows, below = {"gradient norm over the balanced layers": None}, f"iteration; dotted: a new {interval}"
+    options = dict(lines="y", sharex=True, sharey=True, subplot_kw={"yscale": "log"}, xlabel=below)
+    with table_of_panels(path, title, rows, columns, (3.9, 2.7), **options) as (_, grid):
+        for axes, _, (label, row) in grid:
+            norms, color = norms_within(row, layers), method_color(label)
+            steps = row["history"]["gradient_norms_within"]["steps"]
+            for start in range(steps, norms.index[-1] + 1, steps):
+                axes.axvline(start, color="black", alpha=0.18, linewidth=0.7, linestyle=":")
+            over_layers = norms.agg(["max", "mean", "min"], axis=1)
+            axes.fill_between(norms.index, over_layers["min"], over_layers["max"], color=color, alpha=0.18, linewidth=0)
+            for of, name, style in (("max", "largest", "--"), ("mean", "mean", "-"), ("min", "least", "-.")):
+                axes.plot(over_layers[of], color=color, linestyle=style, linewidth=2 if of == "mean" else 1.2, label=name)
+            axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper right")
+        low, high = grid[0][0].get_ylim()
+        grid[0][0].set_ylim(low, high * (high / low) ** 0.08)  # room for the legends
+
+
+def in_first_interval(row: Row, layers: Sequence[str]) -> pd.DataFrame:
+    """The norms at a few iterations of the first interval, which are spread evenly over it."""
+    norms = norms_within(row, layers)
+    points = int((norms.index < row["history"]["gradient_norms_within"]["steps"]).sum())
+    return norms.iloc[np.unique(np.linspace(0, points - 1, min(_MOST_ITERATIONS, points)).round().astype(int))]
+
+
+def histograms_figure(title: str, runs: pd.DataFrame, path: Path) -> None:
+    """Figure 19: how the layers' norms are distributed at iterations of the first interval; a row for each run."""
+    norms = {label: in_first_interval(row, balanced_layers(runs.row)) for label, row in rows_by_label(runs).items()}
+    rows = {label: (method_color(label), of) for label, of in norms.items()}
+    columns = {f"iteration {iteration}": iteration for iteration in next(iter(norms.values())).index}
+    bins = shared_bins(pd.concat(norms).to_numpy().ravel())
+    options = dict(
+        lines="y", sharex=True, sharey=True, subplot_kw={"xscale": "log"}, xlabel="gradient norm", ylabel="layers"
     )
-    alpha, threshold = spectrum["alpha"], spectrum["threshold"]
-    if np.isfinite(alpha) and threshold < edges[-1]:
-        places = np.geomspace(threshold, edges[-1])
-        law = tail_share(counts, edges, threshold) * (alpha - 1) / threshold * (places / threshold) ** -alpha
-        axes.plot(places, law, color="#D55E00", linewidth=1.8, linestyle="--")
-        axes.axvline(threshold, color="black", linewidth=0.8, linestyle=":")
-        axes.text(0.95, 0.9, f"alpha {alpha:.2f}", transform=axes.transAxes, fontsize=9, ha="right")
-    axes.minorticks_off()
-    return density[drawn]
+    with table_of_panels(path, title, rows, columns, (2.5, 1.9), **options) as (_, grid):
+        for axes, (color, of), iteration in grid:
+            axes.hist(of.loc[iteration].dropna(), bins=list(bins), color=color, alpha=0.7, edgecolor="white")
+            axes.tick_params(axis="x", which="both", labelsize=7)
 
 
-def density_of(spectrum: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Counts, edges and density (per eigenvalue, not per its logarithm) of a histogram whose bins are equal in log10."""
-    counts = np.array(spectrum["counts"])
-    low, high = spectrum["log10_edges"]
-    edges = 10 ** np.linspace(low, high, len(counts) + 1)
-    return counts, edges, counts / max(counts.sum(), 1) / np.diff(edges)
-
-
-def tail_share(counts: np.ndarray, edges: np.ndarray, threshold: float) -> float:
-    """The share of eigenvalues from the threshold on; of the bin that holds it, the part above it."""
-    above = np.clip((np.log(edges[1:]) - np.log(threshold)) / np.diff(np.log(edges)), 0, 1)
-    return float((counts * above).sum() / max(counts.sum(), 1))
-
-
-def rates(history: Mapping[str, Any], layer: str) -> Float[np.ndarray, " intervals"]:
-    """A layer's learning rates: the schedule's at the start of each interval, by the scale that was in force at its end."""
-    return np.array(history["learning_rate"]) * numbers(history["scale"][layer])
-
-
-def numbers(values: Sequence[float | None]) -> Float[np.ndarray, " n"]:
-    """With NaN for null."""
-    return np.array(values, float)
+def shared_bins(norms: Float[np.ndarray, " n"]) -> Float[np.ndarray, " edges"]:
+    """Edges, equally far apart in the logarithm, that hold all norms above zero; some edges where there are none."""
+    values = norms[np.isfinite(norms) & (norms > 0)]
+    low, high = (values.min() / 1.001, values.max() * 1.001) if len(values) else (0.1, 10)
+    return np.geomspace(low, high, _BINS + 1)

@@ -1,8 +1,7 @@
 """Figures that others have published for a setting, from a domain's `published.jsonl`."""
 
 import json
-import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ class Published(NamedTuple):
     mean: float
     deviation: float | None
     seeds: int
-    alphas: Mapping[str, float] = types.MappingProxyType({})
+    alphas: Mapping[str, float] = {}
     """The final alphas by layer, as our networks name the layers: means over the seeds."""
 
     def is_of(self, settings: Mapping[str, Any]) -> bool:
@@ -33,28 +32,17 @@ def read_published(domain: Domain, path: Path | None = None) -> list[Published]:
     Raises:
       UserError: a line is not a figure of a setting.
     """
-    if path is None:
-        path = domain.folder / "published.jsonl"
-        if not path.exists():
-            return []
+    path = path or domain.folder / "published.jsonl"
     names = set(domain.settings.names()) - {"seed"} - domain.settings.places()
     found = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else (), 1):
         try:
             found.append(Published(**json.loads(line)))
         except (json.JSONDecodeError, TypeError) as error:
-            raise UserError(
-                f"{path}, line {number}, must be a JSON object of {', '.join(Published._fields)}; alphas may be missing."
-            ) from error
-        unknown = set(found[-1].settings) - names
+            fields = ", ".join(Published._fields)
+            raise UserError(f"{path}, line {number}, must be a JSON object of {fields}; alphas may be missing.") from error
+        unknown = sorted(set(found[-1].settings) - names)
         if unknown or not found[-1].settings:
-            raise UserError(f"{path}, line {number}: settings must be some of {', '.join(sorted(names))}{_but(unknown)}.")
+            but = f"; {', '.join(unknown)} is none" if unknown else ""
+            raise UserError(f"{path}, line {number}: settings must be some of {', '.join(sorted(names))}{but}.")
     return found
-
-
-def figures_of(settings: Mapping[str, Any], published: Sequence[Published]) -> list[Published]:
-    return [each for each in published if each.is_of(settings)]
-
-
-def _but(unknown: set[str]) -> str:
-    return f"; {', '.join(sorted(unknown))} is none" if unknown else ""

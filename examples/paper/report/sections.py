@@ -1,189 +1,161 @@
-"""Results by grid: what has become of each setting, and which settings are held against each other."""
+"""Results by grid: what has become of each setting, and which settings are compared with each other."""
 
 import dataclasses
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
+import pandas as pd
 
 from examples.paper.domain import Domain
 from examples.paper.grids import Grid
-from examples.paper.report.statistics import Paired, common_seeds, paired
-from examples.paper.report.wording import method_label, task_label
+from examples.paper.report.published import Published, read_published
+from examples.paper.report.statistics import Paired, paired
+from examples.paper.report.wording import method_labels, task_labels
 from examples.paper.results import Row, run_key, setting_key
 from examples.paper.settings import base_of, is_balanced
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A setting, without its seed, and its finished runs by seed."""
-
-    domain: Domain
-    settings: Mapping[str, Any]
-    rows: Mapping[int, Row]
-    wanted: int
-
-    @property
-    def results(self) -> dict[int, float]:
-        """By the domain's measure."""
-        return {seed: self.domain.measure.of(row) for seed, row in self.rows.items()}
-
-    def held_out(self, metric: str, seeds: Iterable[int]) -> float:
-        """A metric's least over a run's intervals, the mean over these seeds; infinite where a run has no finite one."""
-        least = lambda values: min(
-            (value for value in values if value is not None and math.isfinite(value)), default=math.inf
-        )
-        return float(np.mean([least(self.rows[seed]["history"][metric]) for seed in seeds]))
-
-    def is_tempbalance(self) -> bool:
-        return is_balanced(self.settings["method"])
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """The entries of a section that train one network on one data set for as long."""
-
-    label: str
-    entries: Mapping[str, Entry]
-    """By a label of the method that is theirs alone."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Section:
-    """The entries of a grid."""
+class Section(NamedTuple):
+    """The settings of a grid and their finished runs."""
 
     domain: Domain
     name: str
     title: str
-    entries: Sequence[Entry]
+    entries: pd.DataFrame
+    """A line for each setting, by its key: `settings` (without a seed), `method`, what is `published` of it, the numbers of
+    runs `wanted` and `done`, `held_out` (mean of the metric that chooses learning rates), whether it is `compared`, and the
+    names of its `task` and, if it is compared, of the method in that task (`label`)."""
+    runs: pd.DataFrame
+    """A line for each finished run: `key`, `setting`, `seed`, `row`, `result` by the domain's measure, `held_out`, and its
+    setting's `settings`, `method`, `published`, `compared`, `task` and `label`."""
 
-    def rows(self) -> list[Row]:
-        return [row for entry in self.entries for row in entry.rows.values()]
+    def results(self, setting: str) -> pd.Series:
+        """By seed."""
+        return self.runs[self.runs.setting == setting].set_index("seed").result
 
-    def wanted(self) -> int:
-        return sum(entry.wanted for entry in self.entries)
-
-    def compared(self) -> list[Entry]:
-        """All entries, or those whose learning rate was the best on held-out data, where the domain chooses by them.
-
-        Of entries that differ in their learning rate alone, it is the one with the least mean over the seeds that all of
-        them with any runs have.
-        """
-        metric = self.domain.style.chosen_by
-        if metric is None:
-            return list(self.entries)
-        alike: dict[str, list[Entry]] = {}
-        for entry in self.entries:
-            others = {name: value for name, value in entry.settings.items() if name != "learning_rate"}
-            alike.setdefault(json.dumps(others), []).append(entry)
-        return [_best_held_out(entries, metric) for entries in alike.values()]
-
-    def tasks(self) -> list[Task]:
-        """Of the entries that are compared."""
-        found: dict[tuple[Any, ...], list[Entry]] = {}
-        for entry in self.compared():
-            found.setdefault(tuple(entry.settings[name] for name in self.domain.style.task), []).append(entry)
-        everything = [entry.settings for entry in self.entries]
-        tasks = []
-        for entries in found.values():
-            among = [entry.settings for entry in entries]
-            labels = [method_label(self.domain, settings, among) for settings in among]
-            tasks.append(Task(task_label(self.domain, among[0], everything), dict(zip(labels, entries, strict=True))))
-        return tasks
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """A method against another on the same task, both with runs; `result` is None where fewer than two seeds are common."""
-
-    task: str
-    method: str
-    label: str
-    against: str
-    seeds: int
-    result: Paired | None
-
-
-def _best_held_out(entries: Sequence[Entry], metric: str) -> Entry:
-    with_runs = [entry for entry in entries if entry.rows] or entries[:1]
-    seeds = set.intersection(*(set(entry.rows) for entry in with_runs))
-    return (
-        min(with_runs, key=lambda entry: entry.held_out(metric, seeds or entry.rows)) if len(with_runs) > 1 else with_runs[0]
-    )
+    def tasks(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        """The finished runs that are compared, by task."""
+        for task, runs in self.runs[self.runs.compared].groupby("task", sort=False):
+            yield str(task), runs
 
 
 def sections_of(domain: Domain, grids: Iterable[Grid], rows: Iterable[Row]) -> tuple[list[Section], list[Row]]:
     """A section for each grid, and the rows that are in none of them."""
-    by_run = {run_key(domain, row): row for row in rows}
-    left = dict(by_run)
-    sections = []
+    by_run, published, sections = {run_key(domain, row): row for row in rows}, read_published(domain), []
     for grid in grids:
-        entries = []
-        for settings in grid.settings:
-            keys = {seed: dataclasses.replace(settings, seed=seed).key() for seed in grid.seeds}
-            found = {seed: by_run[key] for seed, key in keys.items() if key in by_run}
-            entries.append(Entry(domain, json.loads(setting_key(settings)), found, len(grid.seeds)))
-            for key in keys.values():
-                left.pop(key, None)
-        sections.append(Section(domain, grid.name, grid.title, entries))
-    return sections, list(left.values())
+        settings = [dataclasses.replace(settings, seed=seed) for settings in grid.settings for seed in grid.seeds]
+        sections.append(_section(domain, grid.name, grid.title, settings, by_run, published))
+    used = {key for section in sections for key in section.runs.key}
+    return sections, [row for key, row in by_run.items() if key not in used]
 
 
-def other_runs(domain: Domain, rows: Iterable[Row]) -> Section:
-    """A section of rows that are in no grid: nothing more is wanted there than is done."""
-    found: dict[str, dict[int, Row]] = {}
-    for row in rows:
-        found.setdefault(setting_key(domain.settings.of(row["settings"])), {})[row["settings"]["seed"]] = row
-    entries = [Entry(domain, json.loads(key), by_seed, len(by_seed)) for key, by_seed in found.items()]
-    return Section(domain, "other", "Other runs", entries)
+def other_runs(domain: Domain, rows: Sequence[Row]) -> Section:
+    """A section of rows that are in no grid: it wants no other runs."""
+    settings = [domain.settings.of(row["settings"]) for row in rows]
+    by_run = {run_key(domain, row): row for row in rows}
+    return _section(domain, "other", "Other runs", settings, by_run, read_published(domain))
 
 
-def closest(entry: Entry, candidates: Iterable[Entry]) -> Entry | None:
-    """Of the candidates, the one that has the most settings in common with `entry`, so its learning rate if one has it."""
-    alike = lambda other: sum(other.settings[name] == value for name, value in entry.settings.items())
-    return max(candidates, key=alike, default=None)
+def _section(
+    domain: Domain, name: str, title: str, settings: Sequence[Any], by_run: Mapping[str, Row], published: Sequence[Published]
+) -> Section:
+    """Of the settings of all runs that are wanted."""
+    keys = [(setting_key(of), of.seed, of.key()) for of in settings]
+    wanted = pd.DataFrame(keys, columns=["setting", "seed", "key"])
+    runs = wanted[wanted.key.isin(list(by_run))]
+    runs = runs.assign(row=pd.Series([by_run[key] for key in runs.key], runs.index, dtype=object))
+    runs["result"] = [domain.measure.of(row) for row in runs.row]
+    runs["held_out"] = [_held_out(domain, row) for row in runs.row]
+    of_runs = runs.groupby("setting")
+    entries = wanted.groupby("setting", sort=False).agg(wanted=("seed", "size"))
+    entries["settings"] = [json.loads(key) for key in entries.index]
+    entries["method"] = [settings["method"] for settings in entries.settings]
+    of_others = [[each for each in published if each.is_of(settings)] for settings in entries.settings]
+    entries["published"] = pd.Series(of_others, entries.index, dtype=object)
+    entries["done"] = of_runs.size().reindex(entries.index, fill_value=0)
+    entries["held_out"] = of_runs.held_out.mean()
+    entries["compared"] = entries.index.isin(list(_compared(domain, entries, runs)))
+    entries["task"] = task_labels(domain, entries.settings)
+    of_tasks = entries[entries.compared].groupby("task").settings
+    entries["label"] = pd.concat([pd.Series(dtype=object), *(method_labels(domain, settings) for _, settings in of_tasks)])
+    of_settings = entries[["settings", "method", "published", "compared", "task", "label"]]
+    return Section(domain, name, title, entries, runs.join(of_settings, "setting"))
 
 
-def baseline_and_tb(task: Task) -> tuple[int, str, str] | None:
-    """The first seed that the baseline and TB after it both have, and their labels; of several TBs, the usual one."""
-    with_runs = {label: entry for label, entry in task.entries.items() if entry.rows}
-    for label, base in with_runs.items():
-        method = base.settings["method"]
-        after = [e for e in with_runs.values() if e.is_tempbalance() and base_of(e.settings["method"]) == method]
-        others = [entry for entry in after if common_seeds(base.rows, entry.rows)]
-        if method == base.domain.style.baseline and others:
-            # The baseline reads no setting of TB, so it has the defaults, and these are the paper's.
-            balanced = closest(base, others)
-            assert balanced is not None
-            tb = next(label for label, other in with_runs.items() if other is balanced)
-            return common_seeds(base.rows, balanced.rows)[0], label, tb
+def _held_out(domain: Domain, row: Row) -> float:
+    """The least of the metric that chooses learning rates over a run's intervals; infinite where none is finite."""
+    values = row["history"][domain.style.chosen_by] if domain.style.chosen_by else []
+    return min((value for value in values if value is not None and math.isfinite(value)), default=math.inf)
+
+
+def _compared(domain: Domain, entries: pd.DataFrame, runs: pd.DataFrame) -> Iterator[str]:
+    """All settings, or those whose learning rate was the best on held-out data, where the domain chooses by them.
+
+    Of settings that differ in their learning rate alone, it is the one with the least mean over the seeds that all of them
+    with any runs have.
+    """
+    if domain.style.chosen_by is None:
+        yield from entries.index
+        return
+    held_out = runs.pivot(index="seed", columns="setting", values="held_out")
+    others = [json.dumps({**settings, "learning_rate": None}) for settings in entries.settings]
+    for _, alike in entries.groupby(others, sort=False):
+        tried = held_out[[setting for setting in alike.index if setting in held_out]]
+        common = tried.dropna()
+        means = (tried if common.empty else common).mean()
+        yield alike.index[0] if means.empty else str(means.idxmin())
+
+
+def closest(settings: Mapping[str, Any], candidates: pd.Series) -> Any:
+    """The index of the candidate with the most settings in common, so the same learning rate if one has it; None of none."""
+    alike = [sum(other[name] == value for name, value in settings.items()) for other in candidates]
+    return candidates.index[alike.index(max(alike))] if alike else None
+
+
+def baseline_and_tb(domain: Domain, runs: pd.DataFrame) -> tuple[int, str, str] | None:
+    """The first seed that the baseline and TB after it both have in these runs of a task, and their labels.
+
+    Where there are several TBs, it is the usual one: the baseline reads no setting of TB, so it has the defaults, and these
+    are the paper's.
+    """
+    baseline, seeds = domain.style.baseline, runs.groupby("label").seed.agg(list)
+    entries = runs.drop_duplicates("label").set_index("label")
+    after = [str(label) for label, of in entries.method.items() if is_balanced(of) and base_of(of) == baseline]
+    for label in map(str, entries.index[entries.method == baseline]):
+        common = {other: [seed for seed in seeds[label] if seed in seeds[other]] for other in after}
+        tb = closest(entries.settings[label], entries.settings[[other for other in after if common[other]]])
+        if tb is not None:
+            return common[tb][0], label, tb
     return None
 
 
-def comparisons(section: Section) -> list[Comparison]:
-    """Every entry against the task's baseline, TB after another method against that alone, and TB against its controls."""
-    return [comparison for task in section.tasks() for comparison in _comparisons(task)]
+def comparisons(section: Section) -> pd.DataFrame:
+    """Every method against the task's baseline, TB after another method against that alone, and TB against its controls.
+
+    A line for each two settings of a task that both have runs: `task`, `method`, `label`, `against` and the columns of
+    `Paired`, which are NaN, but for `seeds`, where fewer than two seeds are common.
+    """
+    found = []
+    for task, entries in section.entries[section.entries.compared].groupby("task", sort=False):
+        for setting, entry in entries.iterrows():
+            for other in _compared_with(section.domain, entry, entries.drop(index=setting)):
+                if entry.done and entries.done[other]:
+                    ours, theirs = section.results(str(setting)), section.results(other)
+                    result = paired(ours, theirs, section.domain.measure.higher_is_better)
+                    tested = result._asdict() if result else {"seeds": len(ours.index.intersection(theirs.index))}
+                    names = dict(task=task, method=entry.method, label=entry.label, against=entries.label[other])
+                    found.append({**names, **tested})
+    return pd.DataFrame(found, columns=["task", "method", "label", "against", *Paired._fields])
 
 
-def _comparisons(task: Task) -> Iterator[Comparison]:
-    labels = {id(entry): label for label, entry in task.entries.items()}
-    for label, entry in task.entries.items():
-        for against in _held_against(entry, list(task.entries.values())):
-            if against.rows and entry.rows:
-                seeds = len(entry.rows.keys() & against.rows.keys())
-                result = paired(entry.results, against.results, entry.domain.measure.higher_is_better)
-                yield Comparison(task.label, entry.settings["method"], label, labels[id(against)], seeds, result)
-
-
-def _held_against(entry: Entry, entries: Sequence[Entry]) -> Iterator[Entry]:
-    own = entry.settings["method"]
-    baseline = entry.domain.style.baseline
-    for method in dict.fromkeys((baseline, base_of(own))):
-        against = closest(entry, [other for other in entries if other.settings["method"] == method])
-        if against is not None and own not in (baseline, method):
+def _compared_with(domain: Domain, entry: pd.Series, others: pd.DataFrame) -> Iterator[Any]:
+    baseline = domain.style.baseline
+    for method in dict.fromkeys((baseline, base_of(entry.method))):
+        against = closest(entry.settings, others.settings[others.method == method])
+        if against is not None and entry.method not in (baseline, method):
             yield against
-    if entry.is_tempbalance() and entry.settings["control"] == "none":
-        differs = lambda other: {name for name, value in entry.settings.items() if other.settings[name] != value}
-        yield from (other for other in entries if differs(other) == {"control"})
+    if is_balanced(entry.method) and entry.settings["control"] == "none":
+        differs = lambda other: {name for name, value in entry.settings.items() if other[name] != value}
+        yield from (key for key, settings in others.settings.items() if differs(settings) == {"control"})

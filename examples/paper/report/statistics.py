@@ -1,10 +1,12 @@
 """Means over seeds, and what the runs of two settings with the same seeds tell about their difference."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
+from jaxtyping import Float
 from scipy import optimize, stats
 
 LEVEL = 0.05
@@ -24,41 +26,30 @@ class Paired(NamedTuple):
     p: float
     detectable: float
     """The smallest true difference that so many seeds find with 80% power, if differences scatter as these do."""
-    higher_is_better: bool = True
-
-    @property
-    def verdict(self) -> str:
-        """The first setting is "better", "worse", or "not told apart" from the second."""
-        if not self.p < LEVEL:
-            return "not told apart"
-        return "better" if (self.difference > 0) == self.higher_is_better else "worse"
+    verdict: str
+    """The first setting is "better", "worse", or "not told apart" from the second."""
 
 
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean and the sample standard deviation, which one value does not have."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
-
-
-def common_seeds(first: Mapping[int, object], second: Mapping[int, object]) -> list[int]:
-    return [seed for seed in first if seed in second]
-
-
-def paired(first: Mapping[int, float], second: Mapping[int, float], higher_is_better: bool = True) -> Paired | None:
+def paired(
+    first: pd.Series | Mapping[int, float], second: pd.Series | Mapping[int, float], higher_is_better: bool = True
+) -> Paired | None:
     """Compares values by seed, over the seeds that both have; None where those are fewer than two."""
-    seeds = common_seeds(first, second)
-    if len(seeds) < 2:
+    both = pd.concat([pd.Series(values, dtype=float) for values in (first, second)], axis=1, join="inner").to_numpy()
+    count = len(both)
+    if count < 2:
         return None
-    differences = [first[seed] - second[seed] for seed in seeds]
-    mean, deviation = float(np.mean(differences)), float(np.std(differences, ddof=1))
-    if math.isclose(deviation, 0, abs_tol=1e-9):  # t is none; a difference that never varies is told apart
-        return Paired(len(seeds), mean, mean, mean, float(math.isclose(mean, 0, abs_tol=1e-9)), 0.0, higher_is_better)
-    p = float(stats.ttest_rel([first[seed] for seed in seeds], [second[seed] for seed in seeds]).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
-    half = float(stats.t.ppf(1 - LEVEL / 2, len(seeds) - 1)) * deviation / math.sqrt(len(seeds))
-    detectable = detectable_difference(deviation, len(seeds))
-    return Paired(len(seeds), mean, mean - half, mean + half, p, detectable, higher_is_better)
+    differences = both[:, 0] - both[:, 1]
+    mean, deviation = float(differences.mean()), float(differences.std(ddof=1))
+    if math.isclose(deviation, 0, abs_tol=1e-9):  # t is undefined; a difference that is the same for every seed is found
+        low, high, p = mean, mean, float(math.isclose(mean, 0, abs_tol=1e-9))
+    else:
+        test = stats.ttest_1samp(differences, 0)
+        (low, high), p = test.confidence_interval(1 - LEVEL), test.pvalue  # pyright: ignore[reportAttributeAccessIssue]
+    verdict = "not told apart" if not p < LEVEL else "better" if (mean > 0) == higher_is_better else "worse"
+    return Paired(count, mean, float(low), float(high), float(p), detectable_difference(deviation, count), verdict)
 
 
-def p_of_equal_means(values: Sequence[float], mean: float, deviation: float | None, count: int) -> float | None:
+def p_of_equal_means(values: Float[np.ndarray, " n"], mean: float, deviation: float | None, count: int) -> float | None:
     """Of Welch's t test: our values against others that only their summary is known of; None where one has no deviation.
 
     Args:
@@ -67,11 +58,10 @@ def p_of_equal_means(values: Sequence[float], mean: float, deviation: float | No
       deviation: their sample standard deviation.
       count: how many they are.
     """
-    own_mean, own_deviation = mean_and_deviation(values)
-    if own_deviation is None or deviation is None or own_deviation == deviation == 0:
+    if len(values) < 2 or deviation is None or np.std(values, ddof=1) == deviation == 0:
         return None
-    summary = (own_mean, own_deviation, len(values), mean, deviation, count)
-    return float(stats.ttest_ind_from_stats(*summary, equal_var=False).pvalue)
+    ours = (float(np.mean(values)), float(np.std(values, ddof=1)), len(values))
+    return float(stats.ttest_ind_from_stats(*ours, mean, deviation, count, equal_var=False).pvalue)
 
 
 def detectable_difference(deviation: float, count: int, level: float = LEVEL) -> float:

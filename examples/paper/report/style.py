@@ -4,6 +4,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+WORDS = {
+    **{name: name.upper() for name in ("cal", "tb", "snr", "sgdr", "lars", "lamb", "sgdp", "vgg16", "vgg19")},
+    **{"lookahead": "Lookahead", "adam": "Adam", "adamw": "AdamW", "adamp": "AdamP", "alphadecay": "AlphaDecay"},
+    **{f"resnet{depth}": f"ResNet{depth}" for depth in (18, 34, 50, 101)},
+    **{"wrn16-8": "WRN16-8", "wrn28-6": "WRN28-6", "yolov8n": "YOLOv8n", "dataset": "data set", "model": "network"},
+    **{"tensorized": "tensorized Transformer", "tensorized_leaking": "tensorized Transformer that sees ahead"},
+    **{f"gpt-{size}": f"GPT {size}" for size in ("tiny", "mini", "small", "medium")},
+}
+
 
 class Style(NamedTuple):
     """What only reports need of a task."""
@@ -14,9 +23,7 @@ class Style(NamedTuple):
     """The settings that say what is trained, on what and how long, whatever the method."""
     always_told: tuple[str, ...] = ()
     """The settings that are written even where they have their defaults."""
-    speaking: tuple[str, ...] = ()
-    """The settings whose values are written without the setting's name."""
-    words: Mapping[str, str] = {}
+    words: Mapping[str, str] = WORDS
     """How names of methods, models and settings are written."""
     introduction: str = ""
     """What the baseline and TB are."""
@@ -29,7 +36,7 @@ class Style(NamedTuple):
 
 def figure10(out: Path) -> Iterator[str]:
     """What the fits make of spectra whose exponent is known."""
-    from examples.paper.report.figures import synthetic_figure
+    from examples.paper.report.result_figures import synthetic_figure
 
     synthetic_figure(out / "figure10.png")
     yield "## Figure 10: the three fits on synthetic spectra"
@@ -41,13 +48,6 @@ VISION = Style(
     baseline="cal",
     task=("model", "dataset", "width", "train_split", "test_split", "epochs", "batch_size", "weight_decay", "dtype"),
     always_told=("dataset", "width", "epochs", "learning_rate"),
-    speaking=("model", "dataset", "metric", "fit", "assignment", "control", "dtype"),
-    words={
-        **{name: name.upper() for name in ("cal", "tb", "snr", "sgdr", "lars", "lamb", "sgdp", "vgg16", "vgg19")},
-        **{"lookahead": "Lookahead", "adam": "Adam", "adamw": "AdamW", "adamp": "AdamP"},
-        **{f"resnet{depth}": f"ResNet{depth}" for depth in (18, 34, 50, 101)},
-        **{"wrn16-8": "WRN16-8", "wrn28-6": "WRN28-6", "dataset": "data set", "model": "network"},
-    },
     introduction="CAL is SGD with cosine annealing, TB the same with TempBalance.",
     appendix=figure10,
 )
@@ -60,12 +60,7 @@ LANGUAGE = Style(
         *("batch_size", "window", "clip", "dtype", "remat"),
     ),
     always_told=("dataset", "updates", "learning_rate"),
-    speaking=("model", "dataset", "tokens", "metric", "fit", "assignment", "control", "dtype"),
-    words={
-        **{"tb": "TB", "adam": "Adam", "adamw": "AdamW", "alphadecay": "AlphaDecay", "dataset": "text", "model": "network"},
-        **{"tensorized": "tensorized Transformer", "tensorized_leaking": "tensorized Transformer that sees ahead"},
-        **{f"gpt-{size}": f"GPT {size}" for size in ("tiny", "mini", "small", "medium")},
-    },
+    words=WORDS | {"dataset": "text"},
     introduction="Adam and AdamW have the cosine of all updates, and TB is TempBalance after them.",
     chosen_by="valid_loss",
 )
@@ -78,7 +73,5 @@ DETECTION = Style(
         *("epochs", "batch_size", "weight_decay", "dtype"),
     ),
     always_told=("dataset", "epochs", "learning_rate"),
-    speaking=("model", "dataset", "metric", "fit", "assignment", "control", "dtype"),
-    words={"tb": "TB", "adam": "Adam", "adamw": "AdamW", "yolov8n": "YOLOv8n", "dataset": "data set", "model": "network"},
     introduction="Adam and AdamW have the cosine of all epochs, and TB is TempBalance after them.",
 )
