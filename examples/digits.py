@@ -58,7 +58,7 @@ class ResNet(nnx.Module):
 
 def load() -> tuple[Images, Labels, Images, Labels]:
     """Images and labels to train on, and 360 to test on."""
-    images, labels = load_digits(return_X_y=True)
+    images, labels = map(np.asarray, load_digits(return_X_y=True))
     images, labels = jnp.asarray(images.reshape(-1, 8, 8, 1) / 8 - 1, jnp.float32), jnp.asarray(labels, jnp.int32)
     order = np.random.default_rng(0).permutation(len(images))
     test, train = order[:360], order[360:]
