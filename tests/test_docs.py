@@ -11,7 +11,7 @@ STALE_PHRASES = (
     "is told", "are told", "As it says", "Likewise", "none is", "so many of", "says the way out", "nothing that shows",
     "of no format", "in one way",
 )  # fmt: skip
-MOST_IN_CODE = 6  # of STALE_PHRASES in all Python files; lower it, never raise it
+MOST_IN_CODE = 2  # of STALE_PHRASES in all Python files; lower it, never raise it
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SNIPPETS = [
     pytest.param(snippet, id=f"{page.stem}-{number}")
