@@ -15,9 +15,8 @@ import tb_optax
 from benchmarks import busy, checkpoint, choice, devices, figure23, published, refresh, report, steps
 from benchmarks.contenders import load
 from benchmarks.networks import create
-from benchmarks.part import Deadline
 from benchmarks.tables import table
-from benchmarks.timing import Contender, ContenderFailed, Worker, measure, turns
+from benchmarks.timing import Contender, ContenderFailed, Deadline, Worker, measure, turns
 from tb_optax._report.measuring import Measuring
 from tb_optax._report.source import of_tree
 
@@ -181,7 +180,7 @@ def test_a_contender_that_fails_or_hangs_costs_the_others_nothing():
     assert results["good"]["ratio"] is None
     worker = Worker(contenders["good"])
     with pytest.raises(ContenderFailed, match="longer than 0 s"):
-        worker.wait_until_ready(0.01)
+        worker.ask("ready", 0.01)
     worker.close()
 
 
@@ -216,23 +215,11 @@ def test_a_directory_without_results_says_so(tmp_path):
 
 
 @pytest.mark.slow
-def test_training_is_timed_with_refreshes_at_every_interval(tmp_path):
-    settings = steps.Settings(
-        network="tiny",
-        width=0.125,
-        batch_size=8,
-        steps=2,
-        intervals=(50, 2, 1),
-        update_rounds=2,
-        update_processes=1,
-        rounds=2,
-        out=tmp_path,
-    )
-    training = steps.run(settings)["training"]
-    assert set(training["epochs"]) == {"without tempbalance", "no refresh", "2", "1"}
-    assert not training["shares"]["50"]["trained"]
-    assert training["shares"]["2"]["trained"]
-    assert "## Training" in report.report(tmp_path)
+def test_updates_are_timed_in_several_processes(tmp_path):
+    cases = steps.run(steps.Settings(network="tiny", rounds=2, processes=2, out=tmp_path))
+    for count in ("1", "20"):
+        assert cases["update_ratios"][count] == pytest.approx(np.mean(cases["update_ratios_by_process"][count]))
+    assert "## Updates" in report.report(tmp_path)
 
 
 @pytest.mark.slow
@@ -267,6 +254,11 @@ def test_a_refresh_without_an_epoch_has_no_share():
     assert figure23.share({"refresh": {"median": 1.0}}) is None
     assert figure23.share({"refresh": {"error": "took too long"}, "epoch": {"median": 50.0}}) is None
     assert figure23.share({"refresh": {"median": 1.0}, "epoch": {"median": 50.0}}) == 0.02
+
+
+def test_the_share_of_training_in_refreshes_is_that_of_so_many_updates():
+    case = {"refresh": {"median": 1.0}, "epoch": {"median": 50_000 / 128}}  # a second a step
+    assert figure23.share(case, 3) == pytest.approx(1 / 4)
 
 
 @pytest.mark.slow
