@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
@@ -64,6 +64,14 @@ def _provenance(origins: Mapping[str, Any]) -> list[str]:
     return [f"{', '.join(names)}: {line}." for line, names in lines.items()]
 
 
+def main(directory: tyro.conf.Positional[Path]) -> None:
+    """Writes tables and plots next to the results of a run, and prints the tables.
+
+    Args:
+      directory: where the results are.
+    """
+    print(report(directory))
+
+
 if __name__ == "__main__":
-    directory = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="DIRECTORY")]]
-    print(report(tyro.cli(directory, description=__doc__)))
+    tyro.cli(main)
