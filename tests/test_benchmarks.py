@@ -24,12 +24,22 @@ FITS = ("median", "goodness_of_fit", "fix_finger")
 NETWORKS = ("tiny", "resnet18-64", "resnet50-64", "vgg16-64", "gpt2")
 
 
+@pytest.fixture
+def weightless(monkeypatch):
+    """Weights of one number in every place, which take no memory."""
+    from benchmarks.networks import _Weights  # pyright: ignore[reportPrivateUsage]
+
+    ones = lambda *shape: np.broadcast_to(np.float32(1), shape)
+    kernel = lambda self, *shape, bias=False: {"kernel": ones(*shape)} | ({"bias": ones(shape[-1])} if bias else {})
+    monkeypatch.setattr(_Weights, "kernel", kernel)
+
+
 def count(params):
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_contender_gets_the_layers_that_the_library_balances(name):
+def test_every_contender_gets_the_layers_that_the_library_balances(name, weightless):
     network = create(name)
     found = tb_optax.find_layers(network.params, exclude=network.exclude)
     assert {layer.name for layer in found} == set(network.weights())
@@ -45,7 +55,7 @@ def test_a_scanned_network_is_one_layer_for_each_of_its_slices():
 
 
 @pytest.mark.parametrize(("name", "millions"), [("resnet18", 11.17), ("resnet50", 23.52), ("vgg16", 14.73), ("gpt2", 124.4)])
-def test_networks_have_their_published_sizes(name, millions):
+def test_networks_have_their_published_sizes(name, millions, weightless):
     assert count(create(name).params) == pytest.approx(1e6 * millions, rel=1e-3)
 
 
@@ -59,15 +69,6 @@ EIGENPROBLEMS = {
     "resnet18-1024": (19, {128: 46, 256: 37, 512: 37, 1024: 27}),
     "resnet18-2048": (19, {256: 46, 512: 37, 1024: 37, 2048: 27}),
 }
-
-
-@pytest.fixture
-def weightless(monkeypatch):
-    """Kernels of one number in every place, which take no memory."""
-    from benchmarks.networks import _Weights  # pyright: ignore[reportPrivateUsage]
-
-    kernel = lambda self, *shape, bias=False: {"kernel": np.broadcast_to(np.float32(1), shape)}
-    monkeypatch.setattr(_Weights, "kernel", kernel)
 
 
 def test_figure_23_has_the_depths_and_widths_of_the_paper():
