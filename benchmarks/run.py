@@ -29,7 +29,7 @@ _SHARES = {
 
 
 def main(minutes: float | None = None, out: Path | None = None) -> None:
-    """Runs every benchmark that suits this machine's device and reports.
+    """Runs every benchmark that suits this machine's device, and prints a report.
 
     Args:
       minutes: for everything; by default 20 on CPU and 9 on a GPU.

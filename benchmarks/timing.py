@@ -30,7 +30,7 @@ class Deadline:
         return self._end - time.monotonic()
 
     def admits(self, names: Iterable[str], seconds: float = 0.0) -> Iterator[str]:
-        """Yields the names in turn, but none after the first when fewer than `seconds` are left; prints which."""
+        """Yields the names in turn and prints them; after the first, only while at least `seconds` are left."""
         for number, name in enumerate(names):
             if number > 0 and self.left() < seconds:
                 print(f"{name}: left out, the time is up", flush=True)
