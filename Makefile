@@ -6,8 +6,11 @@ BIN := .venv/bin
 DEMO_EPOCHS ?= 16
 # OpenBLAS's threads spin while they wait: on a busy machine they make eigenvalue problems crawl, alone they gain little.
 export OPENBLAS_NUM_THREADS ?= 1
-# Most of a fast test's time goes into compiling; this takes a fifth off. The slow tests compile as users do.
-COMPILE_FAST := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=1"
+# Most of a fast test's time goes into compiling: a refresh of three layers compiles in 0.12 s of processor time, where XLA's
+# defaults take 0.7 s. The slow tests compile as users do. The newest XLA has no option for its older emitters.
+FAST_XLA := $(XLA_FLAGS) --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1
+COMPILE_FAST_NEWEST := XLA_FLAGS="$(FAST_XLA)"
+COMPILE_FAST := XLA_FLAGS="$(FAST_XLA) --xla_cpu_use_fusion_emitters=false"
 DEMO := --dataset digits --model resnet18 --width 0.125 --epochs $(DEMO_EPOCHS)
 
 .PHONY: demo test test-slow test-lowest test-newest test-x64 bench docs clean
@@ -35,7 +38,7 @@ test-lowest: .venv-lowest/installed
 # Types and all fast tests on the newest versions that any Python gets: what `make test` is where there is no older one.
 test-newest: .venv-newest/installed
 	.venv-newest/bin/basedpyright --pythonpath .venv-newest/bin/python
-	$(COMPILE_FAST) .venv-newest/bin/python -m pytest -n 2 -m "not slow"
+	$(COMPILE_FAST_NEWEST) .venv-newest/bin/python -m pytest -n 2 -m "not slow"
 
 # The library's own tests with float64 admitted; examples in docstrings print what they do without.
 test-x64: .venv/installed-test

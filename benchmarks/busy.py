@@ -3,16 +3,14 @@
 import contextlib
 import dataclasses
 import signal
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 
 from benchmarks import part
-from benchmarks.part import Deadline
-from benchmarks.tables import or_error, ratio, table
-from benchmarks.timing import Contender, ContenderFailed, Result, Worker, paired_ratio
+from benchmarks.tables import milliseconds, or_error, ratio, table
+from benchmarks.timing import Contender, Deadline, Result, measure
 from examples.paper.provenance import cores
 
 # Keeps one core busy and uses no memory. It ends when this program does.
@@ -29,65 +27,42 @@ class Settings(part.Settings):
     """Contenders to time: names in benchmarks/contenders.py."""
     rounds: int = 7
     """How often each contender is timed."""
-    limit: float = 120.0
-    """Time limit of one refresh, in seconds."""
 
 
 def run(settings: Settings) -> Result:
     deadline = Deadline(settings.minutes)
     results: Result = {}
-    with _busy_program() as busy:
+    with contextlib.ExitStack() as stack:
+        programs = [stack.enter_context(subprocess.Popen([sys.executable, "-c", _BUSY])) for _ in range(cores())]
+        stack.callback(_send, programs, signal.SIGKILL)
+        _send(programs, signal.SIGSTOP)
         for name in deadline.admits(settings.contenders):
-            worker = Worker(Contender(name, {"network": settings.network, "fit": "median"}))
-            seconds: dict[str, list[float]] = {"alone": [], "beside": []}
-            try:
-                worker.wait_until_ready(settings.limit)
-                worker.first(settings.limit)
-                while len(seconds["beside"]) < settings.rounds and (deadline.left() > 0 or not seconds["beside"]):
-                    seconds["alone"].append(worker.run(settings.limit))
-                    with busy():
-                        seconds["beside"].append(worker.run(settings.limit))
-                medians = {key: {"median": statistics.median(value), "seconds": value} for key, value in seconds.items()}
-                results[name] = medians | {"ratio": paired_ratio(seconds["beside"], seconds["alone"])}
-            except ContenderFailed as error:
-                results[name] = {"error": str(error), **seconds}
-            finally:
-                worker.close()
+            alone = Contender(name, {"network": settings.network, "fit": "median"}, base="alone")
+            contenders = {"alone": alone, "beside": dataclasses.replace(alone, around=lambda: _awake(programs))}
+            found = measure(contenders, rounds=settings.rounds, seconds_each=20 * settings.rounds, deadline=deadline)
+            results[name] = found["beside"] if "error" in found["beside"] else found | {"ratio": found["beside"]["ratio"]}
             settings.write("busy", results)
     return results
 
 
+def _send(programs: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> None:
+    for program in programs:
+        program.send_signal(number)
+
+
 @contextlib.contextmanager
-def _busy_program() -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
-    """A program for every core, which sleeps outside of the context that is yielded."""
-    processes = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(cores())]
-
-    def send(number: signal.Signals) -> None:
-        for process in processes:
-            process.send_signal(number)
-
-    @contextlib.contextmanager
-    def busy() -> Iterator[None]:
-        send(signal.SIGCONT)
-        time.sleep(0.2)
-        yield
-        send(signal.SIGSTOP)
-
-    try:
-        send(signal.SIGSTOP)
-        yield busy
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+def _awake(programs: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Wakes the programs, which sleep outside of the context."""
+    _send(programs, signal.SIGCONT)
+    time.sleep(0.2)
+    yield
+    _send(programs, signal.SIGSTOP)
 
 
 def section(cases: Result) -> list[str]:
     """The paragraphs of the report."""
-    median = lambda result, key: or_error(result, lambda result: f"{1e3 * result[key]['median']:.0f}")
-    rows = [
-        (name, median(result, "alone"), median(result, "beside"), or_error(result, ratio)) for name, result in cases.items()
-    ]
+    time = lambda result, state: or_error(result, lambda result: milliseconds(result[state]))
+    rows = [(name, time(result, "alone"), time(result, "beside"), or_error(result, ratio)) for name, result in cases.items()]
     return ["## Beside a program that keeps all cores busy", table(("", "alone, ms", "beside it, ms", "ratio"), rows)]
 
 

@@ -14,14 +14,13 @@ import scipy.stats
 
 import tb_optax
 from benchmarks import part
-from benchmarks.part import Deadline
 from benchmarks.solvers import EXACT, SOLVERS
-from benchmarks.tables import or_error, table
-from benchmarks.timing import Contender, Result, measure
+from benchmarks.tables import milliseconds, or_error, table
+from benchmarks.timing import Contender, Deadline, Result
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(part.Settings):
+class Settings(part.Timed):
     """Times refreshes by each solver, and compares alphas on trained weights."""
 
     networks: tuple[str, ...] = ("resnet18", "gpt2", "llama_layer")
@@ -41,11 +40,13 @@ def run(settings: Settings) -> Result:
     for path in settings.trained:
         results["agreement"][path.name] = _agreement(path, settings.exclude)
         settings.write("choice", results)
-    for network in deadline.admits(settings.networks):
+
+    def contenders(network: str) -> dict[str, Contender]:
         case = {"network": network, "fit": "median"}
-        contenders = {name: Contender("tb_optax", case | {"solver": name}, base=EXACT) for name in SOLVERS}
-        seconds_each = max(deadline.left() / 10, 10)
-        results["costs"][network] = measure(contenders, rounds=settings.rounds, seconds_each=seconds_each, deadline=deadline)
+        return {name: Contender("tb_optax", case | {"solver": name}, base=EXACT) for name in SOLVERS}
+
+    for network, found in settings.measure(deadline, contenders):
+        results["costs"][network] = found
         settings.write("choice", results)
     return results
 
@@ -75,7 +76,7 @@ def section(cases: Result) -> list[str]:
     """The paragraphs of the report."""
     costs, agreement = cases["costs"], cases["agreement"]
     solvers = list(next(iter((*costs.values(), *(found["spearman"] for found in agreement.values())))))
-    time = lambda result: f"{1e3 * result['median']:,.0f}" + (f" (x{result['ratio']:.2g})" if result["ratio"] else "")
+    time = lambda result: milliseconds(result) + (f" (x{result['ratio']:.2g})" if result["ratio"] else "")
     close = lambda found, name: (
         f"{found['spearman'][name]:.2f}, {found['alpha_differs'][name]:.1%}, {found['scale_differs'][name]:.2f}"
     )

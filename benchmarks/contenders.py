@@ -25,11 +25,11 @@ class Prepared:
     """A contender with its weights loaded.
 
     Attributes:
-      run: does the work and returns when the device is done. It may take options.
+      run: does the work and returns when the device is done.
       alphas: from the result of `run` to each layer's alpha.
     """
 
-    run: Callable[..., Any]
+    run: Callable[[], Any]
     alphas: Callable[[Any], dict[str, float]] | None = None
 
 

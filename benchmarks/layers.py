@@ -1,8 +1,8 @@
 """How many weights of published architectures `find_layers` reads right: `python -m benchmarks.layers`.
 
-Needs torch and transformers (`pip install torch transformers`). Each architecture is built with small random weights under
-its real names. The expected reading comes from the modules that own the weights: a `Linear` is one matrix, a convolution has
-a matrix for each place of its window, an embedding has none.
+Needs torch and transformers (`pip install torch transformers`). Each architecture is built by its default configuration,
+without memory for its weights. The expected reading comes from the modules that own the weights: a `Linear` is one matrix, a
+convolution has a matrix for each place of its window, an embedding has none.
 """
 
 import math
@@ -16,37 +16,18 @@ import tb_optax
 from benchmarks.tables import table
 from tb_optax._layers.layer import kernel_shape
 
-_NAMES = {
-    0: "pad_token_id",
-    2: "num_hidden_layers encoder_layers decoder_layers num_key_value_heads num_layers n_layer n_layers",
-    4: "num_attention_heads encoder_attention_heads decoder_attention_heads num_heads n_head n_heads num_local_experts "
-    "num_experts",
-    16: "d_kv head_dim state_size",
-    64: "hidden_size d_model n_embd image_size word_embed_proj_dim dim embedding_size",
-    96: "intermediate_size encoder_ffn_dim decoder_ffn_dim d_ff moe_intermediate_size shared_expert_intermediate_size "
-    "ffn_dim hidden_dim",
-    300: "vocab_size",
-}
-_SMALL = {name: size for size, names in _NAMES.items() for name in names.split()}
 ARCHITECTURES = ("bert", "gpt2", "llama", "mixtral", "qwen3_moe", "gpt_oss", "t5", "bart", "opt", "gpt_neox")
 ARCHITECTURES += ("deberta-v2", "distilbert", "vit", "swin", "resnet", "convnext", "mobilenet_v2", "clip", "sam")
 ARCHITECTURES += ("wav2vec2", "vits", "encodec", "whisper", "mamba")
 
 
 def build(architecture: str) -> Any:
-    """A model with random weights, as small as its configuration allows by the names in `_SMALL`."""
+    """A model by its default configuration, without memory for its weights."""
+    import torch  # pyright: ignore[reportMissingImports]
     from transformers import AutoConfig, AutoModel  # pyright: ignore[reportMissingImports]
 
-    config = AutoConfig.for_model(architecture)
-    parts = [config, *(part for part in vars(config).values() if hasattr(part, "to_dict"))]
-    for part in parts:
-        for name, value in _SMALL.items():
-            known = getattr(part, name, None)
-            if isinstance(known, int) and not isinstance(known, bool):
-                setattr(part, name, value)
-        if isinstance(vars(part).get("layer_types"), list):
-            part.layer_types = part.layer_types[: part.num_hidden_layers]
-    return AutoModel.from_config(config)
+    with torch.device("meta"):
+        return AutoModel.from_config(AutoConfig.for_model(architecture))
 
 
 def expected_readings(model: Any) -> dict[str, tuple[Any, ...] | None]:

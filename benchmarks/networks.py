@@ -5,7 +5,6 @@ Numpy only, so that a contender that needs no JAX loads none.
 
 import dataclasses
 import functools
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,11 +41,12 @@ class Network:
         """
         weights: dict[str, np.ndarray] = {}
         for name, kernel in _kernels(self.params):
-            slices = {f"{name}[{index}]": each for index, each in enumerate(kernel)} if self.scanned else {name: kernel}
             if name not in self.exclude:
-                enough = lambda weight: matrices(weight).shape[0] * min(weight.shape[-2:]) >= _MIN_EIGENVALUES
-                weights |= {label: weight for label, weight in slices.items() if enough(weight)}
-        return weights
+                weights |= (
+                    {f"{name}[{index}]": each for index, each in enumerate(kernel)} if self.scanned else {name: kernel}
+                )
+        enough = lambda weight: matrices(weight).shape[0] * min(weight.shape[-2:]) >= _MIN_EIGENVALUES
+        return {name: weight for name, weight in weights.items() if enough(weight)}
 
 
 def matrices(weight: np.ndarray) -> np.ndarray:
@@ -71,22 +71,19 @@ def create(name: str, seed: int = 0) -> Network:
     if name == "llama1b":
         return _llama1b(_Weights(seed, ml_dtypes.bfloat16))
     weights = _Weights(seed)
-    if name == "tiny":
-        return _tiny(weights)
-    if name == "gpt2":
-        return _gpt2(weights)
     if name == "llama_layer":
         return Network({"query": weights.kernel(4096, 4096), "gate": weights.kernel(4096, 14336)})
-    match = re.fullmatch(r"(\w+?)(?:-(\d+))?", name)
-    base, channels = (match[1], match[2]) if match else (name, None)
+    if name in ("tiny", "gpt2"):
+        return {"tiny": _tiny, "gpt2": _gpt2}[name](weights)
+    base, _, channels = name.partition("-")
     if base in _RESNET_BLOCKS:
         return _resnet(weights, _RESNET_BLOCKS[base], base in _BOTTLENECK, int(channels or 512))
     if base in _VGG_CONVS:
         return _vgg(weights, _VGG_CONVS[base], int(channels or 512))
+    known = ", ".join((*_RESNET_BLOCKS, *_VGG_CONVS))
     raise ValueError(
-        f"network {name!r} is not known; give tiny, gpt2, llama1b, llama_layer, "
-        f"{', '.join((*_RESNET_BLOCKS, *_VGG_CONVS))}, or one of the last six with the channels of its last "
-        "stage: resnet18-1024."
+        f"network {name!r} is not known; give tiny, gpt2, llama1b, llama_layer, {known}, or one of the last six with the "
+        "channels of its last stage: resnet18-1024."
     )
 
 
@@ -137,18 +134,17 @@ def _resnet(weights: _Weights, blocks: tuple[int, ...], bottleneck: bool, last: 
     params: Tree = {"conv1": weights.kernel(3, 3, 3, channels[0]), "bn1": weights.norm(channels[0])}
     previous = channels[0]
     for stage, (count, size) in enumerate(zip(blocks, channels, strict=True)):
+        convs = ((1, size), (3, size), (1, 4 * size)) if bottleneck else ((3, size), (3, size))
         layer: Tree = {}
         for index in range(count):
-            windows = (1, 3, 1) if bottleneck else (3, 3)
-            outputs = (size, size, 4 * size) if bottleneck else (size, size)
-            block: Tree = {}
-            for number, (window, inputs, output) in enumerate(zip(windows, (previous, *outputs), outputs, strict=False), 1):
-                block[f"conv{number}"] = weights.kernel(window, window, inputs, output)
-                block[f"bn{number}"] = weights.norm(output)
-            if previous != outputs[-1] or (stage > 0 and index == 0):
-                block["shortcut"] = {"0": weights.kernel(1, 1, previous, outputs[-1]), "1": weights.norm(outputs[-1])}
+            inputs, block = previous, {}
+            for number, (window, outputs) in enumerate(convs, 1):
+                block[f"conv{number}"] = weights.kernel(window, window, previous, outputs)
+                block[f"bn{number}"] = weights.norm(outputs)
+                previous = outputs
+            if inputs != previous or (stage > 0 and index == 0):
+                block["shortcut"] = {"0": weights.kernel(1, 1, inputs, previous), "1": weights.norm(previous)}
             layer[str(index)] = block
-            previous = outputs[-1]
         params[f"layer{stage + 1}"] = layer
     params["linear"] = weights.kernel(previous, 10, bias=True)
     return Network(params, exclude=("conv1", "linear"))

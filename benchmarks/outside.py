@@ -1,19 +1,18 @@
 """What a refresh outside the step saves: `python -m benchmarks.outside` writes a table of `docs/performance.md`.
 
 The step is AdamW's update of all parameters: alone, with `tempbalance(None)` behind it, or with `tempbalance(N)`. The
-refresh is the program that `refresh` compiles. ResNet-18 is run on this device. The decoder with 0.85 billion parameters is
-compiled for eight simulated CPU devices that share the weights (FSDP), and not run.
+refresh is the program that `refresh` compiles. Everything is compiled and nothing run: ResNet-18 for this device, and a
+decoder with 0.85 billion parameters for eight simulated CPU devices that share the weights (FSDP). What a step takes is
+measured by `benchmarks.steps`, what a refresh takes by `benchmarks.refresh`.
 """
 
-import functools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 import tyro
 from jax.sharding import NamedSharding, PartitionSpec
@@ -22,112 +21,75 @@ import tb_optax
 from benchmarks.networks import create
 from benchmarks.scale import DEVICES, NETWORKS, sharded_shapes
 from benchmarks.tables import show, table
-from benchmarks.timing import turns
 
-_MIB = 2**20
-_NEVER = 10**6
 _DECODER = "Llama-like, 0.85B"
-_REFRESH = "`refresh`, a program of its own"
 
 
-class Program(NamedTuple):
-    """A function of parameters, the optimizer's state and gradients. The results of a step replace the first two."""
+def rows(
+    network: str, params: Any, layers: tb_optax.Layers, shapes_of: Callable[[Any], Any], rounds: int
+) -> Iterator[Sequence[str]]:
+    """A row for each program of a network.
 
-    tx: optax.GradientTransformation
-    function: Callable[..., Any]
-    donated: tuple[int, ...] = (0, 1)
+    Args:
+      network: its name in the table.
+      params: shapes of its parameters.
+      layers: what is balanced.
+      shapes_of: from shapes of a state to shapes on the devices that hold it.
+      rounds: how often each program is compiled.
+    """
+    alone, balance = optax.adamw(1e-3), tb_optax.tempbalance(None, layers=layers)
+    outside, inside = (optax.chain(alone, tx) for tx in (balance, tb_optax.tempbalance(100, layers=layers)))
 
-    def compile(self, *arguments: Any, rounds: int) -> tuple[Any, list[str]]:
-        """The compiled program; the median time to trace, lower and compile it, and its memory beside its arguments."""
+    def step(tx: optax.GradientTransformation) -> Callable[..., Any]:
+        def run(state: Any, params: Any, grads: Any) -> Any:
+            updates, state = tx.update(grads, state, params)
+            return state, optax.apply_updates(params, updates)
+
+        return run
+
+    for name, tx, function in (
+        ("step: AdamW alone", alone, step(alone)),
+        ("step: `update_interval=None`", outside, step(outside)),
+        ("step: `update_interval=N`", inside, step(inside)),
+        ("`refresh`, a program of its own", outside, balance.refresh),
+    ):
+        arguments = [shapes_of(jax.eval_shape(tx.init, params)), params]
+        is_step = function is not balance.refresh
+        jitted = jax.jit(function, donate_argnums=(0, 1) if is_step else ())  # results replace the state and the parameters
         compiled, seconds = None, []
         for _ in range(rounds):
             jax.clear_caches()
             start = time.perf_counter()
-            compiled = jax.jit(self.function, donate_argnums=self.donated).lower(*arguments).compile()
+            compiled = jitted.lower(*arguments, *([params] if is_step else [])).compile()
             seconds.append(time.perf_counter() - start)
-        memory = compiled.memory_analysis().temp_size_in_bytes / _MIB  # pyright: ignore[reportOptionalMemberAccess]
-        return compiled, [f"{statistics.median(seconds):.2f} s", f"{memory:,.1f} MiB"]
+        memory = compiled.memory_analysis().temp_size_in_bytes / 2**20  # pyright: ignore[reportOptionalMemberAccess]
+        yield network, name, f"{statistics.median(seconds):.2f} s", f"{memory:,.1f} MiB"
 
 
-def programs(layers: tb_optax.Layers) -> dict[str, Program]:
-    """The program of each row."""
-    alone = optax.adamw(1e-3)
-    outside, inside = (tb_optax.tempbalance(interval, layers=layers) for interval in (None, _NEVER))
-
-    def step(tx: optax.GradientTransformation, params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    chains = {
-        "step: AdamW alone": alone,
-        "step: `update_interval=None`": optax.chain(alone, outside),
-        "step: `update_interval=N`, no refresh due": optax.chain(alone, inside),
-    }
-    refresh = Program(optax.chain(alone, outside), lambda params, state, grads: outside.refresh(state, params), donated=())
-    return {name: Program(tx, functools.partial(step, tx)) for name, tx in chains.items()} | {_REFRESH: refresh}
-
-
-def resnet18(rounds: int, runs: int) -> list[Sequence[str]]:
-    """The programs for ResNet-18, run in turn."""
-    network = create("resnet18")
-    layers = tb_optax.find_layers(network.params, exclude=network.exclude)
-    params = jax.device_put(network.params)
-    grads = jax.tree.map(lambda leaf: 1e-3 * leaf, params)
-    costs, run = {}, {}
-    for name, program in programs(layers).items():
-        state = program.tx.init(params)
-        compiled, costs[name] = program.compile(params, state, grads, rounds=rounds)
-        run[name] = _timed(compiled, [jax.tree.map(jnp.copy, params), state], grads, is_step=name != _REFRESH)
-        run[name]()  # The first update of an interval refreshes; none after it does.
-    seconds: dict[str, list[float]] = {name: [] for name in run}
-    for name in turns(run, runs):
-        seconds[name].append(run[name]())
-    return [("ResNet-18", name, *cost, f"{1e3 * statistics.median(seconds[name]):.1f} ms") for name, cost in costs.items()]
-
-
-def _timed(compiled: Any, carry: list[Any], grads: Any, *, is_step: bool) -> Callable[[], float]:
-    """A function that runs a program and returns the seconds that this takes."""
-
-    def run() -> float:
-        jax.block_until_ready(carry)
-        start = time.perf_counter()
-        result = jax.block_until_ready(compiled(*carry, grads))
-        seconds = time.perf_counter() - start
-        if is_step:
-            carry[:] = result
-        return seconds
-
-    return run
-
-
-def decoder(rounds: int) -> list[Sequence[str]]:
-    """The programs for a sharded decoder, compiled only."""
-    mesh, weights, layers = sharded_shapes(NETWORKS[_DECODER], "FSDP")
-    sharding_of = {weight.shape: weight.sharding for weight in weights.values()}
-
-    def sharded(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        sharding = sharding_of.get(leaf.shape, NamedSharding(mesh, PartitionSpec()))
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    rows = []
-    for name, program in programs(layers).items():
-        state = jax.tree.map(sharded, jax.eval_shape(program.tx.init, weights))
-        _, cost = program.compile(weights, state, weights, rounds=rounds)
-        rows.append((f"{_DECODER}, {DEVICES} devices", name, *cost, ""))
-    return rows
-
-
-def main(out: Path | None = None, rounds: int = 3, runs: int = 60) -> None:
+def main(out: Path | None = None, rounds: int = 3) -> None:
     """Prints a table of what a refresh outside the step saves.
 
     Args:
       out: a file to write the table to as well.
       rounds: how often each program is compiled; the table has the median.
-      runs: how often each step is run; the table has the median.
     """
     jax.config.update("jax_num_cpu_devices", DEVICES)
-    rows = resnet18(rounds, runs) + (decoder(rounds) if jax.device_count() >= DEVICES else [])
-    show(table(("network", "program", "compile", "memory beside arguments", "time"), rows, right=range(2, 5)), out)
+    resnet = create("resnet18")
+    shapes = jax.eval_shape(lambda: resnet.params)
+    cells = list(
+        rows("ResNet-18", shapes, tb_optax.find_layers(shapes, exclude=resnet.exclude), lambda state: state, rounds)
+    )
+    if jax.device_count() >= DEVICES:
+        mesh, weights, layers = sharded_shapes(NETWORKS[_DECODER], "FSDP")
+        sharding_of = {weight.shape: weight.sharding for weight in weights.values()}
+
+        def sharded(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            sharding = sharding_of.get(leaf.shape, NamedSharding(mesh, PartitionSpec()))
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        place = lambda state: jax.tree.map(sharded, state)
+        cells += rows(f"{_DECODER}, {DEVICES} devices", weights, layers, place, rounds)
+    show(table(("network", "program", "compile", "memory beside arguments"), cells, right=(2, 3)), out)
 
 
 if __name__ == "__main__":

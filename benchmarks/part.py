@@ -1,36 +1,16 @@
-"""What the parts of the benchmarks share: settings, a deadline, the file of results."""
+"""What the parts of the benchmarks share: settings, contenders timed network by network, the file of results."""
 
 import dataclasses
 import json
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import tyro
 
 from benchmarks import provenance
-
-
-class Deadline:
-    """The end of a part's time."""
-
-    def __init__(self, minutes: float):
-        self._end = time.monotonic() + 60 * minutes
-
-    def left(self) -> float:
-        """In seconds."""
-        return self._end - time.monotonic()
-
-    def admits(self, names: Iterable[str], seconds: float = 0.0) -> Iterator[str]:
-        """Yields the names in turn and prints them; after the first, only while at least `seconds` are left."""
-        for number, name in enumerate(names):
-            if number > 0 and self.left() < seconds:
-                print(f"{name}: left out, the time is up", flush=True)
-            else:
-                print(name, flush=True)
-                yield name
+from benchmarks.timing import Contender, Deadline, Result, measure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +24,7 @@ class Settings:
 
     def for_device(self, **defaults: tuple[Any, Any]) -> Self:
         """Replaces empty settings by defaults, each a pair: the value on CPU and the value on a GPU."""
-        on_gpu = provenance.device()["platform"] != "cpu"
+        on_gpu = provenance.provenance()["platform"] != "cpu"
         return dataclasses.replace(
             self, **{name: values[on_gpu] for name, values in defaults.items() if not getattr(self, name)}
         )
@@ -59,6 +39,26 @@ class Settings:
         directory = self.out or provenance.results_directory()
         directory.mkdir(parents=True, exist_ok=True)
         (directory / f"{part}.json").write_text(text + "\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed(Settings):
+    """Settings of a part that times contenders on several networks."""
+
+    networks: tuple[str, ...] = ()
+    """Networks of benchmarks/networks.py; by default those of the part."""
+    rounds: int = 7
+    """How often each contender is timed on a network."""
+    seconds_each: float = 20.0
+    """No contender gets another round of a network once it has taken this long."""
+
+    def measure(
+        self, deadline: Deadline, contenders: Callable[[str], Mapping[str, Contender]]
+    ) -> Iterator[tuple[str, dict[str, Result]]]:
+        """Yields each network and the results of its contenders, until the time is up."""
+        for network in deadline.admits(self.networks, self.seconds_each):
+            found = measure(contenders(network), rounds=self.rounds, seconds_each=self.seconds_each, deadline=deadline)
+            yield network, found
 
 
 S = TypeVar("S", bound=Settings)

@@ -1,7 +1,7 @@
 """Where figures come from: device, versions, commit."""
 
-import datetime
 import functools
+import json
 import platform
 import re
 import subprocess
@@ -9,48 +9,38 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import scipy.linalg  # noqa: F401, with the BLAS of NumPy and its own  # pyright: ignore[reportUnusedImport]
-import threadpoolctl
-
-from examples.paper.provenance import commit, cores, processor, versions
-
 _PACKAGES = ("tb_optax", "jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "optax", "flax", "numpy", "scipy")
 _PACKAGES += ("torch", "weightwatcher", "threadpoolctl")
-# Asked in another process: a process that has asked JAX for a GPU keeps it.
-_ASK_JAX = "import jax; d = jax.devices(); print(d[0].platform, len(d), d[0].device_kind, sep='|')"
-
-
-@functools.cache
-def device() -> dict[str, Any]:
-    """JAX's devices and the processor."""
-    answer = subprocess.run([sys.executable, "-c", _ASK_JAX], capture_output=True, text=True)
-    if answer.returncode:
-        raise RuntimeError(f"JAX finds no device: {answer.stderr.strip().splitlines()[-1]}")
-    kind, count, name = answer.stdout.strip().splitlines()[-1].split("|")
-    return {
-        "platform": kind,
-        "devices": int(count),
-        "device_kind": processor() if kind == "cpu" else name,
-        "processor": processor(),
-        "cores": cores(),
-    }
-
-
-def results_directory() -> Path:
-    """`benchmarks/results/KIND`: the last run on each kind of device."""
-    found = device()
-    kind = f"cpu-{found['cores']}-cores" if found["platform"] == "cpu" else found["device_kind"]
-    return Path(__file__).parent / "results" / re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-")
 
 
 @functools.cache
 def provenance() -> dict[str, Any]:
-    blas = threadpoolctl.threadpool_info()
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **device(),
-        "system": platform.platform(),
-        "versions": versions(_PACKAGES),
-        "blas": [f"{pool['internal_api']} {pool['version']} ({pool['prefix']})" for pool in blas],
-        **commit(":!benchmarks/results"),
-    }
+    """Of this machine, asked in another process: a process that has asked JAX for a GPU keeps it."""
+    answer = subprocess.run([sys.executable, "-m", "benchmarks.provenance"], capture_output=True, text=True)
+    if answer.returncode:
+        raise RuntimeError(f"JAX finds no device: {answer.stderr.strip().splitlines()[-1]}")
+    return json.loads(answer.stdout.strip().splitlines()[-1])
+
+
+def results_directory() -> Path:
+    """`benchmarks/results/KIND`: the last run on each kind of device."""
+    found = provenance()
+    kind = f"cpu-{found['cores']}-cores" if found["platform"] == "cpu" else found["device_kind"]
+    return Path(__file__).parent / "results" / re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-")
+
+
+def main() -> None:
+    import jax
+    import scipy.linalg  # noqa: F401, with the BLAS of NumPy and its own  # pyright: ignore[reportUnusedImport]
+    import threadpoolctl
+
+    from examples.paper import provenance
+
+    blas = [f"{pool['internal_api']} {pool['version']} ({pool['prefix']})" for pool in threadpoolctl.threadpool_info()]
+    found = provenance.provenance() | {"devices": jax.device_count(), "processor": provenance.processor()}
+    found |= {"system": platform.platform(), "versions": provenance.versions(_PACKAGES), "blas": blas}
+    print(json.dumps(found | provenance.commit(":!benchmarks/results")))
+
+
+if __name__ == "__main__":
+    main()

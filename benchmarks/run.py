@@ -4,7 +4,6 @@ A part that fails or takes too long does not affect the others. The tables are p
 """
 
 import contextlib
-import dataclasses
 import os
 import signal
 import subprocess
@@ -14,54 +13,42 @@ from pathlib import Path
 import tyro
 
 from benchmarks import provenance
-from benchmarks.part import Deadline
 from benchmarks.report import report
+from benchmarks.timing import Deadline
 
 # The share of the time that each part gets on CPU and on a GPU; on one GPU, `devices` is left out.
 _SHARES = {
-    "refresh": (0.34, 0.4),
-    "steps": (0.17, 0.3),
-    "figure23": (0.25, 0.2),
+    "refresh": (0.35, 0.4),
+    "steps": (0.1, 0.15),
+    "figure23": (0.25, 0.25),
     "busy": (0.05, 0),
     "devices": (0.05, 0.1),
-    "approximate": (0.14, 0.1),
     "choice": (0.2, 0.1),
     "checkpoint": (0.2, 0),
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Runs every benchmark that suits this machine's device, and prints a report."""
+def main(minutes: float | None = None, out: Path | None = None) -> None:
+    """Runs every benchmark that suits this machine's device, and prints a report.
 
-    minutes: float | None = None
-    """Time limit for everything; by default 20 minutes on CPU and 9 on a GPU."""
-    parts: tuple[str, ...] = ()
-    """Parts to run: some of refresh, steps, figure23, busy, devices, approximate, choice, checkpoint; by default all that
-    suit the device."""
-    out: Path | None = None
-    """Folder for results, report and plots; by default benchmarks/results/KIND OF DEVICE."""
-
-
-def run(settings: Settings) -> None:
-    device = provenance.device()
+    Args:
+      minutes: for everything; by default 20 on CPU and 9 on a GPU.
+      out: where to write results, report and plots; by default benchmarks/results/KIND OF DEVICE.
+    """
+    device = provenance.provenance()
     on_gpu = device["platform"] != "cpu"
     shares = {part: share[on_gpu] for part, share in _SHARES.items() if share[on_gpu]}
     if on_gpu and device["devices"] == 1:
         del shares["devices"]
-    unknown = sorted(set(settings.parts) - set(shares))
-    if unknown:
-        raise ValueError(f"parts: {', '.join(unknown)} does not run on this device; give some of {', '.join(shares)}.")
-    shares = {part: share for part, share in shares.items() if not settings.parts or part in settings.parts}
-    deadline = Deadline((settings.minutes or (9 if on_gpu else 20)) - 0.25)
-    directory = settings.out or provenance.results_directory()
+    deadline = Deadline((minutes or (9 if on_gpu else 20)) - 0.25)
+    directory = out or provenance.results_directory()
     print(f"{device['device_kind']}, {device['devices']} device(s), {device['cores']} cores; results in {directory}")
     while shares:
         # The time that a part does not use goes to the next parts.
-        minutes = max(deadline.left() / 60 * next(iter(shares.values())) / sum(shares.values()), 0.2)
+        given = max(deadline.left() / 60 * next(iter(shares.values())) / sum(shares.values()), 0.2)
         shares.pop(part := next(iter(shares)))
-        print(f"\n{part}: at most {minutes:.1f} minutes", flush=True)
-        print(f"{part}: {_run_part(part, minutes, directory)}", flush=True)
+        print(f"\n{part}: at most {given:.1f} minutes", flush=True)
+        print(f"{part}: {_run_part(part, given, directory)}", flush=True)
     print("", report(directory), sep="\n")
 
 
@@ -79,4 +66,4 @@ def _run_part(part: str, minutes: float, directory: Path) -> str:
 
 
 if __name__ == "__main__":
-    run(tyro.cli(Settings))
+    tyro.cli(main)

@@ -12,9 +12,8 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,8 +68,7 @@ def _spec(sharding: str, name: str) -> P:
 SHARDINGS = {"FSDP": ((DEVICES,), ("x",)), "tensor": ((DEVICES,), ("x",)), "FSDP x tensor": ((4, 2), ("f", "t"))}
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """What the compiled refresh of one device holds."""
 
     share_mib: float
@@ -117,7 +115,7 @@ def gathered(text: str) -> list[int]:
     found = []
     for results in re.findall(r"= (.*?) all-gather(?:-start)?\(", text):
         for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", results):
-            found.append(_DTYPES[dtype] * math.prod(int(size) for size in shape.split(",") if size))
+            found.append(_DTYPES[dtype] * math.prod(map(int, filter(None, shape.split(",")))))
     return found
 
 
@@ -154,35 +152,24 @@ SPECTRA = {
     "approximate": {"solver": tb_optax.Lanczos(min_size=512)},
     "windows": {"windows": tb_optax.Windows()},
 }
-
-
-def rows() -> Iterator[Sequence[str]]:
-    """A row for each network, sharding and solver."""
-    for (network, decoder), sharding, (spectra, options) in itertools.product(NETWORKS.items(), SHARDINGS, SPECTRA.items()):
-        print(f"{network}, {sharding}, {spectra} ...", file=sys.stderr, flush=True)
-        found = compiled_refresh(decoder, sharding, **options)
-        sizes = ", ".join(f"{count:,} of {size}" for size, count in sorted(found.solved.items())) or "—"
-        numbers = (found.share_mib, found.temporary_mib, found.gathered_mib)
-        yield network, sharding, spectra, *(f"{number:,.1f} MiB" for number in numbers), sizes
+COLUMNS = "network, sharded by, spectra, weights on a device, memory of a refresh, largest gathered, solved"
 
 
 def main(out: Path | None = None) -> None:
-    """Prints the table of `docs/scale.md`.
+    """Prints the table: a row for each network, sharding and solver.
 
     Args:
       out: a file to write the table to as well.
     """
     jax.config.update("jax_num_cpu_devices", DEVICES)
-    columns = (
-        "network",
-        "sharded by",
-        "spectra",
-        "weights on a device",
-        "memory of a refresh",
-        "largest gathered",
-        "solved",
-    )
-    show(table(columns, rows(), right=range(3, 6)), out)
+    rows = []
+    for (network, decoder), sharding, (spectra, options) in itertools.product(NETWORKS.items(), SHARDINGS, SPECTRA.items()):
+        print(f"{network}, {sharding}, {spectra} ...", file=sys.stderr, flush=True)
+        found = compiled_refresh(decoder, sharding, **options)
+        sizes = ", ".join(f"{count:,} of {size}" for size, count in sorted(found.solved.items())) or "—"
+        numbers = (f"{number:,.1f} MiB" for number in (found.share_mib, found.temporary_mib, found.gathered_mib))
+        rows.append((network, sharding, spectra, *numbers, sizes))
+    show(table(COLUMNS.split(", "), rows, right=range(3, 6)), out)
 
 
 if __name__ == "__main__":

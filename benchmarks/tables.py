@@ -28,6 +28,10 @@ def or_error(result: Mapping[str, Any], show: Callable[[Any], str]) -> str:
     return result["error"] if "error" in result else show(result)
 
 
+def milliseconds(result: Mapping[str, Any], digits: int = 0) -> str:
+    return f"{1e3 * result['median']:,.{digits}f}"
+
+
 def ratio(result: Mapping[str, Any]) -> str:
     return "" if result["ratio"] is None else f"{result['ratio']:.2f}"
 

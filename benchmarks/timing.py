@@ -1,7 +1,9 @@
 """Times contenders against each other: each in its process, in turn, round by round."""
 
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import select
 import statistics
@@ -13,9 +15,28 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from benchmarks.contenders import Case
-from benchmarks.part import Deadline
 
 Result = dict[str, Any]
+
+
+class Deadline:
+    """The end of a part's time."""
+
+    def __init__(self, minutes: float):
+        self._end = time.monotonic() + 60 * minutes
+
+    def left(self) -> float:
+        """In seconds."""
+        return self._end - time.monotonic()
+
+    def admits(self, names: Iterable[str], seconds: float = 0.0) -> Iterator[str]:
+        """Yields the names in turn and prints them; after the first, only while at least `seconds` are left."""
+        for number, name in enumerate(names):
+            if number > 0 and self.left() < seconds:
+                print(f"{name}: left out, the time is up", flush=True)
+            else:
+                print(name, flush=True)
+                yield name
 
 
 class ContenderFailed(Exception):
@@ -29,25 +50,20 @@ class Contender:
     Attributes:
       name: a contender in `benchmarks.contenders`.
       case: its argument.
-      options: the arguments of each timed call. Contenders that differ in nothing else share a process.
       environment: variables of its process.
+      around: a context in which each call is timed. Contenders that differ in nothing else share a process.
       base: the label of the contender that its times and alphas are compared with.
     """
 
     name: str
     case: Case
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    around: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     base: str = ""
 
     @property
     def process(self) -> str:
         return json.dumps([self.name, self.case, dict(self.environment)])
-
-    @property
-    def compiles(self) -> bool:
-        """Whether its first call compiles."""
-        return self.name not in ("PyTorch", "WeightWatcher")
 
 
 class Worker:
@@ -66,39 +82,13 @@ class Worker:
             env=environment,
         )
 
-    def wait_until_ready(self, limit: float) -> None:
-        self._reply(limit)
-
-    def first(self, limit: float) -> float:
-        """Seconds of the first call, which compiles."""
-        return self._ask(limit, do="first")["seconds"]
-
-    def run(self, limit: float, **options: Any) -> float:
-        """Seconds of one call."""
-        return self._ask(limit, do="run", options=options)["seconds"]
-
-    def end(self, limit: float = 60) -> Result:
-        """Peak memory in bytes, and alphas where there are any; the process ends."""
-        return self._ask(limit, do="end")
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
-
-    def _ask(self, limit: float, **request: Any) -> Result:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+    def ask(self, request: str, limit: float) -> Result:
+        """The answer to `ready`, `first`, `run` or `end`, as `benchmarks.worker` has it, within so many seconds."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # where the process has died; its error is read below
+            self._process.stdin.write(f"{request}\n".encode())
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the process has died; its error is read below
-        return self._reply(limit)
-
-    def _reply(self, limit: float) -> Result:
-        assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], max(limit, 0))
-        if not ready:
+        if not select.select([self._process.stdout], [], [], max(limit, 0))[0]:
             raise ContenderFailed(f"took longer than {limit:.0f} s")
         line = self._process.stdout.readline()
         if not line:
@@ -107,6 +97,14 @@ class Worker:
         if "error" in reply:
             raise ContenderFailed(reply["error"])
         return reply
+
+    def close(self) -> None:
+        """Ends the process; may be called again."""
+        self._process.kill()
+        self._process.wait()
+        for file in filter(None, (self._process.stdin, self._process.stdout, self._errors)):
+            with contextlib.suppress(BrokenPipeError):
+                file.close()
 
 
 def failure(code: int, errors: IO[bytes]) -> ContenderFailed:
@@ -121,6 +119,9 @@ _LEFT_OUT = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 # Seconds before each turn: threads of OpenBLAS and OpenMP in the process before it still spin for a while.
 _REST = 0.1
+
+# Contenders whose first call compiles nothing.
+_NOT_COMPILED = ("PyTorch", "WeightWatcher")
 
 
 def turns(labels: Iterable[str], rounds: int) -> Iterator[str]:
@@ -149,64 +150,51 @@ def measure(
       rounds; the disagreement is the largest relative difference between their alphas of a layer. Both are None where one
       of the two failed or has no base or no alphas.
     """
-    workers = _Workers(contenders.values(), deadline)
+    workers = {process: Worker(each) for process, each in {each.process: each for each in contenders.values()}.items()}
+    errors: dict[str, str] = {}
     seconds: dict[str, list[float]] = {label: [] for label in contenders}
     spent = dict.fromkeys(contenders, 0.0)
 
-    def limit() -> float:
-        return min(max(6 * seconds_each, 60), max(deadline.left(), 1))
+    def ask(process: str, request: str, least: float = 1.0) -> Result:
+        """The answer, or nothing from a process that has failed."""
+        if process not in errors:
+            try:
+                return workers[process].ask(request, max(least, min(max(6 * seconds_each, 60), deadline.left())))
+            except ContenderFailed as error:
+                errors[process] = str(error) if deadline.left() > 0 else "the time was up"
+                workers[process].close()
+        return {}
 
     try:
-        workers.ask_all(lambda worker: worker.wait_until_ready(max(60, limit())))
-        first = workers.ask_all(lambda worker: worker.first(limit()))
+        for process in workers:
+            ask(process, "ready", least=60)
+        first = {process: ask(process, "first").get("seconds", math.nan) for process in workers}
         for label in turns(contenders, rounds):
             contender, own = contenders[label], seconds[label]
-            if contender.process in workers.errors:
+            if contender.process in errors:
                 continue
-            if not contender.compiles and first[contender.process] > seconds_each:
+            if contender.name in _NOT_COMPILED and first[contender.process] > seconds_each:
                 own[:] = [first[contender.process]]
             elif not own or (spent[label] < seconds_each and deadline.left() > spent[label] / len(own)):
                 time.sleep(_REST)
                 start = time.monotonic()
-                run: Callable[[Worker], float] = lambda worker: worker.run(limit(), **contender.options)  # noqa: B023
-                own.append(workers.ask(contender.process, run))
+                with contender.around():
+                    own += ask(contender.process, "run").values()
                 spent[label] += time.monotonic() - start
-        ends = workers.ask_all(Worker.end)
+        ends = {process: ask(process, "end", least=60) for process in workers}
     finally:
-        workers.close()
+        for worker in workers.values():
+            worker.close()
 
     results: dict[str, Result] = {}
     for label, process in ((label, contender.process) for label, contender in contenders.items()):
-        if process in workers.errors:
-            results[label] = {"error": workers.errors[process]}
+        if process in errors:
+            results[label] = {"error": errors[process]}
         else:
             times = {"median": statistics.median(seconds[label]), "seconds": seconds[label]}
             results[label] = times | {"first_seconds": first[process], **ends[process]}
     _compare(results, {label: contender.base for label, contender in contenders.items()})
     return results
-
-
-class _Workers:
-    """The processes of contenders. One that fails is ended, and its error is kept."""
-
-    def __init__(self, contenders: Iterable[Contender], deadline: Deadline):
-        self.errors: dict[str, str] = {}
-        self._deadline = deadline
-        self._workers = {process: Worker(each) for process, each in {each.process: each for each in contenders}.items()}
-
-    def ask(self, process: str, request: Callable[[Worker], Any]) -> Any:
-        try:
-            return request(self._workers[process])
-        except ContenderFailed as error:
-            self.errors[process] = str(error) if self._deadline.left() > 0 else "the time was up"
-            self._workers.pop(process).close()
-
-    def ask_all(self, request: Callable[[Worker], Any]) -> dict[str, Any]:
-        return {process: self.ask(process, request) for process in list(self._workers)}
-
-    def close(self) -> None:
-        for worker in self._workers.values():
-            worker.close()
 
 
 def _compare(results: Mapping[str, Result], bases: Mapping[str, str]) -> None:

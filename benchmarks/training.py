@@ -1,4 +1,4 @@
-"""The contenders that train: an optimizer's update alone, and epochs of the networks in `examples/paper/vision`."""
+"""The contenders that train: an optimizer's update alone, and steps of the networks in `examples/paper/vision`."""
 
 import functools
 from typing import Any
@@ -48,9 +48,9 @@ def optimizer(case: Case) -> Prepared:
 
 
 def training(case: Case) -> Prepared:
-    """Epochs on one batch of random images; `run(update_interval=n)` refreshes before every n-th step.
+    """Steps without TempBalance on one batch of random images.
 
-    The case gives `model`, `width`, `method`, `dtype`, `batch_size` and `steps`, the number of steps in an epoch.
+    The case gives `model`, `width`, `dtype`, `batch_size` and `steps`, the number of steps that are timed at once.
     """
     random, size = np.random.default_rng(0), case["batch_size"]
     images = jax.device_put(random.standard_normal((size, 32, 32, 3), np.float32))
@@ -58,10 +58,8 @@ def training(case: Case) -> Prepared:
     options = {"width": case["width"], "dtype": jnp.dtype(case["dtype"]), "num_classes": 10, "image_shape": (32, 32, 3)}
     # One program, with keys that compile fast, takes 4 s on CPU instead of 20.
     build = nnx.jit(lambda key: create_model(case["model"], rngs=nnx.Rngs(key), **options))
-    model = build(jax.random.key(0, impl="rbg"))
-    balance = tb_optax.tempbalance(None, layers=tb_optax.trace_layers(model, images[:1]))
-    graphdef, params, statistics = nnx.split(model, nnx.Param, ...)
-    tx = _sgd() if case["method"] == "cal" else optax.chain(_sgd(), balance)
+    graphdef, params, statistics = nnx.split(build(jax.random.key(0, impl="rbg")), nnx.Param, ...)
+    tx = _sgd()
 
     @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
     def step(params: Any, statistics: Any, opt_state: Any, images: Any, labels: Any) -> tuple[Any, Any, Any]:
@@ -75,15 +73,10 @@ def training(case: Case) -> Prepared:
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), new_statistics, opt_state
 
-    opt_state = tx.init(params)
-    if case["method"] == "tb":
-        opt_state = balance.refresh(opt_state, params)  # compiles it
-    held = [params, statistics, opt_state]
+    held = [params, statistics, tx.init(params)]
 
-    def run(update_interval: int = NEVER) -> None:
-        for number in range(1, case["steps"] + 1):
-            if number % update_interval == 0:
-                held[2] = balance.refresh(held[2], held[0])
+    def run() -> None:
+        for _ in range(case["steps"]):
             held[:] = step(*held, images, labels)
         jax.block_until_ready(held)
 

@@ -1,7 +1,7 @@
 """Runs one contender in a process of its own and answers lines of JSON: `python -m benchmarks.worker CONTENDER CASE`.
 
-The process writes a line when the case is loaded. Then it answers `first` (the first call, which compiles), `run` (one more
-call) and `end` (peak memory and alphas). Whatever a contender prints goes to standard error.
+When the case is loaded, the process answers `ready`, `first` (the first call, which compiles), `run` (one more call) and
+`end` (peak memory and alphas). Whatever a contender prints goes to standard error.
 """
 
 import contextlib
@@ -32,28 +32,26 @@ def main() -> None:
 
 def _serve(contender: str, case: Case) -> None:
     prepared = load(contender, case)
-    _reply(ready=True)
     memory, result, calls = PeakMemory(), None, 0
-    for line in sys.stdin:
-        request = json.loads(line)
-        options = request.get("options", {})
-        if request["do"] == "end":
-            alphas = prepared.alphas(result) if prepared.alphas else None
-            _reply(peak_memory=memory.rise(), alphas=alphas)
-            return
-        result, seconds = _timed(prepared, options, calls or 1)
-        if request["do"] == "run" and not calls:
+    for request in map(str.strip, sys.stdin):
+        if request == "ready":
+            _reply()
+            continue
+        if request == "end":
+            return _reply(peak_memory=memory.rise(), alphas=prepared.alphas(result) if prepared.alphas else None)
+        result, seconds = _timed(prepared, calls or 1)
+        if request == "run" and not calls:
             calls = min(math.ceil(_LEAST_SECONDS / seconds), _MOST_CALLS)
             if calls > 1:
-                result, seconds = _timed(prepared, options, calls)
+                result, seconds = _timed(prepared, calls)
         _reply(seconds=seconds)
 
 
-def _timed(prepared: Prepared, options: dict[str, Any], calls: int) -> tuple[Any, float]:
+def _timed(prepared: Prepared, calls: int) -> tuple[Any, float]:
     result = None
     start = time.perf_counter()
     for _ in range(calls):
-        result = prepared.run(**options)
+        result = prepared.run()
     return result, (time.perf_counter() - start) / calls
 
 

@@ -15,9 +15,8 @@ import tb_optax
 from benchmarks import busy, checkpoint, choice, devices, figure23, published, refresh, report, steps
 from benchmarks.contenders import load
 from benchmarks.networks import create
-from benchmarks.part import Deadline
 from benchmarks.tables import table
-from benchmarks.timing import Contender, ContenderFailed, Worker, measure, turns
+from benchmarks.timing import Contender, ContenderFailed, Deadline, Worker, measure, turns
 from tb_optax._report.measuring import Measuring
 from tb_optax._report.source import of_tree
 
@@ -25,12 +24,22 @@ FITS = ("median", "goodness_of_fit", "fix_finger")
 NETWORKS = ("tiny", "resnet18-64", "resnet50-64", "vgg16-64", "gpt2")
 
 
+@pytest.fixture
+def weightless(monkeypatch):
+    """Weights of one number in every place, which take no memory."""
+    from benchmarks.networks import _Weights  # pyright: ignore[reportPrivateUsage]
+
+    ones = lambda *shape: np.broadcast_to(np.float32(1), shape)
+    kernel = lambda self, *shape, bias=False: {"kernel": ones(*shape)} | ({"bias": ones(shape[-1])} if bias else {})
+    monkeypatch.setattr(_Weights, "kernel", kernel)
+
+
 def count(params):
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_contender_gets_the_layers_that_the_library_balances(name):
+def test_every_contender_gets_the_layers_that_the_library_balances(name, weightless):
     network = create(name)
     found = tb_optax.find_layers(network.params, exclude=network.exclude)
     assert {layer.name for layer in found} == set(network.weights())
@@ -46,7 +55,7 @@ def test_a_scanned_network_is_one_layer_for_each_of_its_slices():
 
 
 @pytest.mark.parametrize(("name", "millions"), [("resnet18", 11.17), ("resnet50", 23.52), ("vgg16", 14.73), ("gpt2", 124.4)])
-def test_networks_have_their_published_sizes(name, millions):
+def test_networks_have_their_published_sizes(name, millions, weightless):
     assert count(create(name).params) == pytest.approx(1e6 * millions, rel=1e-3)
 
 
@@ -60,15 +69,6 @@ EIGENPROBLEMS = {
     "resnet18-1024": (19, {128: 46, 256: 37, 512: 37, 1024: 27}),
     "resnet18-2048": (19, {256: 46, 512: 37, 1024: 37, 2048: 27}),
 }
-
-
-@pytest.fixture
-def weightless(monkeypatch):
-    """Kernels of one number in every place, which take no memory."""
-    from benchmarks.networks import _Weights  # pyright: ignore[reportPrivateUsage]
-
-    kernel = lambda self, *shape, bias=False: {"kernel": np.broadcast_to(np.float32(1), shape)}
-    monkeypatch.setattr(_Weights, "kernel", kernel)
 
 
 def test_figure_23_has_the_depths_and_widths_of_the_paper():
@@ -181,7 +181,7 @@ def test_a_contender_that_fails_or_hangs_costs_the_others_nothing():
     assert results["good"]["ratio"] is None
     worker = Worker(contenders["good"])
     with pytest.raises(ContenderFailed, match="longer than 0 s"):
-        worker.wait_until_ready(0.01)
+        worker.ask("ready", 0.01)
     worker.close()
 
 
@@ -216,23 +216,11 @@ def test_a_directory_without_results_says_so(tmp_path):
 
 
 @pytest.mark.slow
-def test_training_is_timed_with_refreshes_at_every_interval(tmp_path):
-    settings = steps.Settings(
-        network="tiny",
-        width=0.125,
-        batch_size=8,
-        steps=2,
-        intervals=(50, 2, 1),
-        update_rounds=2,
-        update_processes=1,
-        rounds=2,
-        out=tmp_path,
-    )
-    training = steps.run(settings)["training"]
-    assert set(training["epochs"]) == {"without tempbalance", "no refresh", "2", "1"}
-    assert not training["shares"]["50"]["trained"]
-    assert training["shares"]["2"]["trained"]
-    assert "## Training" in report.report(tmp_path)
+def test_updates_are_timed_in_several_processes(tmp_path):
+    cases = steps.run(steps.Settings(network="tiny", rounds=2, processes=2, out=tmp_path))
+    for count in ("1", "20"):
+        assert cases["update_ratios"][count] == pytest.approx(np.mean(cases["update_ratios_by_process"][count]))
+    assert "## Updates" in report.report(tmp_path)
 
 
 @pytest.mark.slow
@@ -267,6 +255,11 @@ def test_a_refresh_without_an_epoch_has_no_share():
     assert figure23.share({"refresh": {"median": 1.0}}) is None
     assert figure23.share({"refresh": {"error": "took too long"}, "epoch": {"median": 50.0}}) is None
     assert figure23.share({"refresh": {"median": 1.0}, "epoch": {"median": 50.0}}) == 0.02
+
+
+def test_the_share_of_training_in_refreshes_is_that_of_so_many_updates():
+    case = {"refresh": {"median": 1.0}, "epoch": {"median": 50_000 / 128}}  # a second a step
+    assert figure23.share(case, 3) == pytest.approx(1 / 4)
 
 
 @pytest.mark.slow
