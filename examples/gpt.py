@@ -1,8 +1,7 @@
 """A language model on one page, to read and copy: a decoder on any text, AdamW and TempBalance.
 
-`python -m examples.gpt` takes three minutes on two CPU cores. It trains on text that comes with Python: the 370 kB of
-pydoc's help topics. `--text FILE` takes any other file, because tokens are bytes. `--method adamw` trains without
-TempBalance.
+`python -m examples.gpt` takes three minutes on two CPU cores. It trains on text that comes with Python, 370 kB of pydoc's
+help topics. `--text FILE` takes any other file: tokens are bytes. `--method adamw` trains without TempBalance.
 
 The decoder has RMSNorm in front of each branch, rotary positions, a gated MLP and no biases. Its blocks are scanned: each
 kernel is a stack, and TempBalance gives each slice a learning rate of its own. All devices of this machine share each

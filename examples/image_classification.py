@@ -5,8 +5,7 @@
     python -m examples.image_classification --folder photos --image-size 64
 
 It trains on all devices of this machine, saves a checkpoint after every epoch, and plots each layer's alpha and scale.
-`--resume` continues after an interruption. On a Linux CPU, GLIBC_TUNABLES=glibc.malloc.hugetlb=1 makes steps a quarter
-shorter.
+`--resume` continues after an interruption. On a Linux CPU, GLIBC_TUNABLES=glibc.malloc.hugetlb=1 saves a quarter of a step.
 """
 
 import dataclasses
