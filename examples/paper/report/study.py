@@ -10,6 +10,7 @@ import pandas as pd
 import rich.console
 import tyro
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from examples.paper.domain import Domain
 from examples.paper.errors import UserError, telling_errors
@@ -174,6 +175,7 @@ def _parts(
         yield "Intervals and p without correction."
         yield _comparison_table(others)
     yield f"![Differences of the {measure} with 95% intervals, by cell](comparisons.png)"
+    yield "Blue: found after correction. Orange: primary and not found. Gray: secondary."
     yield "## Results"
     yield f"The {measure}: mean ± sample standard deviation over the seeds, at the chosen learning rate."
     of_each = results.groupby(["cell", "method"], observed=True)
@@ -211,11 +213,17 @@ def _comparison_table(table: pd.DataFrame) -> str:
 
 
 def draw_comparisons(table: pd.DataFrame, measure: str, path: Path) -> None:
-    """One panel a cell: each difference with its 95% interval; filled where it is found after correction."""
+    """One panel a cell: each difference with its 95% interval.
+
+    Blue: found after correction. Orange: a primary comparison that is not found. Gray: secondary.
+    """
     cells = list(dict.fromkeys(table["cell"]))
     count = int(table.groupby("cell", observed=True).size().max())
-    figure = Figure(figsize=(5.0 * len(cells), 1.2 + 0.3 * count), layout="constrained")
-    for axes, cell in zip(np.atleast_1d(figure.subplots(1, len(cells), sharex=True, squeeze=True)), cells, strict=True):
+    columns = min(2, len(cells))
+    lines = -(-len(cells) // columns)
+    figure = Figure(figsize=(5.2 * columns, lines * (1.0 + 0.25 * count)), layout="constrained")
+    panels = figure.subplots(lines, columns, sharex=True, squeeze=False).ravel()
+    for axes, cell in zip(panels, cells, strict=False):
         of_cell = table[table["cell"] == cell].iloc[::-1]
         places = np.arange(len(of_cell))
         corrected = of_cell.get("corrected p", pd.Series(np.nan, of_cell.index)).to_numpy(float)
@@ -225,6 +233,8 @@ def draw_comparisons(table: pd.DataFrame, measure: str, path: Path) -> None:
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_yticks(places, [f"{first} - {second}" for first, second in of_cell[["first", "second"]].to_numpy()])
         axes.set_title(cell, fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    for axes in panels[-columns:]:
         axes.set_xlabel(f"difference of the {measure}")
     figure.savefig(path, dpi=120)
 
