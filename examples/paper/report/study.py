@@ -164,7 +164,7 @@ def _parts(
     measure = _MEASURES[domain.name]
     yield f"# Study: {domain.name}"
     yield (
-        "The plan is in [docs/study.md](../../../../../docs/study.md). This file is written by `python -m examples.paper "
+        "The plan is in `docs/study.md`. This file is written by `python -m examples.paper "
         f"{domain.name} study`, from {len(runs)} runs, {runs['seconds'].sum() / 3600:.1f} h of training on one core each."
     )
     yield "## Primary comparisons"
