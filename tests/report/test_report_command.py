@@ -263,7 +263,11 @@ def test_control_c_ends_the_command_at_once_and_leaves_the_json(tmp_path):
     save_file({f"layer{number}.weight": kernel for number in range(40)}, tmp_path / "model.safetensors")
     arguments = ["report", str(tmp_path), "--json", str(tmp_path / "report.json")]
     process = subprocess.Popen(
-        [sys.executable, "-c", _TELLS_WHAT_IT_READS, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", _TELLS_WHAT_IT_READS, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     assert process.stderr is not None
     for _ in range(10):
