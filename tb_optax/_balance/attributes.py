@@ -1,7 +1,7 @@
 """Attributes by which metrics and fits declare what they need."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -42,21 +42,21 @@ def declares(function: Any, attribute: str, *, default: bool) -> bool:
 
 def innermost(function: Any) -> Any:
     """The function inside `functools.partial` and `jax.jit`."""
-    while isinstance(function, (functools.partial, _JITTED)):
-        function = function.func if isinstance(function, functools.partial) else getattr(function, "__wrapped__", None)
-    return function
+    return list(_unwrapped(function))[-1]
 
 
 def keyword(function: Any, name: str, default: Any) -> Any:
     """The value that `functools.partial` gives a keyword of a function, also inside `jax.jit`."""
+    partials = (part for part in _unwrapped(function) if isinstance(part, functools.partial))
+    return next((part.keywords[name] for part in partials if name in part.keywords), default)
+
+
+def _unwrapped(function: Any) -> Iterator[Any]:
+    """The function, then what each `functools.partial` and `jax.jit` around another one holds."""
+    yield function
     while isinstance(function, (functools.partial, _JITTED)):
-        if isinstance(function, functools.partial):
-            if name in function.keywords:
-                return function.keywords[name]
-            function = function.func
-        else:
-            function = getattr(function, "__wrapped__", None)
-    return default
+        function = function.func if isinstance(function, functools.partial) else getattr(function, "__wrapped__", None)
+        yield function
 
 
 def any_part(function: Any, holds: Callable[[Any], bool]) -> bool:

@@ -1,9 +1,9 @@
 """The command that reports on the study in docs/study.md: chosen learning rates, results, and corrected comparisons."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -16,20 +16,55 @@ from examples.paper.domain import Domain
 from examples.paper.errors import UserError, telling_errors
 from examples.paper.grids import load_grid
 from examples.paper.report.statistics import LEVEL, detectable_difference, paired
+from examples.paper.report.tables import markdown, p_value
 from examples.paper.results import Row, read_results, setting_key
 from examples.paper.settings import RunSettings
 
 SELECTION_SEEDS = (1, 2)
 """The seeds whose validation loss chooses the learning rate, in language."""
-_LANGUAGE_PRIMARY = (("mean", "AdamW"), ("shape", "mean"), ("LLR (1, 3)", "shape"))
-_METHODS = ("AdamW", "mean", "shape", "LLR (1, 3)", "reversed", "LLR (1, 5)", "TB (0.5, 1.5)", "shape (1, 5)")
-_LANGUAGE_SECONDARY = (
-    *((method, "AdamW") for method in _METHODS[2:]),
-    ("LLR (1, 3)", "mean"),
-    ("LLR (1, 3)", "reversed"),
-    ("LLR (1, 5)", "LLR (1, 3)"),
-)
-_VISION_PRIMARY = tuple((method, "CAL") for method in ("TB", "relative to noise", "shape", "mean", "placebo"))
+
+Pairs: TypeAlias = tuple[tuple[str, str], ...]
+"""Methods that are compared: the second is subtracted from the first."""
+
+
+class Part(NamedTuple):
+    """The study's part on a task."""
+
+    methods: tuple[str, ...]
+    """In the order of the tables."""
+    primary: Pairs
+    secondary: Pairs
+    measure: str
+    """What methods are compared by, in words."""
+    result: Callable[[Row], float] | None = None
+    """The measure of a run; None for the task's own."""
+    validation: Callable[[Row], float] | None = None
+    """The loss that chooses among learning rates; None where each method has one rate."""
+
+
+_LANGUAGE = ("AdamW", "mean", "shape", "LLR (1, 3)", "reversed", "LLR (1, 5)", "TB (0.5, 1.5)", "shape (1, 5)")
+_VISION = ("CAL", "TB", "relative to noise", "shape", "mean", "placebo")
+PARTS: Mapping[str, Part] = {
+    "language": Part(
+        _LANGUAGE,
+        primary=(("mean", "AdamW"), ("shape", "mean"), ("LLR (1, 3)", "shape")),
+        secondary=(
+            *((method, "AdamW") for method in _LANGUAGE[2:]),
+            ("LLR (1, 3)", "mean"),
+            ("LLR (1, 3)", "reversed"),
+            ("LLR (1, 5)", "LLR (1, 3)"),
+        ),
+        measure="test loss in nats",
+        result=lambda row: row["test_loss"],
+        validation=lambda row: min(row["history"]["valid_loss"]),
+    ),
+    "vision": Part(
+        _VISION,
+        primary=tuple((method, "CAL") for method in _VISION[1:]),
+        secondary=(),
+        measure="test accuracy in %",
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +83,7 @@ def study_command(domain: Domain, arguments: Sequence[str], program: str) -> Non
     folder = domain.folder / "results" / "study"
     out = command.out or folder
     with telling_errors(out):
-        if domain.name not in _COMPARISONS:
+        if domain.name not in PARTS:
             raise UserError(f"The study has no part on {domain.name}; give vision or language.")
         rows = read_results(domain, command.results or (folder,))
         out.mkdir(parents=True, exist_ok=True)
@@ -60,8 +95,8 @@ def study_runs(domain: Domain, rows: Sequence[Row]) -> pd.DataFrame:
     """One line a run: cell, method, learning rate, seed, validation loss (language alone), result, seconds."""
     grids = [load_grid(domain, str(path)) for path in sorted((domain.folder / "grids" / "study").glob("*.toml"))]
     cells = {setting_key(settings): grid.title.removeprefix("Study: ") for grid in grids for settings in grid.settings}
-    order = list(dict.fromkeys(cells.values()))
-    lines = []
+    part, lines = PARTS[domain.name], []
+    result = part.result or domain.measure.of
     for row in rows:
         settings = domain.settings.of(row["settings"])
         if setting_key(settings) in cells:
@@ -71,17 +106,16 @@ def study_runs(domain: Domain, rows: Sequence[Row]) -> pd.DataFrame:
                     "method": method_label(settings),
                     "learning rate": row["settings"].get("learning_rate"),
                     "seed": settings.seed,
-                    "validation": min(row["history"]["valid_loss"]) if domain.name == "language" else np.nan,
-                    "result": row["test_loss"] if domain.name == "language" else domain.measure.of(row),
+                    "validation": np.nan if part.validation is None else part.validation(row),
+                    "result": result(row),
                     "seconds": row["seconds"],
                 }
             )
     runs = pd.DataFrame(lines)
     if runs.empty:
         raise UserError("None of these results is of the study; give those of its grids.")
-    runs["cell"] = pd.Categorical(runs["cell"], [cell for cell in order if cell in set(runs["cell"])], ordered=True)
-    known = [method for method in (*_METHODS, "CAL", "TB", "relative to noise", "placebo") if method in set(runs["method"])]
-    runs["method"] = pd.Categorical(runs["method"], known, ordered=True)
+    runs["cell"] = pd.Categorical(runs["cell"], list(dict.fromkeys(cells.values())), ordered=True)
+    runs["method"] = pd.Categorical(runs["method"], part.methods, ordered=True)
     return runs
 
 
@@ -121,20 +155,19 @@ def compare(results: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, higher_i
     """Paired t tests by seed in every cell that has both methods; with Holm's correction for the number of tests."""
     lines = []
     for cell, of_cell in results.groupby("cell", observed=True):
-        values: dict[Any, dict[Any, float]] = {
-            method: of.set_index("seed")["result"].to_dict() for method, of in of_cell.groupby("method", observed=True)
-        }
+        values = of_cell.set_index(["method", "seed"])["result"].unstack("method")
         for first, second in pairs:
-            found = paired(values.get(first, {}), values.get(second, {}), higher_is_better)
+            if first not in values or second not in values:
+                continue
+            found = paired(values[first].dropna(), values[second].dropna(), higher_is_better)
             if found is not None:
                 lines.append({"cell": cell, "first": first, "second": second, **found._asdict()})
     table = pd.DataFrame(lines)
     if holm and not table.empty:
         table["corrected p"] = holm_corrected(table["p"].to_numpy())
-        deviations = table["detectable"] / [detectable_difference(1.0, seeds) for seeds in table["seeds"]]
-        table["detectable"] = [
-            detectable_difference(deviation, seeds, LEVEL / len(table))
-            for deviation, seeds in zip(deviations, table["seeds"], strict=True)
+        strictest = LEVEL / len(table)
+        table["detectable"] *= [
+            detectable_difference(1.0, seeds, strictest) / detectable_difference(1.0, seeds) for seeds in table["seeds"]
         ]
     return table
 
@@ -149,11 +182,10 @@ def holm_corrected(p: np.ndarray) -> np.ndarray:
 def write_report(domain: Domain, runs: pd.DataFrame, out: Path) -> None:
     """Writes README.md and comparisons.png."""
     results = results_at_chosen_rates(runs)
-    primary, secondary = _COMPARISONS[domain.name]
-    better = domain.measure.higher_is_better
-    tested = compare(results, primary, higher_is_better=better, holm=True)
-    others = compare(results, secondary, higher_is_better=better, holm=False)
-    draw_comparisons(pd.concat([tested, others]), _MEASURES[domain.name], out / "comparisons.png")
+    part, better = PARTS[domain.name], domain.measure.higher_is_better
+    tested = compare(results, part.primary, higher_is_better=better, holm=True)
+    others = compare(results, part.secondary, higher_is_better=better, holm=False)
+    draw_comparisons(pd.concat([tested, others]), part.measure, out / "comparisons.png")
     parts = list(_parts(domain, runs, results, tested, others))
     (out / "README.md").write_text("\n\n".join(parts) + "\n")
 
@@ -161,7 +193,8 @@ def write_report(domain: Domain, runs: pd.DataFrame, out: Path) -> None:
 def _parts(
     domain: Domain, runs: pd.DataFrame, results: pd.DataFrame, tested: pd.DataFrame, others: pd.DataFrame
 ) -> Iterator[str]:
-    measure = _MEASURES[domain.name]
+    part = PARTS[domain.name]
+    measure = part.measure
     yield f"# Study: {domain.name}"
     yield (
         "The plan is in `docs/study.md`. This file is written by `python -m examples.paper "
@@ -183,15 +216,15 @@ def _parts(
         rate=("learning rate", "first"), seeds=("seed", "count"), mean=("result", "mean"), sd=("result", "std")
     )
     table[measure] = [f"{mean:.4f} ± {sd:.4f}" for mean, sd in zip(table.pop("mean"), table.pop("sd"), strict=True)]
-    yield table.reset_index().rename(columns={"rate": "learning rate"}).to_markdown(index=False, disable_numparse=True)
-    if domain.name == "language":
+    yield markdown(table.reset_index().rename(columns={"rate": "learning rate"}))
+    if part.validation is not None:
         yield "## Learning rates"
         yield "Mean validation loss of the seeds 1 and 2; the chosen rate in bold."
         rates = chosen_rates(runs)
         told = [f"**{value:.4f}**" if best else f"{value:.4f}" for value, best in rates[["validation", "chosen"]].to_numpy()]
         rates["told"] = [f"{rate:g}: {text}" for rate, text in zip(rates["learning rate"], told, strict=True)]
         joined = rates.groupby(["cell", "method"], observed=True)["told"].agg(", ".join)
-        yield joined.reset_index(name="learning rate: validation loss").to_markdown(index=False, disable_numparse=True)
+        yield markdown(joined.reset_index(name="learning rate: validation loss"))
 
 
 def _comparison_table(table: pd.DataFrame) -> str:
@@ -207,9 +240,9 @@ def _comparison_table(table: pd.DataFrame) -> str:
     )
     for name in ("p", "corrected p"):
         if name in table:
-            shown[name] = ["< 0.001" if p < 0.001 else f"{p:.3f}" for p in table[name]]
+            shown[name] = table[name].map(p_value)
     shown["detectable"] = table["detectable"].map("{:.4f}".format)
-    return shown.to_markdown(index=False, disable_numparse=True)
+    return markdown(shown)
 
 
 def draw_comparisons(table: pd.DataFrame, measure: str, path: Path) -> None:
@@ -237,10 +270,3 @@ def draw_comparisons(table: pd.DataFrame, measure: str, path: Path) -> None:
     for axes in panels[-columns:]:
         axes.set_xlabel(f"difference of the {measure}")
     figure.savefig(path, dpi=120)
-
-
-_COMPARISONS: Mapping[str, tuple[Any, Any]] = {
-    "language": (_LANGUAGE_PRIMARY, _LANGUAGE_SECONDARY),
-    "vision": (_VISION_PRIMARY, ()),
-}
-_MEASURES: Mapping[str, str] = {"language": "test loss in nats", "vision": "test accuracy in %"}

@@ -33,7 +33,7 @@ def result_table(section: Section) -> Iterator[str]:
     pairs = zip(results, entries.published, strict=True)
     minus = [", ".join(_minus_published(of, figure) for figure in figures) or _DASH for of, figures in pairs]
     table["ours - published"] = minus
-    yield _markdown(table)
+    yield markdown(table)
     if chosen_by is not None and not entries.compared.all():
         yield (
             f"The {column_title(domain, chosen_by)} is the least of a run, the mean over its seeds. In bold: of each "
@@ -64,10 +64,10 @@ def comparison_table(section: Section) -> Iterator[str]:
     apart = [f"{name} is {verdict}" for name, verdict in zip(names, found.verdict, strict=True)]
     words = found.verdict.where(found.verdict == "not told apart", apart)
     told = _formatted(found, {"difference": "{:+.2f}", "low": "{:+.2f}", "high": "{:+.2f}", "detectable": "{:.2f}"})
-    told["p"], told["95% interval"] = found.p.map(_p), told.low + " to " + told.high
+    told["p"], told["95% interval"] = found.p.map(p_value), told.low + " to " + told.high
     told = told[["difference", "95% interval", "p", "detectable"]].where(tested, _DASH)
     named = found[["task"]].assign(compared=found.label + " against " + found.against, seeds=found.seeds)
-    yield _markdown(named.join(told).assign(**{"": words.where(tested, "needs 2 seeds that both have")}))
+    yield markdown(named.join(told).assign(**{"": words.where(tested, "needs 2 seeds that both have")}))
 
 
 def spread_table(section: Section) -> Iterator[str]:
@@ -83,7 +83,7 @@ def spread_table(section: Section) -> Iterator[str]:
     )
     told = _formatted(found, dict.fromkeys(("largest - smallest", "deviation"), "{:.3f}"))
     minus = {name: found[name].map(_difference) for name in ("minus", "in larger layers")}
-    yield _markdown(told.assign(**minus).rename(columns={"minus": f"minus {base}'s"}))
+    yield markdown(told.assign(**minus).rename(columns={"minus": f"minus {base}'s"}))
 
 
 def agreement_table(section: Section) -> Iterator[str]:
@@ -97,7 +97,7 @@ def agreement_table(section: Section) -> Iterator[str]:
     )
     forms = {"mean difference": "{:+.3f}", "mean size": "{:.3f}", "largest": "{:+.2f}"}
     told = _formatted(found, forms | dict.fromkeys(("ours", "published"), "{:.2f}"))
-    yield _markdown(told.assign(largest=told.largest + " (" + told["of"] + ")").drop(columns="of"))
+    yield markdown(told.assign(largest=told.largest + " (" + told["of"] + ")").drop(columns="of"))
 
 
 def plural(count: int, what: str) -> str:
@@ -109,7 +109,7 @@ def _minus_published(results: pd.Series, figure: Published) -> str:
     if results.empty:
         return _DASH
     p = p_of_equal_means(results.to_numpy(), figure.mean, figure.deviation, figure.seeds)
-    return f"{results.mean() - figure.mean:+.2f}" + ("" if p is None else f" (p {_p(p)})")
+    return f"{results.mean() - figure.mean:+.2f}" + ("" if p is None else f" (p {p_value(p)})")
 
 
 def _spread(mean: float, deviation: float | None) -> str:
@@ -120,7 +120,8 @@ def _difference(each: Paired | None) -> str:
     return _DASH if each is None else f"{each.difference:+.3f} ({each.low:+.3f} to {each.high:+.3f})"
 
 
-def _p(p: float) -> str:
+def p_value(p: float) -> str:
+    """Three digits, or that it is below them."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -128,5 +129,6 @@ def _formatted(table: pd.DataFrame, forms: Mapping[str, str]) -> pd.DataFrame:
     return table.assign(**{name: table[name].map(form.format) for name, form in forms.items()})
 
 
-def _markdown(table: pd.DataFrame) -> str:
+def markdown(table: pd.DataFrame) -> str:
+    """A table whose cells are written as they are."""
     return table.to_markdown(index=False, disable_numparse=True)
