@@ -12,6 +12,7 @@ from examples.paper.grids import load_grid
 from examples.paper.language.domain import LANGUAGE
 from examples.paper.report.statistics import paired
 from examples.paper.report.study import (
+    PARTS,
     chosen_rates,
     compare,
     holm_corrected,
@@ -19,6 +20,7 @@ from examples.paper.report.study import (
     results_at_chosen_rates,
     study_runs,
 )
+from examples.paper.vision.domain import VISION
 
 GRID = LANGUAGE.folder / "grids" / "study" / "gpt_300.toml"
 BEST = {"AdamW": 0.003, "mean": 0.002, "shape": 0.00133, "LLR (1, 3)": 0.002}
@@ -89,3 +91,30 @@ def test_the_command_writes_tables_and_a_figure(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["detection", "study", str(results)])
     assert "no part on detection" in capsys.readouterr().out
+
+
+def test_on_images_digits_are_corrected_for_five_comparisons_and_the_other_cell_is_secondary(tmp_path):
+    random = np.random.default_rng(0)
+    results = tmp_path / "study.jsonl"
+    with results.open("w") as file:
+        for path in sorted((VISION.folder / "grids" / "study").glob("*.toml")):
+            grid = load_grid(VISION, str(path))
+            for settings in grid.settings:
+                for seed in grid.seeds:
+                    accuracy = 0.99 + 0.001 * random.normal() - 0.05 * (method_label(settings) == "shape")
+                    setting = json.loads(dataclasses.replace(settings, seed=seed).key())
+                    file.write(json.dumps({"settings": setting, "test_accuracy": accuracy, "seconds": 30.0}) + "\n")
+    main(["vision", "study", str(results), "--out", str(tmp_path / "report")])
+    text = (tmp_path / "report" / "README.md").read_text()
+    primary, secondary = text.split("## Primary comparisons")[1].split("## Results")[0].split("## Secondary comparisons")
+    assert "Holm's method for 5 comparisons" in primary
+    for part, cell, seeds in (
+        (primary, "ResNet-18 on handwritten digits", 8),
+        (secondary, "10,000 images of cifar10_jpeg", 4),
+    ):
+        lines = [line for line in part.splitlines() if " minus CAL" in line]
+        assert len(lines) == 5 and all(cell in line and f"| {seeds} " in line for line in lines)
+        assert {line.split("|")[2].strip().removesuffix(" minus CAL") for line in lines} == set(PARTS["vision"].methods) - {
+            "CAL"
+        }
+        assert sum("-4.9" in line or "-5.0" in line for line in lines) == 1
