@@ -12,7 +12,7 @@ import numpy as np
 from tb_optax._balance.assignments import Assignment, Bound, linear, step
 from tb_optax._balance.attributes import innermost
 from tb_optax._balance.fits import check_fit_of_solver, is_fit
-from tb_optax._balance.metrics import Metric, is_relative
+from tb_optax._balance.metrics import Metric, is_relative, relative_to_noise
 from tb_optax._checks import known_number
 from tb_optax._layers.layer import LayersOrFn, short_repr
 from tb_optax._spectra.options import Solver, check_solver
@@ -68,6 +68,11 @@ class BalanceOptions:
                 "its chance differences to the whole range from min_scale to max_scale; give tb_optax.assignments.sqrt or "
                 "sigmoid.",
                 stacklevel=6,
+            )
+        if innermost(self.metric) is relative_to_noise:
+            raise TypeError(
+                f"{self.argument_of}: metric=relative_to_noise makes a metric and is none itself; call it: "
+                "metric=tb_optax.metrics.relative_to_noise()."
             )
         if is_fit(self.metric):
             fit = getattr(self.metric, "__name__", None)

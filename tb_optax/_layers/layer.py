@@ -61,7 +61,7 @@ class Layer:
       block: the layers of a block share the mean of their metrics, and one scale (`in_blocks` finds blocks). `""` for a
         layer in no block.
       measured: whether the layer has a spectrum and a metric. At each refresh, a layer that is not measured gets the
-        greatest scale of the others, as in LLR the token embedding and the output layer.
+        greatest scale of the others, as in LLR embeddings and the output layer.
 
     Raises:
       TypeError: a name or a path is not a string, an axis is not a whole number, or a field that must be a tuple is not one.
@@ -346,8 +346,8 @@ def select_layers(
             f"{argument_of}: min_eigenvalues={min_eigenvalues!r}; give a number of at least 2, because a fit needs two."
         )
     candidates = tuple(candidates)
-    names = [layer.name for layer in candidates] + list(left_out)
-    patterns = checked_patterns(argument_of, "exclude", exclude, names)
+    names = [*(layer.name for layer in candidates), *layer_names(left_out).values()]
+    patterns = checked_patterns(argument_of, "exclude", exclude, names, paths=left_out)
     kept, reasons = [], dict(left_out)
     for layer in candidates:
         shape = kernel_shape(layer, leaves[layer.kernel].shape)
@@ -367,8 +367,10 @@ def select_layers(
     return Layers(kept, left_out, shapes_of(leaves))
 
 
-def checked_patterns(argument_of: str, argument: str, given: Any, names: Sequence[str]) -> Collection[str]:
-    """The given patterns, one or several, after a check that each matches a name."""
+def checked_patterns(
+    argument_of: str, argument: str, given: Any, names: Sequence[str], paths: Iterable[Path] = ()
+) -> Collection[str]:
+    """The given patterns, one or several, after a check that each matches a name or a path."""
     patterns = (given,) if isinstance(given, str) else given
     if not isinstance(patterns, Collection) or not all(isinstance(pattern, str) for pattern in patterns):
         raise InvalidLayersError(
@@ -376,7 +378,7 @@ def checked_patterns(argument_of: str, argument: str, given: Any, names: Sequenc
             "no pattern."
         )
     for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in (*names, *paths)):
             raise ValueError(
                 f"{argument_of}: {argument}={pattern!r} matches no layer. Patterns are shell-style and match a layer's "
                 f"whole name (`*` crosses `/`); the layers are: {', '.join(names) or 'none'}."

@@ -104,7 +104,14 @@ def trace_layers(
         # Only arrays can be traced, and an Equinox module holds functions too.
         return fn(structure.unflatten((leaves | arrays).values()), *args)
 
-    jaxpr = jax.make_jaxpr(of_arrays)(arrays, *args).jaxpr
+    try:
+        jaxpr = jax.make_jaxpr(of_arrays)(arrays, *args).jaxpr
+    except Exception as error:
+        error.add_note(
+            "This error is of the forward pass that trace_layers traced. Give trace_layers(fn, params, *data) for a "
+            "function and trace_layers(model, *data) for an NNX module; data are arrays or jax.ShapeDtypeStruct."
+        )
+        raise
     weights = [parameter(path, shapes[path]) for path in sorted(shapes)]  # as JAX flattens a dict
     return _balanced(JaxprReader(jaxpr, weights, shapes).found, arrays, exclude, min_eigenvalues, first_and_last)
 
@@ -121,10 +128,10 @@ def _function_of_params(
             )
         if not args:
             raise TypeError("trace_layers: params is missing; give trace_layers(fn, params, *data), or an NNX module.")
-        if not callable(fn):
+        if not callable(fn) or isinstance(fn, type):
             raise TypeError(
-                f"trace_layers: fn={short_repr(fn)} is not a function; give trace_layers(fn, params, *data), or an NNX "
-                "module."
+                f"trace_layers: fn={short_repr(fn)} is not a function; give trace_layers(fn, params, *data), or an instance "
+                "of an NNX module."
             )
         return fn, args[0], args[1:]
     model = nnx.clone(fn)

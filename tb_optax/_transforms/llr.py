@@ -1,10 +1,13 @@
 """LLR: TempBalance for the pre-training of language models."""
 
+import warnings
+from collections.abc import Sequence
+
 from jaxtyping import Array, Int
 
 from tb_optax._balance.assignments import Bound
 from tb_optax._balance.transformation import BalancedTransformation
-from tb_optax._layers.layer import LayersOrFn
+from tb_optax._layers.layer import Layer, LayersOrFn
 from tb_optax._spectra.options import DEFAULT_SOLVER, Exact, Lanczos
 from tb_optax._transforms.tempbalance import tempbalance
 
@@ -24,8 +27,8 @@ def llr(
     TempBalance's default in four ways:
 
     - Scales are linear in PL_Alpha_Hill from 1 to `max_scale`, so no layer has less than the base rate.
-    - All linear layers of the blocks are measured. The token embedding and the output layer are not measured and have the
-      greatest scale. Norms keep the base rate.
+    - All linear layers of the blocks are measured. Embeddings and the output layer are not measured and have the greatest
+      scale. Norms keep the base rate.
     - After a refresh, scales move to their new values in equal steps over `transition_steps` updates.
     - Scales are refreshed in the first fifth of the training only.
 
@@ -34,11 +37,12 @@ def llr(
     and 0.95, weight decay 0.1, a warm-up over a tenth of the updates and a cosine decay to a tenth of the rate.
 
     Args:
-      total_updates: updates in the whole training.
+      total_updates: updates in the whole training; in a run that `llr` joins, those that are left, because it counts from
+        there.
       layers: the layers, with the embedding and the output layer among them: `trace_layers(forward, params, x,
         first_and_last="unmeasured")`, or `functools.partial(find_layers, unmeasured=("*embed*", "lm_head"))`.
       update_interval: updates between refreshes.
-      max_scale: the scale of the layer with the greatest alpha, of the embedding and of the output layer.
+      max_scale: the scale of the layer with the greatest alpha, of embeddings and of the output layer.
       transition_steps: updates in which a scale moves to its new value.
       solver: how spectra are computed.
 
@@ -67,12 +71,27 @@ def llr(
         raise TypeError(f"llr: total_updates={total_updates!r} must be a whole number: the updates of the whole training.")
     if total_updates < 1:
         raise ValueError(f"llr: total_updates={total_updates} must be at least 1: the updates of the whole training.")
+    stop_step = (total_updates - 1) // 5
+    if isinstance(update_interval, int) and update_interval > stop_step:
+        warnings.warn(
+            f"llr: update_interval={update_interval} leaves one refresh in the first fifth of total_updates="
+            f"{total_updates}, that of the initial weights, so shapes decide the scales; give a smaller update_interval. "
+            "(total_updates counts updates, not epochs.)",
+            stacklevel=2,
+        )
+    given = [layer for layer in layers if isinstance(layer, Layer)] if isinstance(layers, Sequence) else []
+    if given and all(layer.measured for layer in given):
+        warnings.warn(
+            "llr: layers= has no layer with measured=False, so embeddings and the output layer do not get the greatest "
+            'scale; give trace_layers(..., first_and_last="unmeasured").',
+            stacklevel=2,
+        )
     return tempbalance(
         update_interval,
         min_scale=1.0,
         max_scale=max_scale,
         layers=layers,
-        stop_step=(total_updates - 1) // 5,
+        stop_step=stop_step,
         transition_steps=transition_steps,
         solver=solver,
     )

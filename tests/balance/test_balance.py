@@ -125,6 +125,12 @@ def test_a_fit_for_a_metric_is_one_clear_error(create, wrap):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, functools.partial])
+def test_relative_to_noise_without_its_call_is_one_clear_error(wrap):
+    with pytest.raises(TypeError, match=r"makes a metric .* call it: metric=tb_optax\.metrics\.relative_to_noise\(\)"):
+        tb_optax.tempbalance(1, metric=wrap(tb_optax.metrics.relative_to_noise))
+
+
 def relative(eigenvalues, noise):
     return eigenvalues[..., -1] / eigenvalues.mean(axis=-1) / noise[-1]
 

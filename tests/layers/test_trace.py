@@ -1,5 +1,7 @@
 """`trace_layers` reads layers, their order and what follows them off the forward pass."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -940,3 +942,33 @@ def test_spectra_take_traced_layers():
     spectra = tb_optax.spectra(params, layers=lambda params: trace(apply, params, TOKENS))
     for name, eigenvalues in expected.items():
         np.testing.assert_allclose(spectra[name], eigenvalues, rtol=1e-3, atol=1e-5 * eigenvalues.max())
+
+
+def test_exclude_may_name_what_is_left_out_anyway():
+    """Such as `("conv1", "head")`, which `find_layers` needs for the ends; a misspelled name still raises."""
+    params, apply, _ = linen()
+    traced = functools.partial(tb_optax.trace_layers, apply, params, TOKENS, min_eigenvalues=2)
+    layers = traced()
+    assert layers.left_out["head/kernel"] == "the last layer"
+    assert traced(exclude=("head", "tok/embedding")) == layers
+    with pytest.raises(ValueError, match=r"exclude='heat' matches no layer.*the layers are: conv.*, head"):
+        traced(exclude="heat")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda model: tb_optax.trace_layers(model, nnx.state(model, nnx.Param), IMAGES), "positional argument"),
+        (lambda model: tb_optax.trace_layers(model, (2, 8, 8, 3)), "tuple"),
+        (lambda model: tb_optax.trace_layers(lambda params, x: x @ params["w1"], SQUARES, jnp.ones((2, 5))), "shape"),
+    ],
+)
+def test_an_error_of_the_forward_pass_says_how_to_call(call, words):
+    with pytest.raises((TypeError, AttributeError), match=words) as error:
+        call(Normalized(nnx.Rngs(0)))
+    assert "trace_layers(model, *data) for an NNX module" in "".join(error.value.__notes__)
+
+
+def test_a_class_in_place_of_a_module_is_refused():
+    with pytest.raises(TypeError, match=r"is not a function; give .* an instance of an NNX module"):
+        tb_optax.trace_layers(Normalized, IMAGES)

@@ -1,6 +1,7 @@
 """LLR against NumPy: scales over several refreshes, their transitions, the last refresh, layers that are not measured."""
 
 import functools
+import warnings
 
 import chex
 import flax.serialization
@@ -239,6 +240,25 @@ def test_no_scale_changes_while_the_steps_of_a_schedule_are_no_number_of_updates
 def test_total_updates_are_checked(total):
     with pytest.raises((ValueError, TypeError), match="llr: total_updates="):
         tb_optax.llr(total, layers=layers)
+
+
+@pytest.mark.parametrize(("total", "interval", "refreshes"), [(200, 40, 1), (201, 40, 2), (10, 3, 1), (100, 19, 2)])
+def test_a_single_refresh_is_warned_of(total, interval, refreshes):
+    """Counted by the description: updates 0, interval, 2 interval, ... in the first fifth, of index below total / 5."""
+    assert len([step for step in range(0, total, interval) if step < total / 5]) == refreshes
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tb_optax.llr(total, layers=layers, update_interval=interval)
+    assert ["one refresh in the first fifth" in str(each.message) for each in caught] == [True] * (refreshes == 1)
+    assert all(each.filename == __file__ for each in caught)
+
+
+def test_layers_of_which_all_are_measured_are_warned_of():
+    for given, count in (tiny_layers(PARAMS), 1), (layers(PARAMS), 0), (layers, 0):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            tb_optax.llr(1000, layers=given)
+        assert ["no layer with measured=False" in str(each.message) for each in caught] == [True] * count
 
 
 @pytest.mark.parametrize(
