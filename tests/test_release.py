@@ -78,6 +78,7 @@ def test_importing_it_loads_nothing_but_what_it_needs(fresh):
         "tyro",
         "safetensors",
         "msgpack",
+        "scipy.special",
         "scipy.stats",
         "tensorflow",
         "sklearn",

@@ -71,7 +71,7 @@ def compute_spectra(plan: SpectrumPlan, leaves: Mapping[Path, Any]) -> list[Spec
         limit_blas_threads()
 
     def solve(kernels: Mapping[Path, Array]) -> list[Array]:
-        solve_by = lambda batch, route: _solve_batch(batch, route, plan, kernels)
+        solve_by = functools.partial(_solve_batch, plan=plan, kernels=kernels)
         values = _with_fallback(plan.batches, [solve_by(batch, batch.route) for batch in plan.batches], solve_by)
         rows = []
         for batch, own in zip(plan.batches, values, strict=True):
@@ -104,15 +104,14 @@ def _with_fallback(
         is_lost(own) if batch.fallback else jnp.zeros(len(own), bool) for batch, own in zip(batches, values, strict=True)
     ]
 
-    def solve_lost(batch: Batch, fallback: Route, own: Array, lost: Array) -> Array:
-        both = lambda: jnp.where(lost[:, None], solve_by(batch, fallback), own)
-        return jax.lax.cond(any_over_batch(jnp.any(lost)), both, lambda: own)
+    def solve_lost(batch: Batch, own: Array, lost: Array) -> Array:
+        if batch.fallback is None:
+            return own
+        again = functools.partial(solve_by, batch, batch.fallback)
+        return jax.lax.cond(any_over_batch(jnp.any(lost)), lambda: jnp.where(lost[:, None], again(), own), lambda: own)
 
     def solve_again() -> list[Array]:
-        solved = []
-        for batch, own, lost in zip(batches, values, unresolved, strict=True):
-            solved.append(own if batch.fallback is None else solve_lost(batch, batch.fallback, own, lost))
-        return solved
+        return list(map(solve_lost, batches, values, unresolved))
 
     return jax.lax.cond(any_over_batch(jnp.any(jnp.concatenate(unresolved))), solve_again, lambda: values)
 

@@ -201,7 +201,9 @@ def test_under_vmap_each_seed_has_its_own_scales():
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds)
     refresh = jax.vmap(tb.refresh)
     for call in (refresh, jax.jit(refresh)):
-        state = call(jax.vmap(tx.init)(stacked), stacked)
+        before = jax.vmap(tx.init)(stacked)
+        state = call(before, stacked)
+        chex.assert_trees_all_equal(without_balance(state), without_balance(before))
         for i, params in enumerate(seeds):
             scales = [float(scale[i]) for scale in state[1].scale.values()]
             np.testing.assert_allclose(scales, list(numpy_scales(params).values()), rtol=1e-4)
@@ -217,8 +219,9 @@ def test_on_a_mesh(mode, jitted, in_force):
     tb = tempbalance()
     tx = optax.chain(optax.adam(1e-3), tb)
     with jax.set_mesh(mesh) if in_force else contextlib.nullcontext():
-        state = tx.init(own)
-        state = (jax.jit(tb.refresh) if jitted else tb.refresh)(state, own)
+        before = tx.init(own)
+        state = (jax.jit(tb.refresh) if jitted else tb.refresh)(before, own)
+        chex.assert_trees_all_equal(without_balance(state), without_balance(before))
         _, state = jax.jit(tx.update)(own, state, own)
     np.testing.assert_allclose(list(map(float, state[1].scale.values())), list(numpy_scales(params).values()), rtol=1e-4)
 
@@ -234,7 +237,9 @@ def test_nnx_optimizer():
     params = nnx.state(model, nnx.Param)
     every_time = tempbalance(1)
     _, expected = every_time.update(params, every_time.init(params), params)
-    optimizer.opt_state = tb.refresh(optimizer.opt_state, params)
+    refreshed = tb.refresh(optimizer.opt_state, params)
+    chex.assert_trees_all_equal(without_balance(refreshed), without_balance(optimizer.opt_state))
+    optimizer.opt_state = refreshed
 
     @nnx.jit
     def step(model, optimizer):
@@ -259,8 +264,10 @@ def test_train_state_of_flax():
     net = Net()
     params = net.init(jax.random.key(0), jnp.ones((1, 12)))["params"]
     state = TrainState.create(apply_fn=net.apply, params=params, tx=optax.chain(optax.adam(1e-3), tb))
-    state = tb.refresh(state, state.params)  # A whole train state is a pytree too.
+    before = state
+    state = tb.refresh(before, before.params)  # A whole train state is a pytree too.
     assert isinstance(state, TrainState)
+    chex.assert_trees_all_equal(without_balance(state), without_balance(before))
     expected = numpy_scales(params)
     assert {name: float(scale) for name, scale in state.opt_state[1].scale.items()} == pytest.approx(expected, rel=1e-4)
     state = state.replace(opt_state=tb.refresh(state.opt_state, state.params)).apply_gradients(grads=params)
