@@ -274,7 +274,7 @@ def draw_comparisons(table: pd.DataFrame, measure: str, path: Path) -> None:
         axes.scatter(of_cell["difference"], places, c=list(colors), zorder=3)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_yticks(places, [f"{first} - {second}" for first, second in of_cell[["first", "second"]].to_numpy()])
-        axes.set_title(cell, fontsize=9)
+        axes.set_title(cell, fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(5))
     for axes in panels[-columns:]:
         axes.set_xlabel(f"difference of the {measure}")
