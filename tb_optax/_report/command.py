@@ -18,7 +18,7 @@ from tb_optax._layers.find import find_layers
 from tb_optax._layers.layer import Layers, PyTree
 from tb_optax._report import formats, outputs, table
 from tb_optax._report.changes import LayerChange, changes, shared_layers
-from tb_optax._report.comparison import in_turn, side_by_side
+from tb_optax._report.comparison import check_shared, in_turn, side_by_side
 from tb_optax._report.compilation import keep_compiled_programs
 from tb_optax._report.measuring import Measuring
 from tb_optax._report.page import page
@@ -80,11 +80,11 @@ class Settings:
     """Take spectra of square windows of this size, not of whole weights (FARMS): they do not depend on the aspect ratio."""
     sort: _SORTS | None = None
     """Sort the table by a column; by default, by name. Of several checkpoints, the last one counts. change is alpha's, from
-    the first to the last; relative_change is |ΔW| / |W| of two checkpoints."""
+    the first to the last; relative_change is |ΔW| / |W| of two checkpoints. Files are always in the order of names."""
     reverse: tyro.conf.FlagCreatePairsOff[bool] = False
     """Reverse the order."""
     filter: Annotated[str, tyro.conf.arg(metavar="PATTERN")] = "*"
-    """Show only layers with this name, or whose names match this shell-style pattern."""
+    """Show only layers with this name, or whose names match this shell-style pattern. Files always hold all layers."""
     json: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Write all numbers to this file; - writes them to standard output instead of the table."""
     csv: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
@@ -161,6 +161,8 @@ def _measure_all(settings: Settings) -> tuple[list[Report], list[LayerChange], b
     if not settings.checkpoints:
         raise ValueError("no checkpoint is given; try: tb-optax report PATH.")
     _check_outputs(settings)
+    if settings.lanczos is not None and set(settings.fit) != {"median"}:
+        raise ValueError(f"fit={settings.fit} needs exact spectra; leave out --lanczos, or give --fit median")
     if settings.compilation_cache:
         keep_compiled_programs(0.02)  # Many small programs.
     # All are opened first, so that an error in the last one is reported before anything is computed.
@@ -169,13 +171,17 @@ def _measure_all(settings: Settings) -> tuple[list[Report], list[LayerChange], b
     names = [name for measuring in measurings for name in measuring.names]
     if not any(table.matches(name, settings.filter) for name in names):
         known = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-        raise ValueError(f"filter={settings.filter!r} matches no layer; the layers are: {known}")
+        within = any(settings.filter in name for name in names)
+        wider = f" (--filter '*{settings.filter}*' matches names that contain it)" if within else ""
+        raise ValueError(f"filter={settings.filter!r} matches no layer{wider}; the layers are: {known}")
     if settings.sort in _OF_TWO and len(measurings) == 1:
         raise ValueError(f"sort={settings.sort!r} needs two checkpoints; give another one")
     if settings.sort == "relative_change" and len(measurings) > 2:
         raise ValueError(f"sort='relative_change' is of two checkpoints, and {len(measurings)} are given")
     interrupted = False
     two = len(measurings) == 2
+    if two:
+        check_shared(*measurings)
     layers = sum(len(measuring.layers) for measuring in measurings) + (len(shared_layers(*measurings)) if two else 0)
     with _progress(layers) as advance:
         done, changed = [], []

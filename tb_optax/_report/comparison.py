@@ -16,7 +16,7 @@ from tb_optax._report.changes import LayerChange, changes, shared_layers
 from tb_optax._report.measuring import Measuring, opened
 from tb_optax._report.record import LayerRecord
 from tb_optax._report.report import Report
-from tb_optax._report.source import Source, printable
+from tb_optax._report.source import CheckpointError, Source, printable
 from tb_optax._spectra.options import DEFAULT_SOLVER, Exact, Lanczos
 from tb_optax._spectra.windows import Windows
 
@@ -151,21 +151,32 @@ def compare(
     """
     sources = in_turn([opened(before), opened(after)])
     first, second = (Measuring(source, params, layers, fits, solver=solver, windows=windows) for source in sources)
-    if not shared_layers(first, second):
-        names = f"before={printable(sources[0].name)} and after={printable(sources[1].name)}"
-        raise ValueError(
-            f"compare: {names} share no layer of one name and shape; give two checkpoints of one network, or params= for "
-            "the keys below which both have their weights."
-        )
+    check_shared(first, second)
     first.run()
     second.run()
     found = [change for of_layer in changes(first, second) for change in of_layer]
     return side_by_side([first.report(), second.report()], found)
 
 
+def check_shared(first: Measuring, second: Measuring) -> None:
+    """Refuses two networks of which no layer can be compared."""
+    if not shared_layers(first, second):
+        names = f"before={printable(first.name)} and after={printable(second.name)}"
+        raise ValueError(
+            f"compare: {names} share no layer of one name and shape; give two checkpoints of one network, or params= for "
+            "the keys below which both have their weights."
+        )
+
+
 def in_turn(sources: Sequence[Source]) -> list[Source]:
-    """Adapters after a base added to the base; adapters without one as `B A`."""
+    """Adapters after a base added to the base; adapters without one as `B A`.
+
+    Raises:
+      CheckpointError: an adapter comes before its base.
+    """
     base = sources[0]
+    if is_adapter(base) and not all(map(is_adapter, sources)):
+        raise CheckpointError(base.name, "a LoRA adapter before its base", "give the base first, then the adapter")
     has_base = len(sources) > 1 and not is_adapter(base)
     return [merged(base, source) if has_base and is_adapter(source) else products(source) for source in sources]
 

@@ -13,23 +13,27 @@ _BINS = 60
 
 
 def alphas(report: "Report", ax: Any = None) -> Any:
-    """Alpha of every layer, in the report's order, by each fit."""
+    """Alpha of every layer, in the report's order, by each fit; beside it the alpha of noise of the layer's shape."""
     figure, axes = _figure(ax)
     names = [record.layer for record in report.records]
-    for fit in report.fits:
+    for number, fit in enumerate(report.fits):
         values = [float(record.fits[fit].alpha) for record in report.records]
-        axes.plot(range(len(names)), values, "o-", markersize=3.5, linewidth=1.2, label=fit)
+        axes.plot(range(len(names)), values, "o^sD"[number % 4], markersize=3.5, label=fit)
+    noise = [record.noise.alpha for record in report.records]
+    if np.isfinite(noise).any():
+        axes.plot(range(len(names)), noise, "_", color="0.6", markersize=7, zorder=1, label="noise of the layer's shape")
     step = max(1, math.ceil(len(names) / 40))
     axes.set_xticks(range(0, len(names), step), names[::step], rotation=90, fontsize=7)
-    axes.set(ylabel="alpha", title="Exponent of each layer's spectrum")
+    axes.set_ylabel("alpha")
+    axes.set_title("Exponent of each layer's spectrum", loc="left")
     axes.grid(alpha=0.25)
-    if len(report.fits) > 1:
-        axes.legend(frameon=False)
+    if len(axes.lines) > 1:
+        axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
     return figure
 
 
 def spectrum(record: "LayerRecord", ax: Any = None) -> Any:
-    """The eigenvalues' density on logarithmic axes, with the tail that each fit found."""
+    """The eigenvalues' density on logarithmic axes, with the tail that each fit found and the edge of noise."""
     figure, axes = _figure(ax)
     found = density(record.eigenvalues)
     if found is not None:
@@ -41,6 +45,8 @@ def spectrum(record: "LayerRecord", ax: Any = None) -> Any:
             points = tail_line(record.eigenvalues, float(law.alpha), float(law.xmin))
             axes.plot(*points, color=f"C{number}", label=f"{fit}: alpha {law.alpha:.2f}, distance {law.ks_distance:.3f}")
             axes.axvline(law.xmin, color=f"C{number}", linestyle=":", linewidth=1)
+    if math.isfinite(record.noise.edge):
+        axes.axvline(record.noise.edge, color="0.4", linestyle="--", linewidth=1, label="edge of noise")
     axes.set(xlabel="eigenvalue of WWᵀ", ylabel="density", title=record.layer)
     axes.legend(frameon=False, fontsize=8)
     return figure

@@ -109,6 +109,7 @@ class Measuring:
         self._fits = _by_name(fits)
         check_fit_of_solver("report", list(self._fits.values()), solver)
         self._assign = functools.partial(linear, min_scale=min_scale, max_scale=max_scale)
+        self.name = source.name
         self._source, self._solver, self._windows = source, solver, windows
         as_it_is = source.tree is not None and params is None
         self._weights = all_of(source) if as_it_is else weights_of(source, params)
@@ -124,7 +125,7 @@ class Measuring:
             raise CheckpointError(
                 source.name,
                 f"it has no layers ({'; '.join(reasons[:3])}{more})",
-                "give a checkpoint of a network, or a smaller min_eigenvalues",
+                "give a checkpoint of a network, a smaller min_eigenvalues, or a narrower exclude",
             )
         self._gains = {
             layer.kernel: gain for layer in self.layers for gain in layer.follows if split_path(gain)[1].endswith("_g")

@@ -28,6 +28,7 @@ class AgainstNoise:
         with a probability of 1%.
       stable_rank_ratio: the layer's stable rank over the median of noise's.
       missing: why a number is missing, by its name in the report's rows.
+      edge: the edge of noise's spectrum with the layer's mean eigenvalue, in units of the layer's eigenvalues.
     """
 
     alpha: float = math.nan
@@ -35,6 +36,7 @@ class AgainstNoise:
     beyond: float = math.nan
     stable_rank_ratio: float = math.nan
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    edge: float = math.nan
 
     @property
     def is_noise(self) -> bool:
@@ -75,14 +77,16 @@ def against_noise(
     total = float(eigenvalues.astype(np.float64).sum())
     if not 0 < total < math.inf:
         return AgainstNoise(missing=dict.fromkeys(NAMES, "the layer has no spectrum"))
-    relative = eigenvalues / (total / len(eigenvalues))
-    beyond = float((relative > _edge(*sides, matrices)).sum())
+    mean = total / len(eigenvalues)
+    relative = eigenvalues / mean
+    edge = _edge(*sides, matrices)
+    beyond = float((relative > edge).sum())
     ratio = noise_largest(*sides, matrices) / float(relative[-1])
     if unknown_alpha:
-        return AgainstNoise(math.nan, math.nan, beyond, ratio, dict.fromkeys(NAMES[:2], unknown_alpha))
+        return AgainstNoise(math.nan, math.nan, beyond, ratio, dict.fromkeys(NAMES[:2], unknown_alpha), mean * edge)
     expected, deviation = _alpha(*sides, matrices)
     missing = {} if math.isfinite(alpha) else {"noise_deviations": "the layer has no alpha"}
-    return AgainstNoise(expected, (alpha - expected) / deviation, beyond, ratio, missing)
+    return AgainstNoise(expected, (alpha - expected) / deviation, beyond, ratio, missing, mean * edge)
 
 
 _edge = functools.lru_cache(noise_edge)

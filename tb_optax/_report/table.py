@@ -37,19 +37,19 @@ _COLUMNS = {
     "matrices": _Column("matrices", "matri-\nces", 4),
     "eigenvalues": _Column("eigenvalues", "eigen-\nvalues", 3),
     "alpha": _Column("alpha", "alpha"),
-    "ks_distance": _Column("ks_distance", "KS dis-\ntance", 2),
+    "ks_distance": _Column("ks_distance", "KS dis-\ntance", 5),
     "xmin": _Column("xmin", "tail\nfrom", 6),
     "tail": _Column("tail", "tail\nshare", 5),
     "standard_error": _Column("standard_error", "std.\nerror", 10),
     "noise": _Column("noise", "noise's\nalpha", 8),
-    "noise_deviations": _Column("noise_deviations", "devi-\nations", 7),
+    "noise_deviations": _Column("noise_deviations", "devi-\nations", 2),
     "alpha_weighted": _Column("alpha_weighted", "alpha\nweighted", 11),
     "lambda_max": _Column("lambda_max", "λ max"),
     "rank": _Column("rank", "rank", 6),
     "stable_rank": _Column("stable_rank", "stable\nrank"),
     "stable_rank_over_noise": _Column("stable_rank_over_noise", "over\nnoise's", 9),
-    "beyond_noise": _Column("beyond_noise", "beyond\nnoise", 7),
-    "scale": _Column("scale", "scale"),
+    "beyond_noise": _Column("beyond_noise", "beyond\nnoise", 2),
+    "scale": _Column("scale", "scale", 4),
     "mark": _Column("mark", "mark"),
 }
 
@@ -63,8 +63,9 @@ def console() -> Console:
 def print_report(to: Console, report: Report, sort: str | None, reverse: bool, pattern: str) -> None:
     """One report: its layers, their summary, and what was left out."""
     rows, summary = chosen(report.rows(), sort, reverse, pattern), report.summary()
+    of_all = "" if len(rows) == len(report.records) else f" of all {len(report.records)} layers"
     foot = [
-        {"layer": name, **{key: numbers[name] for key, numbers in summary.items()}}
+        {"layer": name + of_all, **{key: numbers[name] for key, numbers in summary.items()}}
         for name in _SUMMARY
         if len(report.records) > 1
     ]

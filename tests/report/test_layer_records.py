@@ -238,9 +238,16 @@ def test_large_matrices_are_approximated_where_asked():
 
 def test_plots_have_a_point_for_each_layer_and_a_line_for_each_fit(report):
     (axes,) = report.plot().axes
-    assert [len(line.get_xdata()) for line in axes.lines] == [6, 6]
+    assert [len(line.get_xdata()) for line in axes.lines] == [6, 6, 6]
+    np.testing.assert_array_equal(axes.lines[2].get_ydata(), [record.noise.alpha for record in report.records])
     (axes,) = report.plot("layer2").axes
-    assert [line.get_label().partition(":")[0] for line in axes.lines][::2] == ["median", "goodness_of_fit"]
+    labels = [line.get_label().partition(":")[0] for line in axes.lines]
+    assert labels[::2] == ["median", "goodness_of_fit", "edge of noise"]
+
+
+def test_the_edge_of_noise_has_the_eigenvalues_beyond_noise_above_it(report):
+    for record in report.records:
+        assert (record.eigenvalues > record.noise.edge).sum() == record.row()["beyond_noise"]
 
 
 def test_the_density_that_is_drawn_integrates_to_the_share_of_positive_eigenvalues():

@@ -65,4 +65,4 @@ def test_plots_go_to_the_axes_that_are_given(report):
     figure = matplotlib.figure.Figure()
     left, right = figure.subplots(1, 2)
     assert report.plot(ax=left) is figure and report.plot("layer1<b>", ax=right) is figure
-    assert len(left.lines) == 1 and right.get_title() == "layer1<b>"
+    assert len(left.lines) == 2 and right.get_title() == "layer1<b>"

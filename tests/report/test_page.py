@@ -100,6 +100,15 @@ def test_every_layer_has_its_row_its_mark_and_its_spectrum(reports, several):
     assert "head/kernel" in parsed.text and "10 eigenvalues" in parsed.text
 
 
+def test_the_layers_shown_first_have_the_largest_alpha_for_their_shape(reports):
+    document = page(reports[:1])
+    first = document.split("relative to noise")[1].split("</section>")[0]
+    shown = re.findall(r'id="layer-(\d+)"', first)
+    ratios = [record.alpha / record.noise.alpha for record in reports[0].records]
+    assert shown == [str(place) for place in np.argsort(ratios)[::-1][:6]]
+    assert document.count('<path class="noise"') == 9 and "noise of the layer" in document
+
+
 def test_the_numbers_in_it_are_the_reports(reports):
     document = page(reports[:1])
     rows = re.findall(r'<tr data-place="(\d+)">(.*?)</tr>', document)

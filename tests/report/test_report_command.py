@@ -175,7 +175,9 @@ def test_layers_get_the_width_that_there_is_and_lines_do_not_exceed_it(checkpoin
         (["--sort", "change"], "sort='change' needs two checkpoints"),
         (["--sort", "relative_change"], "sort='relative_change' needs two checkpoints"),
         (["--min-eigenvalues", "1"], "min_eigenvalues=1"),
+        (["--filter", "ayer1"], "filter='ayer1' matches no layer (--filter '*ayer1*' matches names that contain it)"),
         (["--lanczos", "1"], "min_size=1"),
+        (["--lanczos", "64", "--fit", "median", "fix_finger"], "leave out --lanczos, or give --fit median"),
         (["--min-scale", "2"], "min_scale=2.0 and max_scale=1.5"),
         (["--json", "no/such/folder.json"], "json='no/such/folder.json' cannot be written"),
         (["--json", "a", "--csv", "a"], "two outputs would go there"),
@@ -198,6 +200,23 @@ def test_a_checkpoint_that_cannot_be_read_is_one_line_and_1_before_the_others_ar
     monkeypatch.setattr(measuring, "spectra_in_turn", None)
     said = _fails(capsys, 1, checkpoint, checkpoint + ".missing")
     assert "model.safetensors.missing" in said
+
+
+def test_networks_that_share_no_layer_and_an_adapter_before_its_base_are_one_line(weights, checkpoint, tmp_path, capsys):
+    other, adapter = str(tmp_path / "other.safetensors"), str(tmp_path / "adapter.safetensors")
+    save_file({f"net.{name}": weight for name, weight in weights.items()}, other)
+    save_file(
+        {"layer1.lora_A.weight": weights["layer1.weight"], "layer1.lora_B.weight": weights["layer2.weight"].T}, adapter
+    )
+    for flags in ((), ("--sort", "relative_change")):
+        assert "share no layer of one name and shape" in _fails(capsys, 2, checkpoint, other, *flags)
+    assert "give the base first, then the adapter" in _fails(capsys, 1, adapter, checkpoint)
+
+
+def test_a_filter_leaves_the_summary_of_all_layers(checkpoint, capsys):
+    assert _run(checkpoint, "--filter", "layer1*") == 0
+    said = capsys.readouterr().out
+    assert "mean of all 3 layers" in said and "layer2 " not in said
 
 
 def test_names_in_the_table_cannot_command_a_terminal(weights, tmp_path, capsys):

@@ -53,6 +53,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Source:
         name = error.name or str(error)
         extra = _EXTRAS.get(name.partition(".")[0], "report")
         raise CheckpointError(where, f"{name} is not installed", f'pip install "tb_optax[{extra}]"') from error
+    except FileNotFoundError as error:
+        way_out = "give a path on this machine; download a model of a hub first"
+        raise CheckpointError(where, error.strerror or str(error), way_out) from error
     except OSError as error:
         raise CheckpointError(where, error.strerror or str(error), "give a path that can be read") from error
     if not opened.shapes:

@@ -94,7 +94,8 @@ def _opened(where: FilePath, read_from: Any) -> Source:
                     places[path] = _place(path, tensor, storages, big_endian)
                     shapes[path] = shape_of(tensor.shape, tensor.dtype)
     except (PickleError, zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, EOFError) as error:
-        raise CheckpointError(where, f"not a valid PyTorch file ({error})", _WAY_OUT) from error
+        what = "truncated or damaged" if isinstance(error, zipfile.BadZipFile) else "not a valid PyTorch file"
+        raise CheckpointError(where, f"{what} ({error})", _WAY_OUT) from error
     read = functools.partial(_read, where, places, shapes)
     return Source(str(where), "PyTorch", shapes, read, unreadable, layout="torch")
 

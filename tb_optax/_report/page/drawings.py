@@ -68,7 +68,10 @@ def _tick(value: float) -> str:
 
 
 def spectrum(record: LayerRecord, before: LayerRecord | None = None) -> str:
-    """The eigenvalues' density on logarithmic axes, each fit's tail and its beginning; an outline of an earlier density."""
+    """The eigenvalues' density on logarithmic axes, each fit's tail and its beginning; an outline of an earlier density.
+
+    The edge of noise is drawn where it lies within the spectrum, or not far from it.
+    """
     found = _density(record.eigenvalues)
     if found is None:
         return '<p class="nothing">No eigenvalue is above zero, or the weight holds NaN or infinity.</p>'
@@ -77,6 +80,9 @@ def spectrum(record: LayerRecord, before: LayerRecord | None = None) -> str:
     least, greatest = _extremes([found, earlier], 0)
     lowest, highest = _extremes([found, earlier], 1)
     lowest /= 2
+    has_edge = least < record.noise.edge < 3 * greatest
+    if has_edge:
+        greatest = max(greatest, record.noise.edge)
     tails = {}
     for place, law in enumerate(record.fits.values()):
         if math.isfinite(law.alpha) and law.xmin > 0:
@@ -89,6 +95,8 @@ def spectrum(record: LayerRecord, before: LayerRecord | None = None) -> str:
     parts = [_grid(across, up, 394, "density"), _steps("bars", across, up, edges, heights)]
     if earlier is not None:
         parts.append(_steps("before", across, up, *earlier))
+    if has_edge:
+        parts.append(f'<path class="mark noise" d="M{across.place(record.noise.edge)} {up.start}V{up.stop}"/>')
     for place, (x, y) in tails.items():
         parts.append(f'<path class="mark s{place % SERIES}" d="M{across.place(x[0])} {up.start}V{up.stop}"/>')
         ends = "L".join(f"{across.place(x[end])} {up.place(y[end])}" for end in (0, -1))
@@ -116,20 +124,34 @@ def spectrum_of_change(change: LayerChange) -> str:
 
 
 def by_layer(
-    layers: Sequence[str], series: Mapping[str, Sequence[float]], styles: Sequence[str], quantity: str = "alpha"
+    layers: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    styles: Sequence[str],
+    quantity: str = "alpha",
+    noise: Sequence[float] = (),
 ) -> str:
-    """A quantity of each layer, a point for each series; where the first series is `before`, a line from it to the last."""
+    """A quantity of each layer, a point for each series; where the first series is `before`, a line from it to the last.
+
+    `noise` is the quantity of noise of each layer's shape, a short line.
+    """
     known = [value for values in series.values() for value in values if math.isfinite(value)]
     if not known:
         return f'<p class="nothing">No layer has {quantity}.</p>'
-    across, up = _Axis(-0.5, len(layers) - 0.5, _LEFT, 892), _around(known, 250, 20)
+    across = _Axis(-0.5, len(layers) - 0.5, _LEFT, 892)
+    up = _around([*known, *filter(math.isfinite, noise)], 250, 20)
+    half = min(7.0, (892 - _LEFT) / len(layers) / 2)
     parts = [_grid(None, up, 892, quantity)]
     for place, layer in enumerate(layers):
         x = across.place(place)
         points = [(name, style, values[place]) for (name, values), style in zip(series.items(), styles, strict=True)]
         heights = [up.place(value) if math.isfinite(value) else None for _, _, value in points]
         words = "; ".join((f"{escaped(name)} " if len(points) > 1 else "") + number(value) for name, _, value in points)
+        has_noise = bool(noise) and math.isfinite(noise[place])
+        if has_noise:
+            words += f"; noise {number(noise[place])}"
         parts.append(f'<g data-row="{place}"><title>{escaped(layer)}: {quantity} {words}</title>')
+        if has_noise:
+            parts.append(f'<path class="noise" d="M{x - half:.1f} {up.place(noise[place])}h{2 * half:.1f}"/>')
         if styles[0] == "before" and heights[0] is not None and heights[-1] is not None:
             parts.append(f'<path class="change" d="M{x} {heights[0]}V{heights[-1]}"/>')
         for (_, style, _), y in zip(points, heights, strict=True):

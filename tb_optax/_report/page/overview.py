@@ -14,7 +14,7 @@ _ALPHA = (
     "Alpha is the exponent of the power law that is fitted to the tail of a layer's spectrum. A smaller alpha means a "
     "heavier tail. The theory of heavy-tailed self-regularization takes that for a better trained layer, and TempBalance "
     "gives layers of larger alpha larger learning rates. Alpha depends on the shape: compare it with the alpha of noise of "
-    "the layer's shape. A layer marked <em>as noise</em> cannot be distinguished from random numbers. In a layer marked "
+    "the layer's shape. A layer marked <em>as noise</em> has learned nothing that its spectrum shows. In a layer marked "
     "<em>poor fit</em> the tail follows no power law, and its alpha says nothing about training."
 )
 
@@ -46,22 +46,28 @@ def summary(reports: Sequence[Report], comparison: Comparison | None) -> str:
 
 def alphas(last: Report, comparison: Comparison | None) -> str:
     title = "Alpha by layer"
+    noise: list[float] = []
     if comparison is None:
         layers = [record.layer for record in last.records]
         series = {fit: [float(record.fits[fit].alpha) for record in last.records] for fit in last.fits}
         styles = [f"s{place % SERIES}" for place in range(len(series))]
-        drawing = drawings.by_layer(layers, series, styles)
+        noise = [record.noise.alpha for record in last.records]
+        drawing = drawings.by_layer(layers, series, styles, noise=noise)
     else:
         courses = {layer: comparison.values(layer, "alpha") for layer in comparison.layers}
         if len(comparison.labels) == 2:
             series = {label: [values[at] for values in courses.values()] for at, label in enumerate(comparison.labels)}
             styles = ["before", "s0"]
-            drawing = drawings.by_layer(list(courses), series, styles)
+            noise_of = {record.layer: record.noise.alpha for record in last.records}
+            noise = [noise_of.get(layer, math.nan) for layer in courses]
+            drawing = drawings.by_layer(list(courses), series, styles, noise=noise)
         else:
             title, series, styles = "Alpha over the checkpoints", {}, []
             drawing = drawings.over_checkpoints(comparison.labels, courses)
     keys = "".join(f'<span class="key {style}"></span>{escaped(name)}' for name, style in zip(series, styles, strict=True))
-    shown = f'<p class="quiet">{keys}</p>' if len(series) > 1 else ""
+    if any(map(math.isfinite, noise)):
+        keys += '<span class="key noise"></span>noise of the layer’s shape'
+    shown = f'<p class="quiet">{keys}</p>' if keys.count("<span") > 1 else ""
     return _changed(comparison) + f"<section><h2>{title}</h2><p>{_ALPHA}</p>{shown}{frame(drawing, 'figure')}</section>"
 
 

@@ -21,7 +21,9 @@ def worst(last: Report, comparison: Comparison | None) -> str:
         f'<figure class="card" id="layer-{places[record.layer]}">{_figure(record, comparison)}</figure>'
         for record in _worst_records(last)
     )
-    return f'<section><h2>Layers with the largest alpha{of}</h2><div class="cards">{cards}</div></section>' if cards else ""
+    than = " relative to noise" if any(math.isfinite(record.noise.alpha) for record in last.records) else ""
+    title = f"Layers with the largest alpha{than}{of}"
+    return f'<section><h2>{title}</h2><div class="cards">{cards}</div></section>' if cards else ""
 
 
 def other_spectra(last: Report, comparison: Comparison | None) -> str:
@@ -37,8 +39,10 @@ def other_spectra(last: Report, comparison: Comparison | None) -> str:
 
 
 def _worst_records(report: Report) -> list[LayerRecord]:
+    """The layers of the largest alpha, divided by that of noise where it is known, because alpha depends on the shape."""
     known = [record for record in report.records if math.isfinite(record.alpha)]
-    return sorted(known, key=lambda record: -record.alpha)[:_WORST]
+    of_noise = lambda record: record.noise.alpha if math.isfinite(record.noise.alpha) else 1.0
+    return sorted(known, key=lambda record: -record.alpha / of_noise(record))[:_WORST]
 
 
 def _places(last: Report, comparison: Comparison | None) -> dict[str, int]:
@@ -85,6 +89,8 @@ def _legend(record: LayerRecord, comparison: Comparison | None, before: LayerRec
     keys = [("bars", f"eigenvalues{f' in {escaped(comparison.labels[-1], 40)}' if comparison else ''}")]
     if comparison and before:
         keys.append(("outline", f"in {escaped(comparison.labels[0], 40)}"))
+    if math.isfinite(record.noise.edge):
+        keys.append(("dots noise", "edge of noise"))
     for place, (fit, law) in enumerate(record.fits.items()):
         if math.isfinite(law.alpha):
             keys += [

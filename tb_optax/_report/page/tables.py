@@ -54,7 +54,9 @@ def layers(last: Report, comparison: Comparison | None) -> str:
     if comparison is None:
         rows = last.rows()
         idle = {"reasons"} | ({"matrices"} if all(row["matrices"] == 1 for row in rows) else set())
-        columns = [(key, title_of(key)) for key in rows[0] if key not in idle]
+        keys = [key for key in rows[0] if key not in idle]
+        keys.insert(keys.index("alpha"), keys.pop(keys.index("mark")))  # where no narrow window hides it
+        columns = [(key, title_of(key)) for key in keys]
         caption = "A layer's name opens its spectrum. Hold the pointer over a mark or a dash to see its reason."
     else:
         rows, columns = comparison.rows(), _compared(comparison)
