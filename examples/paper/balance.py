@@ -13,6 +13,14 @@ from examples.paper.controls import CONTROLS
 from examples.paper.settings import RunSettings
 from tb_optax import fits
 
+# What `--metric` names. A metric of your own goes here, and its name into `metric` in settings.py.
+_METRICS: dict[str, tb_optax.Metric] = {
+    "pl_alpha_hill": tb_optax.metrics.pl_alpha_hill,
+    "spectral_norm": tb_optax.metrics.spectral_norm,
+    "alpha_weighted": tb_optax.metrics.alpha_weighted,
+}
+_OF_A_FIT = ("pl_alpha_hill", "alpha_weighted")
+
 FitTail: TypeAlias = Callable[..., fits.PowerLaw]
 LayersOrFn: TypeAlias = Sequence[tb_optax.Layer] | Callable[[Any], Sequence[tb_optax.Layer]]
 
@@ -132,5 +140,4 @@ def create_metric(metric: str, fit: FitTail) -> Callable[..., jax.Array]:
     """What is read off a spectrum, by its name and the fit that it takes, if it takes one."""
     if metric == "relative_to_noise":
         return tb_optax.metrics.relative_to_noise(functools.partial(tb_optax.metrics.pl_alpha_hill, fit=fit))
-    found = getattr(tb_optax.metrics, metric)
-    return found if metric == "spectral_norm" else functools.partial(found, fit=fit)
+    return functools.partial(_METRICS[metric], fit=fit) if metric in _OF_A_FIT else _METRICS[metric]

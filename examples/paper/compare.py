@@ -1,5 +1,6 @@
 """The command that shows runs of a domain side by side."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -15,12 +16,21 @@ from examples.paper.errors import UserError, telling_errors
 from examples.paper.run_directory import RunDirectory
 
 
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Shows runs side by side."""
+
+    runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN ...", help_behavior_hint="")]] = ()
+    """Folders of runs: those that train wrote, or runs/sweep/* of a sweep."""
+
+
 def compare_command(domain: Domain, arguments: Sequence[str], program: str) -> None:
     """Shows the runs that the command line names."""
-    runs_argument = tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN")]]
-    runs = tyro.cli(runs_argument, prog=program, args=arguments, description="Shows runs side by side.")
+    runs = tyro.cli(Compare, prog=program, args=arguments).runs
     console = rich.console.Console(highlight=False)
     with telling_errors(Path("runs")):
+        if not runs:
+            raise UserError("no run is given; give folders of runs, such as runs/sweep/*.")
         console.print(compare(domain, runs))
         for run in runs:
             console.print(f"plots of {run}: {' '.join(str(path) for path in sorted(run.glob('*.png')))}", soft_wrap=True)

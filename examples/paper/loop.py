@@ -29,7 +29,7 @@ from examples.paper.observations import (
     told_after,
     watched_steps,
 )
-from examples.paper.parallel import is_first_process
+from examples.paper.parallel import is_first_process, raise_if_interrupted
 from examples.paper.program import Program, stack, unstack
 from examples.paper.provenance import provenance
 from examples.paper.run_directory import RunDirectory
@@ -81,6 +81,7 @@ class Trainer:
                 state, lines = self._train_interval(program, state, number, len(folders))
                 report(lines)
                 _save(checkpoints, number, state)
+                raise_if_interrupted()
         if training.test_data is not None:
             tested = _named("test", program.test(state, training.test_data))
         if training.pictures is not None:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import os
+import signal
 import sys
+import threading
 import traceback
 import zlib
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -150,6 +152,21 @@ def check_same(what: str, value: bytes) -> None:
         raise UserError(f"process {other} has other {what} than process 0; start all with the same flags and data.")
 
 
+_interrupted = threading.Event()
+
+
+def _remember_interrupt(*_: Any) -> None:
+    """Raises KeyboardInterrupt, and remembers it: JAX's callbacks of the garbage collector swallow what they raise."""
+    _interrupted.set()
+    raise KeyboardInterrupt
+
+
+def raise_if_interrupted() -> None:
+    """Raises KeyboardInterrupt again if Ctrl-C was pressed and what it raised got lost."""
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
+
+
 def run_command(main: Callable[[], None]) -> NoReturn:
     """Runs a command as all of a process: it ends when `main` does, or there and then at an error.
 
@@ -157,6 +174,8 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     ones, minutes long, and they for its part of the work.
     """
     code = 0
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _remember_interrupt)
     try:
         main()
     except KeyboardInterrupt:

@@ -50,8 +50,8 @@ class Sweep:
     """Where each run has its folder: log, checkpoints, events, plots."""
     changes: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE ...")] = ()
     """Settings that replace the grid's in every run, such as width=0.25 or batch_size=64."""
-    seeds: tuple[int, ...] = ()
-    """Seeds to train instead of the grid's."""
+    seeds: tuple[int, ...] | None = None
+    """Seeds to train instead of the grid's, separated by spaces."""
     data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=DIR ...")] = ()
     """Data sets, and the folders or files that hold them, as --data-dir of the command train takes them."""
     together: int | None = None
@@ -86,7 +86,9 @@ def sweep(domain: Domain, command: Sweep) -> None:
         return
     if command.together is not None and command.together < 1:
         raise UserError(f"--together {command.together} must be at least 1.")
-    grid = load_grid(domain, command.grid, parse_changes(domain, command.changes), command.seeds)
+    if command.seeds == ():
+        raise UserError("--seeds has no seed; give at least one, such as --seeds 43 37.")
+    grid = load_grid(domain, command.grid, parse_changes(domain, command.changes), command.seeds or ())
     data = named_values("--data", command.data, "NAME=DIR, such as cifar10=~/tensorflow_datasets/cifar10/3.0.2")
     places = {name: Path(place).expanduser() for name, place in data.items()}
     there = [command.results] if command.results.exists() else []

@@ -70,5 +70,8 @@ def _open_named(name: str, advice: str) -> Any:
         where = f" in {tfds.core.constants.DATA_DIR}"
         raise UserError(f"--dataset {name}: TFDS has no data set of that name{where}; {advice}") from error
     except Exception as error:
-        raise UserError(f"--dataset {name}: TFDS could not download, prepare or open it: {first_line(error)}") from error
+        raise UserError(
+            f"--dataset {name}: TFDS could not download, prepare or open it (prepared sets: in TFDS_DATA_DIR): "
+            f"{first_line(error)}"
+        ) from error
     return builder

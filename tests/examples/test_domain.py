@@ -1,12 +1,19 @@
 """A domain with other words than vision's goes through training, a kill, resuming, a sweep and a report."""
 
+import contextlib
 import json
+import os
+import signal
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from outcomes import assert_resumes
 from regression import REGRESSION, Settings, build, forward, load
 
+from examples.paper import balance, parallel
+from examples.paper.__main__ import main
 from examples.paper.checkpoints import Checkpoints
 from examples.paper.compare import compare
 from examples.paper.parallel import Devices, create_mesh
@@ -17,6 +24,7 @@ from examples.paper.sweep import Sweep, sweep
 from examples.paper.train import train
 
 ONE = Devices(mesh=1)
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +72,42 @@ def test_a_sweep_and_its_report_say_what_is_better_where_lower_is(tmp_path):
     table = compare(REGRESSION, (folder,))
     assert [column.header for column in table.columns][3:5] == ["evaluations", "test loss"]
     assert RunDirectory(folder, REGRESSION).settings()["model"] == "mlp"
+
+
+def test_an_interrupt_that_was_swallowed_stops_the_run_after_the_interval(tmp_path, monkeypatch):
+    """As by a callback of the garbage collector, in which Python drops what is raised."""
+    interrupted = threading.Event()
+    monkeypatch.setattr(parallel, "_interrupted", interrupted)
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.default_int_handler)
+    handlers = {}
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+
+    def swallowing():
+        with contextlib.suppress(KeyboardInterrupt):
+            handlers[signal.SIGINT](signal.SIGINT, None)
+
+    with pytest.raises(SystemExit):
+        parallel.run_command(swallowing)
+    assert interrupted.is_set()
+
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit) as left:
+        train(REGRESSION, Settings(), tmp_path / "run", devices=ONE)
+    assert left.value.code == 130 and len(RunDirectory(tmp_path / "run", REGRESSION).log()) == 1
+
+
+def test_a_metric_of_ones_own_is_used_as_the_docs_say(monkeypatch):
+    stable_rank = lambda eigenvalues: eigenvalues.sum(axis=-1) / eigenvalues[..., -1]
+    monkeypatch.setitem(balance._METRICS, "stable_rank", stable_rank)
+    assert balance.create_metric("stable_rank", balance.tail_fit(REGRESSION.settings())) is stable_rank
+    assert "`_METRICS` in `examples/paper/balance.py`" in (ROOT / "docs/paper.md").read_text()
+
+
+def test_sweeps_and_comparisons_of_nothing_are_refused(capsys):
+    for arguments, words in ((["sweep", "digits", "--seeds"], "--seeds has no seed"), (["compare"], "no run is given")):
+        with pytest.raises(SystemExit):
+            main(["vision", *arguments])
+        assert words in "".join(capsys.readouterr())

@@ -153,8 +153,8 @@ def test_a_prepared_data_set_is_read_without_tensorflow(prepared, monkeypatch):
     [
         (dict(dataset="no_such_set"), r"--dataset no_such_set is neither digits nor .* in TFDS: .*no_such_set"),
         (dict(folder=Path("no_such_folder")), "--folder no_such_folder has images in 0 subfolders"),
-        (dict(batch_size=7), "--batch-size 7: give a multiple of 2 devices, 1294 at most"),
-        (dict(batch_size=1300), "--batch-size 1300: give a multiple of 2 devices, 1294 at most"),
+        (dict(batch_size=7), "--batch-size 7: give a multiple of 2, at most 1294"),
+        (dict(batch_size=1300), "--batch-size 1300: give a multiple of 2, at most 1294"),
     ],
 )
 def test_data_that_cannot_be_used_end_in_one_line(changes, message):

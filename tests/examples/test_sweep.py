@@ -119,7 +119,7 @@ def test_grids_on_prepared_data_have_the_numbers_of_table_1():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("runs = [", "is not TOML"),
+        ("runs = [", "is not a grid in TOML"),
         ("title = 'x'", "needs a list of runs"),
         ("runs = [{ momentum = 0.8 }]", "momentum is not a setting of a grid"),
         ("runs = [{ seed = 3 }]", "seeds stand by themselves"),

@@ -66,6 +66,8 @@ def report(domain: Domain, command: Report) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     run, not_run = ([each for each in sections if each.runs.empty == empty] for empty in (False, True))
     parts = [*_introduction(domain, sections)]
+    if others:
+        parts.append(f"{plural(len(others), 'more run')} {'is' if len(others) == 1 else 'are'} in none of these grids.")
     drawn: Drawn = {}
     for section in run:
         parts += [f"## {section.title}", *_section(section, out, drawn)]
@@ -73,8 +75,6 @@ def report(domain: Domain, command: Report) -> Path:
     for section in not_run:
         parts += _published_only(section)
     parts += [*_not_run(not_run), *_provenance(rows)]
-    if others:
-        parts.append(f"{plural(len(others), 'more run')} {'is' if len(others) == 1 else 'are'} in none of these grids.")
     path = out / "README.md"
     path.write_text("\n\n".join(parts) + "\n")
     return path

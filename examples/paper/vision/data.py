@@ -149,7 +149,9 @@ def _arrays(path: Path) -> Dataset:
             )
         arrays[f"{split}_labels"] = labels.astype(np.int32)
     if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
-        raise UserError(f"--data-dir {path}: images to train and to test on differ in shape; they must all have one.")
+        raise UserError(
+            f"--data-dir {path}: images to train and to test on differ in shape; they must all have one: resize them."
+        )
     num_classes = 1 + max(int(arrays[f"{split}_labels"].max()) for split in ("train", "test"))
     return _own_data_set(path.stem, f"--data-dir {path}", **arrays, num_classes=num_classes)
 
@@ -187,7 +189,7 @@ def _read(builder: Any, split: str) -> tuple[UInt8[np.ndarray, "n height width c
     if len(set(shapes)) > 1:
         raise UserError(
             f"the images of data set {builder.name!r} have {len(set(shapes))} different shapes, such as "
-            f"{' and '.join(map(str, sorted(set(shapes))[:2]))}; they must all have one."
+            f"{' and '.join(map(str, sorted(set(shapes))[:2]))}; they must all have one: resize them."
         )
     return images, np.array(labels, np.int32)
 

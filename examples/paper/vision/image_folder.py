@@ -109,7 +109,10 @@ def _read(folder: Path, paths: Sequence[Path]) -> UInt8[np.ndarray, "n height wi
     sizes = {image.shape[:2]: path for image, path in zip(images, paths, strict=True)}
     if len(sizes) > 1:
         told = " and ".join(f"{width} x {height} ({path})" for (height, width), path in sorted(sizes.items())[:2])
-        raise UserError(f"--data-dir {folder}: the images have {len(sizes)} sizes, such as {told}; they must all have one.")
+        raise UserError(
+            f"--data-dir {folder}: the images have {len(sizes)} sizes, such as {told}; they must all have one: resize them, "
+            "or use examples.image_classification, which does."
+        )
     channels = max(1 if image.ndim == 2 else 3 for image in images)
     shaped = (image if image.ndim == 3 else image[..., None].repeat(channels, axis=-1) for image in images)
     return np.stack(list(shaped))
