@@ -194,7 +194,8 @@ def write_report(domain: Domain, runs: pd.DataFrame, out: Path) -> None:
             compare(results[in_secondary_cell], part.primary, higher_is_better=better, holm=False),
         ]
     )
-    draw_comparisons(pd.concat([tested, others]), part.measure, out / "comparisons.png")
+    alike = not part.secondary_cells
+    draw_comparisons(pd.concat([tested, others]), part.measure, out / "comparisons.png", share_axis=alike)
     parts = list(_parts(domain, runs, results, tested, others))
     (out / "README.md").write_text("\n\n".join(parts) + "\n")
 
@@ -254,7 +255,7 @@ def _comparison_table(table: pd.DataFrame) -> str:
     return markdown(shown)
 
 
-def draw_comparisons(table: pd.DataFrame, measure: str, path: Path) -> None:
+def draw_comparisons(table: pd.DataFrame, measure: str, path: Path, *, share_axis: bool = True) -> None:
     """One panel a cell: each difference with its 95% interval.
 
     Blue: found after correction. Orange: a primary comparison that is not found. Gray: secondary.
@@ -264,7 +265,7 @@ def draw_comparisons(table: pd.DataFrame, measure: str, path: Path) -> None:
     columns = min(2, len(cells))
     lines = -(-len(cells) // columns)
     figure = Figure(figsize=(5.2 * columns, lines * (1.0 + 0.25 * count)), layout="constrained")
-    panels = figure.subplots(lines, columns, sharex=True, squeeze=False).ravel()
+    panels = figure.subplots(lines, columns, sharex=share_axis, squeeze=False).ravel()
     for axes, cell in zip(panels, cells, strict=False):
         of_cell = table[table["cell"] == cell].iloc[::-1]
         places = np.arange(len(of_cell))
