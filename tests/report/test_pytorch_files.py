@@ -377,7 +377,9 @@ _HOSTILE = {
 @pytest.mark.parametrize("content", _HOSTILE.values(), ids=_HOSTILE)
 def test_a_hostile_file_is_refused_in_one_line_and_little_memory(tmp_path, content):
     tracemalloc.start()
-    with pytest.raises(tb_optax.CheckpointError, match=r"not a valid PyTorch file|it holds no arrays") as told:
+    with pytest.raises(
+        tb_optax.CheckpointError, match=r"not a valid PyTorch file|truncated or damaged|it holds no arrays"
+    ) as told:
         _opened(tmp_path, content)
     assert tracemalloc.get_traced_memory()[1] < 2**25
     tracemalloc.stop()
