@@ -46,7 +46,11 @@ html_math_renderer = "mathml"
 NAVIGATION = {
     "Train": ["start", "frameworks", "guide", "choosing", "scale", "troubleshooting"],
     "Study": ["reading", "auto_gallery/index", "report", "method"],
-    "Evidence": ["evidence", "study", *(f"auto_results/{name}" for name in ("study", "vision", "language", "detection"))],
+    "Evidence": [
+        "evidence",
+        "study",
+        *(f"auto_results/{name}" for name in ("study", "study-vision", "vision", "language", "detection")),
+    ],
     "Rebuild the paper": ["paper", "log"],
     "Cost": ["performance", "auto_results/cpu-2-cores", "auto_results/nvidia-h200"],
     "Reference": ["api", "licences"],
@@ -57,6 +61,7 @@ REPORTS = {
     "language": ("Language models, every run", "examples/paper/language/results/report/README.md"),
     "detection": ("Object detection, every run", "examples/paper/detection/results/report/README.md"),
     "study": ("Study: language, every run", "examples/paper/language/results/study/README.md"),
+    "study-vision": ("Study: images, every run", "examples/paper/vision/results/study/README.md"),
     "cpu-2-cores": ("Benchmarks on two CPU cores", "benchmarks/results/cpu-2-cores/report.md"),
     "nvidia-h200": ("Benchmarks on an NVIDIA H200", "benchmarks/results/nvidia-h200/README.md"),
 }
