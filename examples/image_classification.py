@@ -164,8 +164,8 @@ def load(settings: Settings, devices: int) -> tuple[tuple[Images, Images, Images
     else:
         train_set, test_set, classes = load_tfds(settings.dataset, settings.image_size)
     train_set, validation_set = split(train_set, 0.1)
-    if not 0 < settings.batch_size <= (count := len(train_set.labels)) or settings.batch_size % devices:
-        raise SystemExit(f"--batch-size {settings.batch_size}: give a multiple of {devices}, at most {count} (all images).")
+    if not 0 < settings.batch_size <= (n := len(train_set.labels)) or settings.batch_size % devices:
+        raise SystemExit(f"--batch-size {settings.batch_size}: give a multiple of {devices}, at most {n} training images.")
     return (train_set, validation_set, test_set), classes
 
 

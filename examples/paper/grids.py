@@ -64,7 +64,7 @@ def load_grid(domain: Domain, name: str, changes: Mapping[str, Any] | None = Non
     try:
         content = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a grid in TOML: {error}. (Files of results come before --grids.)") from error
+        raise UserError(f"{path} is not a grid in TOML: {error}.") from error
     unknown = set(content) - {"title", "seeds", "runs"}
     if unknown or not content.get("runs"):
         raise UserError(f"{path} needs a list of runs, and may have a title and seeds{_but(unknown)}.")

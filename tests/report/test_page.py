@@ -109,6 +109,14 @@ def test_the_layers_shown_first_have_the_largest_alpha_for_their_shape(reports):
     assert document.count('<path class="noise"') == 9 and "noise of the layer" in document
 
 
+@pytest.mark.parametrize("shape", [(64, 64), (64, 512)])
+def test_the_edge_of_noise_is_drawn_wherever_the_legend_has_it(shape):
+    """Also for equal singular values, whose spectrum ends far below it."""
+    kernel, _ = np.linalg.qr(np.random.default_rng(0).standard_normal(shape[::-1]))
+    document = page([tb_optax.report({"dense": {"kernel": kernel.T.astype(np.float32)}})])
+    assert document.count("dots noise") == document.count('class="mark noise"') == 1
+
+
 def test_the_numbers_in_it_are_the_reports(reports):
     document = page(reports[:1])
     rows = re.findall(r'<tr data-place="(\d+)">(.*?)</tr>', document)

@@ -53,6 +53,9 @@ def report(domain: Domain, command: Report) -> Path:
     Raises:
       UserError: there are no such results or grids, or two grids have one name.
     """
+    for name in command.grids:
+        if name.endswith(".jsonl"):
+            raise UserError(f"--grids {name} is a file of results; give it before --grids.")
     rows = read_results(domain, command.results)
     grids = [load_grid(domain, name) for name in command.grids or ready_grids(domain)]
     names = [grid.name for grid in grids]

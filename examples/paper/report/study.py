@@ -194,8 +194,8 @@ def write_report(domain: Domain, runs: pd.DataFrame, out: Path) -> None:
             compare(results[in_secondary_cell], part.primary, higher_is_better=better, holm=False),
         ]
     )
-    alike = not part.secondary_cells
-    draw_comparisons(pd.concat([tested, others]), part.measure, out / "comparisons.png", share_axis=alike)
+    picture, one_axis = out / "comparisons.png", not part.secondary_cells
+    draw_comparisons(pd.concat([tested, others]), part.measure, picture, share_axis=one_axis)
     parts = list(_parts(domain, runs, results, tested, others))
     (out / "README.md").write_text("\n\n".join(parts) + "\n")
 
@@ -255,7 +255,7 @@ def _comparison_table(table: pd.DataFrame) -> str:
     return markdown(shown)
 
 
-def draw_comparisons(table: pd.DataFrame, measure: str, path: Path, *, share_axis: bool = True) -> None:
+def draw_comparisons(table: pd.DataFrame, measure: str, path: Path, *, share_axis: bool) -> None:
     """One panel a cell: each difference with its 95% interval.
 
     Blue: found after correction. Orange: a primary comparison that is not found. Gray: secondary.

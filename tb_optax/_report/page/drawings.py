@@ -68,9 +68,9 @@ def _tick(value: float) -> str:
 
 
 def spectrum(record: LayerRecord, before: LayerRecord | None = None) -> str:
-    """The eigenvalues' density on logarithmic axes, each fit's tail and its beginning; an outline of an earlier density.
+    """The eigenvalues' density on logarithmic axes, with the edge of noise; each fit's tail and its beginning.
 
-    The edge of noise is drawn where it lies within the spectrum, or not far from it.
+    Of an earlier spectrum, the outline of its density.
     """
     found = _density(record.eigenvalues)
     if found is None:
@@ -80,7 +80,7 @@ def spectrum(record: LayerRecord, before: LayerRecord | None = None) -> str:
     least, greatest = _extremes([found, earlier], 0)
     lowest, highest = _extremes([found, earlier], 1)
     lowest /= 2
-    has_edge = least < record.noise.edge < 3 * greatest
+    has_edge = math.isfinite(record.noise.edge)
     if has_edge:
         greatest = max(greatest, record.noise.edge)
     tails = {}
@@ -96,9 +96,9 @@ def spectrum(record: LayerRecord, before: LayerRecord | None = None) -> str:
     if earlier is not None:
         parts.append(_steps("before", across, up, *earlier))
     if has_edge:
-        parts.append(f'<path class="mark noise" d="M{across.place(record.noise.edge)} {up.start}V{up.stop}"/>')
+        parts.append(_mark("noise", across, up, record.noise.edge))
     for place, (x, y) in tails.items():
-        parts.append(f'<path class="mark s{place % SERIES}" d="M{across.place(x[0])} {up.start}V{up.stop}"/>')
+        parts.append(_mark(f"s{place % SERIES}", across, up, x[0]))
         ends = "L".join(f"{across.place(x[end])} {up.place(y[end])}" for end in (0, -1))
         parts.append(f'<path class="line s{place % SERIES}" d="M{ends}"/>')
     label = f"Spectrum of {escaped(record.layer)}: density of {len(record.eigenvalues)} eigenvalues, logarithmic axes"
@@ -118,7 +118,7 @@ def spectrum_of_change(change: LayerChange) -> str:
     across, up = _of_densities(least, greatest, lowest / 2, highest)
     parts = [_grid(across, up, 394, "density"), _steps("bars", across, up, *found)]
     if has_edge:
-        parts.append(f'<path class="mark s1" d="M{across.place(change.edge)} {up.start}V{up.stop}"/>')
+        parts.append(_mark("s1", across, up, change.edge))
     label = f"Spectrum of the change of {escaped(change.layer)}: {change.rank} eigenvalues are beyond the edge of noise"
     return _of_spectrum("spectrum of-change", label, "ΔWΔWᵀ", parts)
 
@@ -198,6 +198,11 @@ def over_checkpoints(labels: Sequence[str], courses: Mapping[str, Sequence[float
 def _density(eigenvalues: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """The histogram. Few eigenvalues get fewer bins: many bins would look like a comb."""
     return density(eigenvalues, min(_MOST_BINS, max(12, round(2 * math.sqrt(len(eigenvalues))))))
+
+
+def _mark(style: str, across: _Axis, up: _Axis, value: float) -> str:
+    """A vertical line at a value."""
+    return f'<path class="mark {style}" d="M{across.place(value)} {up.start}V{up.stop}"/>'
 
 
 def _of_densities(least: float, greatest: float, lowest: float, highest: float) -> tuple[_Axis, _Axis]:

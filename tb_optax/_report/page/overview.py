@@ -64,10 +64,10 @@ def alphas(last: Report, comparison: Comparison | None) -> str:
         else:
             title, series, styles = "Alpha over the checkpoints", {}, []
             drawing = drawings.over_checkpoints(comparison.labels, courses)
-    keys = "".join(f'<span class="key {style}"></span>{escaped(name)}' for name, style in zip(series, styles, strict=True))
+    keys = [f'<span class="key {style}"></span>{escaped(name)}' for name, style in zip(series, styles, strict=True)]
     if any(map(math.isfinite, noise)):
-        keys += '<span class="key noise"></span>noise of the layer’s shape'
-    shown = f'<p class="quiet">{keys}</p>' if keys.count("<span") > 1 else ""
+        keys.append('<span class="key noise"></span>noise of the layer’s shape')
+    shown = f'<p class="quiet">{"".join(keys)}</p>' if len(keys) > 1 else ""
     return _changed(comparison) + f"<section><h2>{title}</h2><p>{_ALPHA}</p>{shown}{frame(drawing, 'figure')}</section>"
 
 

@@ -79,7 +79,7 @@ def _change(change: LayerChange) -> str:
         return ""
     zero = int((change.eigenvalues == 0).sum())
     keys = [("bars", "eigenvalues of the change ΔW" + (f", {zero} of {len(change.eigenvalues)} are zero" if zero else ""))]
-    if change.edge > 0:
+    if 0 < change.edge < math.inf:
         keys.append(("dots s1", "edge of noise"))
     return drawing + _swatches(keys)
 
